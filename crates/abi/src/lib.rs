@@ -1,1 +1,61 @@
-//! Placeholder.
+//! What the kernel half and the node agent agree on: map names, keys, values, modes and reasons.
+//!
+//! Every type is `repr(C)` with fixed-width fields and spelled-out padding; its size and offsets are
+//! asserted here. A change to any of them, or to a map's name, type or meaning, bumps
+//! [`ABI_VERSION`], which names the directory that programs, links and maps are pinned under, so that
+//! two agents with different ideas never share a map. This crate decides nothing.
+#![no_std]
+
+mod address;
+mod config;
+mod flow;
+mod listener;
+mod pod;
+mod reason;
+
+pub use address::Addr;
+pub use config::NodeConfig;
+pub use flow::Flow;
+pub use listener::{ListenerKey, ListenerKind};
+pub use pod::{InboundMode, OWN_ADDRESS, OWNED_ADDRESS, Pod, PodAddr, PodState, PortKey};
+pub use reason::Reason;
+
+/// Version of the contract. Part of the pin directory's name.
+pub const ABI_VERSION: u32 = 1;
+
+/// `SO_MARK` of an application socket whose connection is captured, and of the agent's own legs
+/// towards the application. Compared in full by the routing rule of the pod's namespace. Marks do not
+/// leave a network namespace, so users of the same bits on the node are not concerned.
+pub const APP_MARK: u32 = 0x4b45_4c00;
+
+/// Port on which every captured pod receives HBONE. Fixed by Istio's wire contract.
+pub const HBONE_PORT: u16 = 15008;
+
+/// Interface index of `lo`, the same in every network namespace.
+pub const LOOPBACK_IFINDEX: u32 = 1;
+
+/// How long after its SYN a kubelet probe is still recognised, in nanoseconds. Covers the SYN and
+/// two retransmissions of it (1 s and 2 s later); a source port is not reused that soon.
+pub const PROBE_WINDOW_NS: u64 = 4_000_000_000;
+
+/// Names of the pinned maps, as declared in the kernel half.
+pub mod maps {
+    /// `u64` network namespace cookie -> [`crate::Pod`].
+    pub const PODS: &str = "PODS";
+    /// [`crate::PodAddr`] -> `u32` flags ([`crate::OWN_ADDRESS`], [`crate::OWNED_ADDRESS`]).
+    pub const POD_ADDRS: &str = "POD_ADDRS";
+    /// [`crate::PortKey`] -> `u32` number of listening sockets.
+    pub const LISTENING: &str = "LISTENING";
+    /// `u32` pod id -> `u32` [`crate::InboundMode`].
+    pub const INBOUND: &str = "INBOUND";
+    /// [`crate::ListenerKey`] -> listening socket of a live agent (socket hash).
+    pub const LISTENERS: &str = "LISTENERS";
+    /// `u64` cgroup id of an agent -> `u32` 1.
+    pub const AGENTS: &str = "AGENTS";
+    /// [`crate::Flow`] -> `u64` time of the SYN in ns since boot (`bpf_ktime_get_ns`).
+    pub const PROBES: &str = "PROBES";
+    /// `u32` 0 -> [`crate::NodeConfig`].
+    pub const CONFIG: &str = "CONFIG";
+    /// `u32` [`crate::Reason`] -> `u64` count, per CPU.
+    pub const COUNTERS: &str = "COUNTERS";
+}

@@ -1,0 +1,11 @@
+/// Settings of the node, read by the kernel half. The only element of `CONFIG`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct NodeConfig {
+    /// Worker threads of the agent; a connection goes to worker `cpu % workers`.
+    pub workers: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<NodeConfig>() == 8 && align_of::<NodeConfig>() == 4);

@@ -1,0 +1,17 @@
+use crate::Addr;
+
+/// Key of `PROBES`: a connection as the side that opened it sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Flow {
+    /// Source address.
+    pub source: Addr,
+    /// Destination address.
+    pub destination: Addr,
+    /// Source port, host byte order.
+    pub source_port: u16,
+    /// Destination port, host byte order.
+    pub destination_port: u16,
+}
+
+const _: () = assert!(size_of::<Flow>() == 36 && align_of::<Flow>() == 4);
