@@ -1,1 +1,10 @@
-//! Placeholder.
+//! What every Keelson daemon needs around its own work: logs, metrics, an admin page, draining, signals and safe file writes.
+//!
+//! Nothing here knows of meshes, policies or certificates.
+
+pub mod admin;
+pub mod drain;
+pub mod file;
+pub mod log;
+pub mod metrics;
+pub mod signals;

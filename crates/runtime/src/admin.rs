@@ -1,0 +1,314 @@
+//! What an operator asks a running daemon over HTTP: readiness, metrics, log level, and pages that the program adds.
+//!
+//! The server speaks HTTP/1.1 without authentication, so it binds to loopback unless it is told otherwise.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::ALLOW;
+use http::{HeaderValue, Method, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::drain::DrainSignal;
+use crate::log::LogHandle;
+use crate::metrics::{self, Metrics};
+
+mod readiness;
+mod reply;
+
+pub use readiness::{Condition, Readiness};
+pub use reply::{Query, Reply};
+
+type Handler = Arc<dyn Fn(Query) -> Pin<Box<dyn Future<Output = Reply> + Send>> + Send + Sync>;
+
+/// Who may reach the admin page.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Exposure {
+    /// Only this host (or this network namespace).
+    #[default]
+    Loopback,
+    /// Everybody who can route to the address.
+    AnyAddress,
+}
+
+/// Why the admin server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The address is not a loopback address.
+    #[error(
+        "the admin address {0} is not loopback; its pages show configuration without asking who reads them, so use 127.0.0.1 or [::1]"
+    )]
+    NotLoopback(SocketAddr),
+    /// The socket could not be bound.
+    #[error("cannot listen on the admin address {address}")]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+struct Route {
+    methods: &'static [Method],
+    help: &'static str,
+    handler: Handler,
+}
+
+/// A bound admin server that does not answer yet; add pages, then [`Server::run`] it.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    routes: BTreeMap<&'static str, Route>,
+}
+
+impl Server {
+    /// Binds `address`; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// [`AdminError::NotLoopback`] under [`Exposure::Loopback`], [`AdminError::Bind`] from the system.
+    pub async fn bind(address: SocketAddr, exposure: Exposure) -> Result<Self, AdminError> {
+        if exposure == Exposure::Loopback && !address.ip().to_canonical().is_loopback() {
+            return Err(AdminError::NotLoopback(address));
+        }
+        let bind = |source| AdminError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        Ok(Self {
+            listener,
+            address,
+            routes: BTreeMap::new(),
+        })
+    }
+
+    /// The address in use.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Adds a page for GET, computed at once.
+    #[must_use]
+    pub fn page(
+        self,
+        path: &'static str,
+        help: &'static str,
+        page: impl Fn(&Query) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        self.route(path, READ, help, move |query| {
+            let reply = page(&query);
+            async move { reply }
+        })
+    }
+
+    /// Adds a route with its methods; the handler may wait, for instance for the answer of another thread.
+    #[must_use]
+    pub fn route<F>(
+        mut self,
+        path: &'static str,
+        methods: &'static [Method],
+        help: &'static str,
+        handler: impl Fn(Query) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        let handler: Handler = Arc::new(move |query| Box::pin(handler(query)));
+        self.routes.insert(
+            path,
+            Route {
+                methods,
+                help,
+                handler,
+            },
+        );
+        self
+    }
+
+    /// Adds `/healthz/ready`: 200 when every condition holds, else 503 and the list of what is awaited.
+    #[must_use]
+    pub fn with_readiness(self, readiness: Readiness) -> Self {
+        self.page("/healthz/ready", "ready or what is awaited", move |_| {
+            readiness.reply()
+        })
+    }
+
+    /// Adds `/stats/prometheus`.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Self {
+        self.page(
+            "/stats/prometheus",
+            "metrics (OpenMetrics text)",
+            move |_| Reply::new(metrics::CONTENT_TYPE, metrics.encode()),
+        )
+    }
+
+    /// Adds `/logging`: shows the filter, and with `?level=` replaces it.
+    #[must_use]
+    pub fn with_log(self, log: LogHandle) -> Self {
+        self.route(
+            "/logging",
+            READ_WRITE,
+            "log filter; ?level=debug,h2=info replaces it",
+            move |query| {
+                let reply = match query.get("level") {
+                    None => Reply::text(format!("{}\n", log.current())),
+                    Some(filter) => match log.set(filter) {
+                        Ok(()) => Reply::text(format!("{}\n", log.current())),
+                        Err(error) => Reply::failure(StatusCode::BAD_REQUEST, &error),
+                    },
+                };
+                async move { reply }
+            },
+        )
+    }
+
+    /// Answers until the drain begins; open requests get to their end.
+    pub async fn run(self, drain: DrainSignal) {
+        let pages = Arc::new(Pages::new(self.routes));
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
+            let accepted = tokio::select! {
+                () = drain.draining() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let pages = Arc::clone(&pages);
+                    let signal = drain.clone();
+                    drain.spawn("admin connection", async move {
+                        serve(stream, pages, signal).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the admin server cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .field("paths", &self.routes.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+struct Pages {
+    routes: BTreeMap<&'static str, Route>,
+    help: String,
+}
+
+impl Pages {
+    fn new(routes: BTreeMap<&'static str, Route>) -> Self {
+        let mut help = String::new();
+        for (path, route) in &routes {
+            help.push_str(&format!("{path:<24} {}\n", route.help));
+        }
+        help.push_str("/help                    this list\n");
+        Self { routes, help }
+    }
+
+    async fn answer(&self, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
+        if matches!(path, "/" | "/help") {
+            return Reply::text(self.help.clone()).into_response();
+        }
+        let Some(route) = self.routes.get(path) else {
+            let body = format!("no page {path}; there are:\n{}", self.help);
+            return Reply::text(body)
+                .status(StatusCode::NOT_FOUND)
+                .into_response();
+        };
+        // hyper sends no body in answer to HEAD.
+        let asked = match request.method() {
+            &Method::HEAD => &Method::GET,
+            method => method,
+        };
+        if !route.methods.contains(asked) {
+            return not_allowed(path, route.methods);
+        }
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        match tokio::time::timeout(ANSWER_TIMEOUT, (route.handler)(query)).await {
+            Ok(reply) => reply.into_response(),
+            Err(elapsed) => Reply::failure(StatusCode::GATEWAY_TIMEOUT, &elapsed).into_response(),
+        }
+    }
+}
+
+fn not_allowed(path: &str, methods: &[Method]) -> Response<Full<Bytes>> {
+    let allowed = methods
+        .iter()
+        .map(Method::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let mut response = Reply::text(format!("{path} takes {allowed}\n"))
+        .status(StatusCode::METHOD_NOT_ALLOWED)
+        .into_response();
+    if let Ok(allowed) = HeaderValue::from_str(&allowed) {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
+}
+
+async fn serve(stream: TcpStream, pages: Arc<Pages>, drain: DrainSignal) {
+    let service = service_fn(move |request| {
+        let pages = Arc::clone(&pages);
+        async move { Ok::<_, Infallible>(pages.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = drain.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "an admin connection ended early");
+    }
+}
+
+/// Methods of a page that only shows.
+pub const READ: &[Method] = &[Method::GET];
+/// Methods of a page that shows and changes.
+pub const READ_WRITE: &[Method] = &[Method::GET, Method::POST];
+
+/// Idle and stuck clients hold a slot; more connections than this wait in the accept queue.
+const MAX_CONNECTIONS: usize = 64;
+/// A client that sends no request head for this long is closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A page that takes longer is answered with 504.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Wait after a failed accept (out of descriptors), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;
