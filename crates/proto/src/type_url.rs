@@ -1,0 +1,12 @@
+//! The names of our resource types in `Any` and in xDS.
+
+/// `istio.workload.Address`: a workload or a service.
+pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+/// `istio.workload.Workload`: a workload outside of an `Address`; istiod serves it too.
+pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
+/// `istio.security.Authorization`: a compiled L4 policy.
+pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
+/// `keelson.agent.v1.NodePod`: a pod of the asking node.
+pub const NODE_POD: &str = "type.googleapis.com/keelson.agent.v1.NodePod";
+/// `google.protobuf.StringValue`: the content of our extensions.
+pub const STRING_VALUE: &str = "type.googleapis.com/google.protobuf.StringValue";
