@@ -1,1 +1,42 @@
-//! Placeholder.
+//! The Kubernetes and Istio object types that the controller reads.
+//!
+//! Kubernetes' own kinds come from `k8s-openapi`; Istio's are written here field by field from the upstream API
+//! (`istio.io/api`, packages `security/v1` and `type/v1beta1`). The types are as tolerant as upstream's JSON decoding:
+//! absent and `null` mean the default, enums may be names or numbers. Nothing here validates or decides.
+
+pub mod authorization_policy;
+pub mod peer_authentication;
+mod tolerant;
+
+use std::collections::BTreeMap;
+
+pub use authorization_policy::AuthorizationPolicy;
+pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+pub use k8s_openapi::api::discovery::v1::EndpointSlice;
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+pub use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+pub use peer_authentication::PeerAuthentication;
+use serde::{Deserialize, Serialize};
+
+/// Which workloads a policy selects: those that carry every label (`istio.type.v1beta1.WorkloadSelector`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct WorkloadSelector {
+    /// Labels that must all be present with these values. Empty selects every workload in scope.
+    #[serde(deserialize_with = "tolerant::null_is_default")]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// A reference from a policy to the object it is attached to (`istio.type.v1beta1.PolicyTargetReference`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PolicyTargetReference {
+    /// API group of the target; empty is the core group.
+    pub group: String,
+    /// Kind of the target: `Gateway`, `GatewayClass`, `Service` or `ServiceEntry`.
+    pub kind: String,
+    /// Name of the target.
+    pub name: String,
+    /// Namespace of the target; upstream accepts only the policy's own.
+    pub namespace: String,
+}
