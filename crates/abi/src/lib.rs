@@ -44,7 +44,7 @@ pub mod maps {
     pub const PODS: &str = "PODS";
     /// [`crate::PodAddr`] -> `u32` flags ([`crate::OWN_ADDRESS`], [`crate::OWNED_ADDRESS`]).
     pub const POD_ADDRS: &str = "POD_ADDRS";
-    /// [`crate::PortKey`] -> `u32` number of listening sockets.
+    /// [`crate::PortKey`] -> `u64` number of listening sockets (a double word: BPF adds atomically).
     pub const LISTENING: &str = "LISTENING";
     /// `u32` pod id -> `u32` [`crate::InboundMode`].
     pub const INBOUND: &str = "INBOUND";

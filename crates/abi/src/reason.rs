@@ -65,6 +65,8 @@ reasons! {
     ListeningLost = 21, "listening_lost";
     /// veth guard: a packet with a source address that is not the pod's was dropped.
     SpoofedSource = 22, "spoofed_source";
+    /// connect: the pod is known and exempt from the mesh.
+    OutboundExempt = 23, "outbound_exempt";
 }
 
 const _: () = {

@@ -1,0 +1,7 @@
+//! The hooks: read a context, ask the decision, map its answer to a verdict.
+
+pub mod connect;
+pub mod lookup;
+pub mod probe;
+pub mod socket_ops;
+pub mod veth;

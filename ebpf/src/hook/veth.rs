@@ -1,0 +1,49 @@
+//! `tcx` ingress on the node's end of a pod's interface: a pod leaves it with its own addresses only.
+//!
+//! Strict `rp_filter` does this for IPv4 where it is set; nothing in the kernel does it for IPv6.
+//! One instance per pod, with the pod's number in its read-only data. Kernel: tcx since 6.6. Run on:
+//! 6.18.
+
+#![expect(unsafe_code, reason = "kernel helpers are raw")]
+
+use abi::{Addr, OWNED_ADDRESS, PodAddr, Reason};
+use aya_ebpf::programs::TcContext;
+
+use crate::{
+    maps::{address_flags, count},
+    source::{Packet, may_leave, packet},
+};
+
+const ETHERNET_HEADER: usize = 14;
+const IPV4_SOURCE: usize = ETHERNET_HEADER + 12;
+const IPV6_SOURCE: usize = ETHERNET_HEADER + 8;
+
+/// `TCX_NEXT`: let the programs after this one decide, and the packet pass if there is none.
+const NEXT: i32 = -1;
+/// `TCX_DROP`.
+const DROP: i32 = 2;
+
+/// The body of the program for the pod numbered `pod`.
+#[inline(always)]
+pub fn guard(ctx: &TcContext, pod: u32) -> i32 {
+    // SAFETY: the kernel passes a valid context; `protocol` is the EtherType in network order.
+    let ethertype = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
+    let source = match packet(ethertype) {
+        Packet::Other => return NEXT,
+        Packet::V4 => ctx.load::<u32>(IPV4_SOURCE).map(Addr::v4),
+        Packet::V6 => ctx.load::<[u32; 4]>(IPV6_SOURCE).map(Addr::v6),
+    };
+    // A packet too short for its header is malformed: drop.
+    match source {
+        Ok(source) if may_leave(&source, |addr| owned(pod, addr)) => NEXT,
+        _ => {
+            count(Reason::SpoofedSource);
+            DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn owned(pod: u32, addr: &Addr) -> bool {
+    address_flags(&PodAddr { pod, addr: *addr }) & OWNED_ADDRESS != 0
+}
