@@ -1,0 +1,121 @@
+//! Where things are: addresses in networks, and the addresses of gateways.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::service::ServiceKey;
+
+/// An address, or a range of addresses, in a network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct NetworkAddress {
+    /// The network; empty for the mesh's only one.
+    pub network: Arc<str>,
+    /// The address.
+    pub ip: IpAddr,
+    /// Length of the prefix when this is a range, in bits.
+    pub prefix: Option<u8>,
+}
+
+/// How a gateway or a waypoint is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct GatewayAddress {
+    /// By name or by address.
+    pub destination: GatewayDestination,
+    /// The port that speaks HBONE; 0 if it speaks none.
+    pub hbone_port: u16,
+}
+
+/// What a [`GatewayAddress`] points to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum GatewayDestination {
+    /// A service, or a workload that has this hostname.
+    Hostname(ServiceKey),
+    /// An address.
+    Address(NetworkAddress),
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl NetworkAddress {
+    /// A single address.
+    pub fn single(network: impl Into<Arc<str>>, ip: IpAddr) -> Self {
+        Self {
+            network: network.into(),
+            ip,
+            prefix: None,
+        }
+    }
+
+    /// The range, if it is one: a prefix as long as the address is a single address.
+    pub fn range(&self) -> Option<IpNet> {
+        let whole = if self.ip.is_ipv4() { 32 } else { 128 };
+        self.prefix
+            .filter(|&length| length != whole)
+            .and_then(|length| IpNet::new(self.ip, length).ok())
+    }
+}
+
+impl fmt::Display for NetworkAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.ip)?;
+        match self.prefix {
+            Some(length) => write!(f, "/{length}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.destination {
+            GatewayDestination::Hostname(key) => write!(f, "{key}"),
+            GatewayDestination::Address(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+impl Family {
+    /// The family of an address; an IPv4-mapped IPv6 address is IPv4.
+    pub fn of(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_prefix_is_a_single_address() {
+        let address = |ip: &str, prefix| NetworkAddress {
+            network: "".into(),
+            ip: ip.parse().unwrap(),
+            prefix,
+        };
+        assert_eq!(address("10.0.0.1", None).range(), None);
+        assert_eq!(address("10.0.0.1", Some(32)).range(), None);
+        assert_eq!(address("fd00::1", Some(128)).range(), None);
+        assert!(address("fd00::1", Some(32)).range().is_some());
+        assert_eq!(address("10.0.0.1", Some(33)).range(), None);
+    }
+
+    #[test]
+    fn a_mapped_address_is_ipv4() {
+        assert_eq!(Family::of("::ffff:10.0.0.1".parse().unwrap()), Family::V4);
+        assert_eq!(Family::of("fd00::1".parse().unwrap()), Family::V6);
+    }
+}

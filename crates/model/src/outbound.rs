@@ -1,0 +1,255 @@
+//! Where a connection that a captured pod opens goes, and how.
+//!
+//! It decides on names and addresses only. Nothing here falls back from encrypted to plain, and a
+//! waypoint or an empty service is never skipped.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use rand::Rng;
+use thiserror::Error;
+
+use crate::address::{Family, GatewayAddress, GatewayDestination};
+use crate::balance::{self, Endpoint, NoEndpoint};
+use crate::identity::Identity;
+use crate::service::{Mode, Service};
+use crate::state::MeshState;
+use crate::workload::{TunnelProtocol, Workload, WorkloadUid};
+
+/// Where a connection goes, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// How.
+    pub kind: RouteKind,
+    /// What runs there, if that is known.
+    pub destination: Option<Arc<Workload>>,
+    /// The service that the client asked for, if it asked for one.
+    pub service: Option<Arc<Service>>,
+}
+
+/// How a connection goes to where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    /// Encrypted.
+    Hbone {
+        /// Where the tunnel is.
+        dial: SocketAddr,
+        /// Where the connection goes at the end of the tunnel.
+        authority: SocketAddr,
+        /// Who may be at the end of the tunnel; one of them must be.
+        expected: Vec<Identity>,
+    },
+    /// As it is, to something that is not in the mesh.
+    Plain {
+        /// Where to.
+        dial: SocketAddr,
+    },
+    /// As it is, back to the workload that it comes from.
+    ToSelf {
+        /// Where to.
+        dial: SocketAddr,
+    },
+}
+
+/// Why a connection goes nowhere.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RouteError {
+    /// Nothing takes it.
+    #[error(transparent)]
+    NoEndpoint(#[from] NoEndpoint),
+    /// It has to go through something that we do not speak to.
+    #[error("{destination} requires waypoint {waypoint}, which this agent cannot reach yet")]
+    Waypoint {
+        /// What was asked for.
+        destination: String,
+        /// What it has to go through.
+        waypoint: GatewayAddress,
+    },
+    /// It would end in a proxy of the mesh as if that were the application.
+    #[error("port {port} of workload {workload} belongs to the mesh and is not for applications")]
+    ReservedPort {
+        /// The port.
+        port: u16,
+        /// Whose port.
+        workload: WorkloadUid,
+    },
+}
+
+/// The port of an agent's listener for what pods open.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// The port of an agent's listener for what reaches pods in plain.
+pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
+/// The port of HBONE.
+pub const HBONE_PORT: u16 = 15008;
+
+/// Decides where a connection from `source` to `destination`, as the application sees it, goes.
+///
+/// The order is that of Istio's ambient mode: a service by its address goes to its waypoint or to
+/// one of its endpoints; a workload by its address goes to its waypoint or to the workload; what
+/// is not known goes on as it is. Of a service's range and a workload's address in it, the
+/// address wins.
+///
+/// # Errors
+/// The connection has to be refused.
+pub fn route<R: Rng + ?Sized>(
+    state: &MeshState,
+    source: &Workload,
+    destination: SocketAddr,
+    rng: &mut R,
+) -> Result<Route, RouteError> {
+    let ip = destination.ip().to_canonical();
+    let destination = SocketAddr::new(ip, destination.port());
+    let network = &source.network;
+    let client = Some(&*source.namespace);
+
+    if let Some(service) = state.service_by_exact_vip(network, ip, client) {
+        return to_service(state, source, service, destination, rng);
+    }
+    if let Some(workload) = state.workload_by_ip(network, ip) {
+        return to_address(source, workload, destination);
+    }
+    if let Some(service) = state.service_by_range(network, ip, client) {
+        return to_service(state, source, service, destination, rng);
+    }
+    Ok(plain(destination, None, None))
+}
+
+fn to_service<R: Rng + ?Sized>(
+    state: &MeshState,
+    source: &Workload,
+    service: &Arc<Service>,
+    destination: SocketAddr,
+    rng: &mut R,
+) -> Result<Route, RouteError> {
+    let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
+    if let Some(waypoint) = service
+        .waypoint
+        .iter()
+        .chain(weighted)
+        .find(|waypoint| !is_at(source, waypoint))
+    {
+        return Err(RouteError::Waypoint {
+            destination: format!("service {}", service.key()),
+            waypoint: waypoint.clone(),
+        });
+    }
+    if service.load_balancing.mode == Mode::Passthrough {
+        return Ok(plain(destination, None, Some(service)));
+    }
+    let family = Family::of(destination.ip());
+    let endpoint = balance::pick(state, service, destination.port(), family, source, rng)?;
+    to_endpoint(source, endpoint, Some(service))
+}
+
+fn to_address(
+    source: &Workload,
+    workload: &Arc<Workload>,
+    destination: SocketAddr,
+) -> Result<Route, RouteError> {
+    if let Some(waypoint) = workload.waypoint.as_ref().filter(|w| !is_at(source, w))
+        && workload.uid != source.uid
+    {
+        return Err(RouteError::Waypoint {
+            destination: format!("workload {}", workload.uid),
+            waypoint: waypoint.clone(),
+        });
+    }
+    let endpoint = Endpoint {
+        workload: Arc::clone(workload),
+        ip: destination.ip(),
+        target_port: destination.port(),
+    };
+    to_endpoint(source, endpoint, None)
+}
+
+fn to_endpoint(
+    source: &Workload,
+    endpoint: Endpoint,
+    service: Option<&Arc<Service>>,
+) -> Result<Route, RouteError> {
+    let Endpoint {
+        workload,
+        ip,
+        target_port,
+    } = endpoint;
+    let target = SocketAddr::new(ip, target_port);
+    let to_self = workload.uid == source.uid;
+    let in_mesh = to_self || workload.tunnel == TunnelProtocol::Hbone;
+    if in_mesh && is_reserved(target_port) {
+        return Err(RouteError::ReservedPort {
+            port: target_port,
+            workload: workload.uid.clone(),
+        });
+    }
+    let kind = match workload.tunnel {
+        _ if to_self => RouteKind::ToSelf { dial: target },
+        TunnelProtocol::None => RouteKind::Plain { dial: target },
+        TunnelProtocol::Hbone => RouteKind::Hbone {
+            dial: SocketAddr::new(ip, HBONE_PORT),
+            authority: target,
+            expected: expected(&workload, service),
+        },
+    };
+    Ok(Route {
+        kind,
+        destination: Some(workload),
+        service: service.cloned(),
+    })
+}
+
+fn plain(
+    dial: SocketAddr,
+    destination: Option<Arc<Workload>>,
+    service: Option<&Arc<Service>>,
+) -> Route {
+    Route {
+        kind: RouteKind::Plain { dial },
+        destination,
+        service: service.cloned(),
+    }
+}
+
+fn expected(workload: &Workload, service: Option<&Arc<Service>>) -> Vec<Identity> {
+    let others = service.map_or(&[][..], |service| &service.subject_alt_names);
+    let mut expected = vec![workload.identity()];
+    for other in others {
+        if !expected.contains(other) {
+            expected.push(other.clone());
+        }
+    }
+    expected
+}
+
+/// Whether a workload is the gateway at this address: a waypoint's own connections to what is
+/// behind it do not go through it again.
+fn is_at(workload: &Workload, gateway: &GatewayAddress) -> bool {
+    match &gateway.destination {
+        GatewayDestination::Hostname(key) => {
+            workload.services.contains_key(key)
+                || (workload.hostname == key.hostname && workload.namespace == key.namespace)
+        }
+        GatewayDestination::Address(address) => {
+            let same = |ip: &IpAddr| ip.to_canonical() == address.ip.to_canonical();
+            workload.network == address.network && workload.addresses.iter().any(same)
+        }
+    }
+}
+
+/// Connecting to these as if they were the application's ends in a proxy that asks itself.
+fn is_reserved(port: u16) -> bool {
+    matches!(port, OUTBOUND_PORT | INBOUND_PLAINTEXT_PORT | HBONE_PORT)
+}
+
+impl RouteError {
+    /// A short and stable name, for metrics and logs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoEndpoint(none) => none.reason.code(),
+            Self::Waypoint { .. } => "waypoint_unreachable",
+            Self::ReservedPort { .. } => "reserved_port",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

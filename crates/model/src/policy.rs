@@ -1,0 +1,259 @@
+//! Who may connect to whom: compiled L4 policies and the verdict on one connection.
+//!
+//! The form is that of Istio's `istio.security.Authorization`. Which policies apply to a workload
+//! is the business of [`crate::state`].
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+
+use crate::identity::Identity;
+use crate::text::{NameError, split};
+
+mod matching;
+#[cfg(test)]
+mod naive;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+pub use verdict::{AllowReason, DenyReason, RefusingPolicy, Verdict};
+
+/// Names a policy in the whole mesh: `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyKey {
+    /// Namespace of the object.
+    pub namespace: Arc<str>,
+    /// Name of the object.
+    pub name: Arc<str>,
+}
+
+/// A compiled L4 policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Policy {
+    /// Its name in the whole mesh.
+    pub key: PolicyKey,
+    /// Which workloads it applies to.
+    pub scope: Scope,
+    /// What a match means.
+    pub action: Action,
+    /// OR-ed; a policy without rules never matches.
+    pub rules: Vec<Rule>,
+    /// It never takes part in a verdict.
+    pub dry_run: bool,
+    /// Why it says less, and so allows less, than the object that it was compiled from. Shown
+    /// with every refusal that comes of it.
+    pub unenforceable: Option<Arc<str>>,
+}
+
+/// Which workloads a policy applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum Scope {
+    /// All.
+    Global,
+    /// Those of its namespace.
+    Namespace,
+    /// Those that name it.
+    WorkloadSelector,
+}
+
+/// What a match means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum Action {
+    /// The connection is allowed if nothing denies it.
+    Allow,
+    /// The connection is denied.
+    Deny,
+}
+
+/// Conditions that must all hold; a rule without clauses matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    /// AND-ed.
+    pub clauses: Vec<Clause>,
+}
+
+/// Conditions of which one must hold; a clause without matches holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Clause {
+    /// OR-ed.
+    pub matches: Vec<Match>,
+}
+
+/// Conditions on the ends of a connection.
+///
+/// Within a field the values are OR-ed, over the fields AND-ed, and a `not_` field holds if none
+/// of its values does. A match with no values at all never holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Match {
+    /// Namespace of the source's identity.
+    pub namespaces: Vec<StringMatch>,
+    /// The same, negated.
+    pub not_namespaces: Vec<StringMatch>,
+    /// The source's identity without `spiffe://`.
+    pub principals: Vec<StringMatch>,
+    /// The same, negated.
+    pub not_principals: Vec<StringMatch>,
+    /// Address of the peer.
+    pub source_ips: Vec<IpNet>,
+    /// The same, negated.
+    pub not_source_ips: Vec<IpNet>,
+    /// Address that the connection is for.
+    pub destination_ips: Vec<IpNet>,
+    /// The same, negated.
+    pub not_destination_ips: Vec<IpNet>,
+    /// Port that the connection is for.
+    pub destination_ports: Vec<u16>,
+    /// The same, negated.
+    pub not_destination_ports: Vec<u16>,
+    /// Service account of the source's identity.
+    pub service_accounts: Vec<ServiceAccountMatch>,
+    /// The same, negated.
+    pub not_service_accounts: Vec<ServiceAccountMatch>,
+}
+
+/// A condition on a string.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum StringMatch {
+    /// It is this.
+    Exact(Arc<str>),
+    /// It begins with this.
+    Prefix(Arc<str>),
+    /// It ends with this.
+    Suffix(Arc<str>),
+    /// It is not empty.
+    Presence,
+}
+
+/// A condition on the service account of an identity, in any trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct ServiceAccountMatch {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub service_account: Arc<str>,
+}
+
+/// What is known of a connection before any of its bytes is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection<'a> {
+    /// Who the peer has proved to be, if it has.
+    pub source: Option<&'a Identity>,
+    /// Address of the peer.
+    pub source_ip: IpAddr,
+    /// Address that the connection is for: the workload's own.
+    pub destination_ip: IpAddr,
+    /// Port that the connection is for: the workload's own.
+    pub destination_port: u16,
+}
+
+/// The verdict of all policies that apply to the destination on one connection.
+///
+/// A DENY that matches denies; without any ALLOW policy the connection is allowed; otherwise one
+/// of them must match. Policies in dry run are left out. It allocates nothing unless it denies.
+pub fn decide<'p>(
+    policies: impl Iterator<Item = &'p Policy> + Clone,
+    connection: &Connection<'_>,
+) -> Verdict {
+    let connection = connection.canonical();
+    let enforced = policies.filter(|policy| !policy.dry_run);
+    let with = |action| {
+        enforced
+            .clone()
+            .filter(move |policy| policy.action == action)
+    };
+
+    for policy in with(Action::Deny) {
+        if let Some(rule) = policy.matching_rule(&connection) {
+            return Verdict::Deny(DenyReason::Matched {
+                policy: RefusingPolicy::of(policy),
+                rule,
+            });
+        }
+    }
+    let mut any = false;
+    for policy in with(Action::Allow) {
+        if let Some(rule) = policy.matching_rule(&connection) {
+            return Verdict::Allow(AllowReason::Matched {
+                policy: policy.key.clone(),
+                rule,
+            });
+        }
+        any = true;
+    }
+    if any {
+        Verdict::Deny(DenyReason::NoAllowMatched {
+            policies: with(Action::Allow).map(RefusingPolicy::of).collect(),
+        })
+    } else {
+        Verdict::Allow(AllowReason::NoAllowPolicy)
+    }
+}
+
+impl Policy {
+    /// Stands for a policy that could not be understood: it denies everything, and says why.
+    pub fn unenforceable(key: PolicyKey, scope: Scope, reason: impl Into<Arc<str>>) -> Self {
+        Self {
+            key,
+            scope,
+            action: Action::Deny,
+            rules: vec![Rule::default()],
+            dry_run: false,
+            unenforceable: Some(reason.into()),
+        }
+    }
+
+    /// Index of the first rule that matches. Dry run is the caller's business: a caller may want
+    /// to know what a policy would do.
+    pub fn matching_rule(&self, connection: &Connection<'_>) -> Option<usize> {
+        let connection = connection.canonical();
+        self.rules
+            .iter()
+            .position(|rule| matching::rule_holds(rule, &connection))
+    }
+}
+
+impl Connection<'_> {
+    /// IPv4-mapped addresses are IPv4 addresses: a dual-stack socket must not evade an IPv4 range.
+    fn canonical(self) -> Self {
+        Self {
+            source_ip: self.source_ip.to_canonical(),
+            destination_ip: self.destination_ip.to_canonical(),
+            ..self
+        }
+    }
+}
+
+impl PolicyKey {
+    /// A key of its parts.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl FromStr for PolicyKey {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        split(text, "namespace/name").map(|(namespace, name)| Self { namespace, name })
+    }
+}
+
+impl fmt::Display for PolicyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl Serialize for PolicyKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

@@ -1,0 +1,155 @@
+//! Who has which address in one network.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::sorted::Sorted;
+use crate::address::NetworkAddress;
+use crate::service::Service;
+use crate::workload::{NetworkMode, Workload};
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Network {
+    workloads: imbl::HashMap<IpAddr, Occupants>,
+    services: imbl::HashMap<IpAddr, Sorted<Service>>,
+    /// Few: ranges come from hand-written entries only.
+    ranges: Arc<Vec<(IpNet, Arc<Service>)>>,
+}
+
+/// The workloads that have an address, the preferred one first. Nearly always one.
+#[derive(Clone, Debug)]
+enum Occupants {
+    One(Arc<Workload>),
+    Many(Arc<Vec<Arc<Workload>>>),
+}
+
+impl Network {
+    pub(super) fn is_empty(&self) -> bool {
+        self.workloads.is_empty() && self.services.is_empty() && self.ranges.is_empty()
+    }
+
+    pub(super) fn add_workload(&mut self, workload: &Arc<Workload>) {
+        for ip in workload.addresses.iter().map(IpAddr::to_canonical) {
+            let occupants = match self.workloads.get(&ip) {
+                None => Occupants::One(Arc::clone(workload)),
+                Some(others) => others.with(workload),
+            };
+            self.workloads.insert(ip, occupants);
+        }
+    }
+
+    pub(super) fn remove_workload(&mut self, workload: &Workload) {
+        for ip in workload.addresses.iter().map(IpAddr::to_canonical) {
+            if let Some(occupants) = self.workloads.get(&ip) {
+                match occupants.without(workload) {
+                    Some(rest) => self.workloads.insert(ip, rest),
+                    None => self.workloads.remove(&ip),
+                };
+            }
+        }
+    }
+
+    pub(super) fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads.get(&ip)?.as_slice().first()
+    }
+
+    pub(super) fn add_service(&mut self, address: &NetworkAddress, service: &Arc<Service>) {
+        match address.range() {
+            Some(range) => Arc::make_mut(&mut self.ranges).push((range, Arc::clone(service))),
+            None => self
+                .services
+                .entry(address.ip.to_canonical())
+                .or_default()
+                .insert(Arc::clone(service)),
+        }
+    }
+
+    pub(super) fn remove_service(&mut self, address: &NetworkAddress, service: &Arc<Service>) {
+        if address.range().is_some() {
+            Arc::make_mut(&mut self.ranges).retain(|(_, other)| !Arc::ptr_eq(other, service));
+            return;
+        }
+        let ip = address.ip.to_canonical();
+        if let Some(services) = self.services.get_mut(&ip) {
+            services.remove(service);
+            if services.is_empty() {
+                self.services.remove(&ip);
+            }
+        }
+    }
+
+    pub(super) fn service(&self, ip: IpAddr, client: Option<&str>) -> Option<&Arc<Service>> {
+        best(self.services.get(&ip)?.iter(), client, |service| {
+            (is_of(service, client), service.canonical)
+        })
+    }
+
+    pub(super) fn service_by_range(
+        &self,
+        ip: IpAddr,
+        client: Option<&str>,
+    ) -> Option<&Arc<Service>> {
+        self.ranges
+            .iter()
+            .filter(|(range, service)| range.contains(&ip) && is_visible(service, client))
+            .reduce(|a, b| {
+                let rank = |(range, service): &(IpNet, Arc<Service>)| {
+                    (
+                        is_of(service, client),
+                        range.prefix_len(),
+                        service.canonical,
+                    )
+                };
+                if rank(b) > rank(a) { b } else { a }
+            })
+            .map(|(_, service)| service)
+    }
+}
+
+/// The first of the visible services with the highest rank.
+fn best<'s, R: Ord>(
+    services: impl Iterator<Item = &'s Arc<Service>>,
+    client: Option<&str>,
+    rank: impl Fn(&Service) -> R,
+) -> Option<&'s Arc<Service>> {
+    services
+        .filter(|service| is_visible(service, client))
+        .reduce(|a, b| if rank(b) > rank(a) { b } else { a })
+}
+
+fn is_visible(service: &Service, client: Option<&str>) -> bool {
+    client.is_none_or(|namespace| service.is_visible_to(namespace))
+}
+
+fn is_of(service: &Service, client: Option<&str>) -> bool {
+    client.is_some_and(|namespace| &*service.namespace == namespace)
+}
+
+impl Occupants {
+    fn as_slice(&self) -> &[Arc<Workload>] {
+        match self {
+            Self::One(workload) => std::slice::from_ref(workload),
+            Self::Many(workloads) => workloads,
+        }
+    }
+
+    fn with(&self, workload: &Arc<Workload>) -> Self {
+        let shares = |w: &Workload| w.network_mode == NetworkMode::HostNetwork;
+        let mut all = self.as_slice().to_vec();
+        let at = all.partition_point(|other| !shares(other) && shares(workload));
+        all.insert(at, Arc::clone(workload));
+        Self::Many(Arc::new(all))
+    }
+
+    fn without(&self, workload: &Workload) -> Option<Self> {
+        let mut rest = self.as_slice().to_vec();
+        rest.retain(|other| other.uid != workload.uid);
+        match rest.as_slice() {
+            [] => None,
+            [only] => Some(Self::One(Arc::clone(only))),
+            _ => Some(Self::Many(Arc::new(rest))),
+        }
+    }
+}
