@@ -3,5 +3,6 @@
 pub mod connect;
 pub mod lookup;
 pub mod probe;
+mod sock_ops_context;
 pub mod socket_ops;
 pub mod veth;

@@ -1,1 +1,6 @@
-//! x
+//! The node agent.
+pub mod bpf;
+pub mod netlink;
+pub mod netns;
+pub mod pod_net;
+pub mod sock_diag;

@@ -103,19 +103,21 @@ fn read(raw: *mut bpf_sk_lookup, pod: u32) -> Context {
     // SAFETY: as in `lookup`; each field is read with its own width.
     unsafe {
         let family = (&raw const (*raw).family).read_volatile();
-        let (remote, local) = if family == AF_INET {
-            (
-                Addr::v4((&raw const (*raw).remote_ip4).read_volatile()),
-                Addr::v4((&raw const (*raw).local_ip4).read_volatile()),
-            )
+        // Both forms are read before the family is looked at: reads in two branches would be merged
+        // into one with a computed offset, which the verifier refuses.
+        let remote4 = (&raw const (*raw).remote_ip4).read_volatile();
+        let local4 = (&raw const (*raw).local_ip4).read_volatile();
+        let remote6 = words(&raw const (*raw).remote_ip6);
+        let local6 = words(&raw const (*raw).local_ip6);
+        let v4 = family == AF_INET;
+        let (remote, local) = if v4 {
+            (Addr::v4(remote4), Addr::v4(local4))
         } else {
-            let remote = &raw const (*raw).remote_ip6;
-            let local = &raw const (*raw).local_ip6;
-            (Addr::v6(words(remote)), Addr::v6(words(local)))
+            (Addr::v6(remote6), Addr::v6(local6))
         };
         Context {
             pod,
-            family: if family == AF_INET { 4 } else { 6 },
+            family: if v4 { 4 } else { 6 },
             remote_port: u16::from_be((&raw const (*raw).remote_port).read_volatile()),
             connection: Connection {
                 local,

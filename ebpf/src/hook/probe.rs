@@ -6,13 +6,13 @@
 
 #![expect(unsafe_code, reason = "kernel helpers are raw")]
 
-use abi::{Addr, Flow, Reason};
+use abi::{Flow, Reason};
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::SockOpsContext};
 
+use super::sock_ops_context::{local, remote};
 use crate::maps::{PROBES, count};
 
 const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
-const AF_INET: u32 = 2;
 const BPF_ANY: u64 = 0;
 
 /// The body of the program.
@@ -21,18 +21,9 @@ pub fn note(ctx: &SockOpsContext) -> u32 {
     if ctx.op() != BPF_SOCK_OPS_TCP_CONNECT_CB {
         return 1;
     }
-    let v4 = ctx.family() == AF_INET;
     let flow = Flow {
-        source: if v4 {
-            Addr::v4(ctx.local_ip4())
-        } else {
-            Addr::v6(ctx.local_ip6())
-        },
-        destination: if v4 {
-            Addr::v4(ctx.remote_ip4())
-        } else {
-            Addr::v6(ctx.remote_ip6())
-        },
+        source: local(ctx),
+        destination: remote(ctx),
         source_port: ctx.local_port() as u16,
         // The context holds it in network order in the upper half of the word.
         destination_port: u32::from_be(ctx.remote_port()) as u16,

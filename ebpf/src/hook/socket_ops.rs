@@ -6,9 +6,10 @@
 
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
-use abi::{Addr, PortKey, Reason};
+use abi::{PortKey, Reason};
 use aya_ebpf::{helpers::bpf_get_netns_cookie, programs::SockOpsContext};
 
+use super::sock_ops_context::{is_v4, local};
 use crate::maps::{LISTENING, count, pod};
 
 const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
@@ -16,7 +17,6 @@ const BPF_SOCK_OPS_STATE_CB: u32 = 10;
 const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
 const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 4;
 const BPF_TCP_LISTEN: u32 = 10;
-const AF_INET: u32 = 2;
 const BPF_NOEXIST: u64 = 1;
 
 /// The body of the program. Its return value means nothing to the kernel for these operations.
@@ -88,12 +88,8 @@ fn for_each_key(ctx: &SockOpsContext, each: impl Fn(&PortKey)) {
     let Some(pod) = pod(cookie) else {
         return;
     };
-    let v4 = ctx.family() == AF_INET;
-    let local = if v4 {
-        Addr::v4(ctx.local_ip4())
-    } else {
-        Addr::v6(ctx.local_ip6())
-    };
+    let v4 = is_v4(ctx);
+    let local = local(ctx);
     let unspecified = local.words[3] == 0 && local.is_loopback();
     if local.is_loopback() && !unspecified {
         return;

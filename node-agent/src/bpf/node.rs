@@ -1,0 +1,491 @@
+//! The programs and maps of the node.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+    path::{Path, PathBuf},
+};
+
+use abi::{
+    ABI_VERSION, Addr, InboundMode, ListenerKey, NodeConfig, Pod, PodAddr, PodState, PortKey,
+    Reason, maps,
+};
+use aya::{
+    Ebpf, EbpfLoader, Pod as Plain,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockHash},
+    programs::{CgroupAttachMode, CgroupSockAddr, SockOps, links::FdLink},
+};
+use parking_lot::Mutex;
+
+use super::link;
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Raw<T>(T);
+
+#[expect(
+    unsafe_code,
+    reason = "aya asks for a promise about the types of crate `abi`"
+)]
+mod plain {
+    use super::{ListenerKey, NodeConfig, Plain, Pod, PodAddr, PortKey, Raw};
+    // SAFETY: `repr(C)`, words only, no padding (sizes are asserted in `abi`): any bytes are a value.
+    unsafe impl Plain for Raw<Pod> {}
+    // SAFETY: as above.
+    unsafe impl Plain for Raw<PodAddr> {}
+    // SAFETY: as above.
+    unsafe impl Plain for Raw<PortKey> {}
+    // SAFETY: as above.
+    unsafe impl Plain for Raw<ListenerKey> {}
+    // SAFETY: as above.
+    unsafe impl Plain for Raw<NodeConfig> {}
+}
+
+static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.bpf.o"));
+
+/// Room in the kernel's maps, from configuration. A full map refuses; it never passes.
+#[derive(Clone, Copy, Debug)]
+pub struct MapSizes {
+    /// Pods of the node.
+    pub pods: u32,
+    /// Listening ports of all pods of the node.
+    pub listening: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self {
+            pods: 1024,
+            listening: 16384,
+        }
+    }
+}
+
+/// The kernel half, loaded and attached.
+pub struct Kernel {
+    dir: PathBuf,
+    sizes: MapSizes,
+    maps: Mutex<Maps>,
+}
+
+struct Maps {
+    pods: HashMap<MapData, u64, Raw<Pod>>,
+    pod_addrs: HashMap<MapData, Raw<PodAddr>, u32>,
+    listening: HashMap<MapData, Raw<PortKey>, u64>,
+    inbound: HashMap<MapData, u32, u32>,
+    listeners: SockHash<MapData, Raw<ListenerKey>>,
+    agents: HashMap<MapData, u64, u32>,
+    config: Array<MapData, Raw<NodeConfig>>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Kernel {
+    /// Loads the node's programs and attaches them at `cgroup_root`; the probe noter at
+    /// `kubelet_cgroup`, if there is one. Replaces the programs of an earlier agent in place.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program, a map or an attachment; the error says which.
+    pub fn load(
+        bpf_dir: &Path,
+        cgroup_root: &Path,
+        kubelet_cgroup: Option<&Path>,
+        sizes: MapSizes,
+    ) -> Result<Self, KernelError> {
+        let dir = bpf_dir.join(format!("v{ABI_VERSION}"));
+        link::mount_if_absent(&dir).map_err(|source| KernelError::BpfFs {
+            dir: dir.clone(),
+            source,
+        })?;
+        std::fs::create_dir_all(&dir).map_err(|source| KernelError::BpfFs {
+            dir: dir.clone(),
+            source,
+        })?;
+        let mut ebpf =
+            loader(&dir, sizes)
+                .load(NODE_OBJECT)
+                .map_err(|source| KernelError::Load {
+                    object: "node",
+                    source: Box::new(source),
+                })?;
+        let maps = Maps::take(&mut ebpf)?;
+        let root = open(cgroup_root)?;
+        for name in ["connect4_capture", "connect6_capture"] {
+            attach_connect(&mut ebpf, name, &root, &dir)?;
+        }
+        attach_sock_ops(&mut ebpf, "sock_ops_track", &root, &dir)?;
+        if let Some(kubelet) = kubelet_cgroup {
+            attach_sock_ops(&mut ebpf, "sock_ops_probe", &open(kubelet)?, &dir)?;
+        }
+        Ok(Self {
+            dir,
+            sizes,
+            maps: Mutex::new(maps),
+        })
+    }
+
+    /// Where this ABI's maps and links are pinned.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn pod_loader(&self) -> EbpfLoader<'static> {
+        loader(&self.dir, self.sizes)
+    }
+
+    /// Exempts the tasks of a cgroup from capture: an agent's own connections.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn add_agent(&self, cgroup_id: u64) -> Result<(), KernelError> {
+        self.maps
+            .lock()
+            .agents
+            .insert(cgroup_id, 1, 0)
+            .map_err(map_error(maps::AGENTS))
+    }
+
+    /// Ends the exemption of a cgroup.
+    pub fn remove_agent(&self, cgroup_id: u64) {
+        // Absent is as good as removed.
+        drop(self.maps.lock().agents.remove(&cgroup_id));
+    }
+
+    /// Sets the number of workers that connections are spread over.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_workers(&self, workers: u32) -> Result<(), KernelError> {
+        let config = Raw(NodeConfig {
+            workers,
+            reserved: 0,
+        });
+        self.maps
+            .lock()
+            .config
+            .set(0, config, 0)
+            .map_err(map_error(maps::CONFIG))
+    }
+
+    /// Sets a pod's state for the outbound hooks.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn set_pod(&self, cookie: u64, id: u32, state: PodState) -> Result<(), KernelError> {
+        let pod = Raw(Pod {
+            id,
+            state: state as u32,
+        });
+        self.maps
+            .lock()
+            .pods
+            .insert(cookie, pod, 0)
+            .map_err(map_error(maps::PODS))
+    }
+
+    /// Forgets a pod: its namespace is not this agent's concern any more.
+    pub fn remove_pod(&self, cookie: u64) {
+        drop(self.maps.lock().pods.remove(&cookie));
+    }
+
+    /// All pods that the kernel knows, with their states: what is, not what should be.
+    #[must_use]
+    pub fn pods(&self) -> BTreeMap<u64, (u32, PodState)> {
+        let maps = self.maps.lock();
+        maps.pods
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(cookie, pod)| (cookie, (pod.0.id, PodState::from_raw(pod.0.state))))
+            .collect()
+    }
+
+    /// Sets what `sk_lookup` does with plaintext to the pod.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn set_inbound(&self, id: u32, mode: InboundMode) -> Result<(), KernelError> {
+        self.maps
+            .lock()
+            .inbound
+            .insert(id, mode as u32, 0)
+            .map_err(map_error(maps::INBOUND))
+    }
+
+    /// Replaces the pod's addresses; values are the flags of crate `abi`.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn set_addresses(
+        &self,
+        id: u32,
+        addresses: &BTreeMap<IpAddr, u32>,
+    ) -> Result<(), KernelError> {
+        let mut maps = self.maps.lock();
+        let wanted: BTreeMap<[u32; 4], u32> = addresses
+            .iter()
+            .map(|(ip, flags)| (Addr::from(*ip).words, *flags))
+            .collect();
+        let stale: Vec<Raw<PodAddr>> = maps
+            .pod_addrs
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| key.0.pod == id && !wanted.contains_key(&key.0.addr.words))
+            .collect();
+        for key in stale {
+            drop(maps.pod_addrs.remove(&key));
+        }
+        for (words, flags) in wanted {
+            let key = Raw(PodAddr {
+                pod: id,
+                addr: Addr { words },
+            });
+            maps.pod_addrs
+                .insert(key, flags, 0)
+                .map_err(map_error(maps::POD_ADDRS))?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the pod's listening ports by what was found in its namespace: (port, family 4 or 6).
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn set_listening(
+        &self,
+        id: u32,
+        ports: &BTreeMap<(u16, u16), u64>,
+    ) -> Result<(), KernelError> {
+        let mut maps = self.maps.lock();
+        let stale: Vec<Raw<PortKey>> = maps
+            .listening
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| key.0.pod == id && !ports.contains_key(&(key.0.port, key.0.family)))
+            .collect();
+        for key in stale {
+            drop(maps.listening.remove(&key));
+        }
+        for (&(port, family), &sockets) in ports {
+            let key = Raw(PortKey {
+                pod: id,
+                port,
+                family,
+            });
+            maps.listening
+                .insert(key, sockets, 0)
+                .map_err(map_error(maps::LISTENING))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a listening socket of this agent the one that takes the key's connections.
+    ///
+    /// # Errors
+    /// When the map is full or the socket does not listen.
+    pub fn set_listener(&self, key: ListenerKey, socket: &impl AsRawFd) -> Result<(), KernelError> {
+        self.maps
+            .lock()
+            .listeners
+            .insert(Raw(key), socket.as_raw_fd(), 0)
+            .map_err(map_error(maps::LISTENERS))
+    }
+
+    /// Removes a listener, whoever's it is.
+    pub fn remove_listener(&self, key: ListenerKey) {
+        drop(self.maps.lock().listeners.remove(&Raw(key)));
+    }
+
+    /// Removes what the maps hold of a pod, but for its outbound state.
+    pub fn forget_pod(&self, id: u32) {
+        drop(self.set_addresses(id, &BTreeMap::new()));
+        drop(self.set_listening(id, &BTreeMap::new()));
+        drop(self.maps.lock().inbound.remove(&id));
+    }
+
+    /// The counters of the kernel half, by reason, summed over CPUs.
+    #[must_use]
+    pub fn counters(&self) -> Vec<(Reason, u64)> {
+        let maps = self.maps.lock();
+        Reason::ALL
+            .iter()
+            .map(|&reason| {
+                let sum = maps
+                    .counters
+                    .get(&(reason as u32), 0)
+                    .map_or(0, |cpus| cpus.iter().sum());
+                (reason, sum)
+            })
+            .collect()
+    }
+}
+
+impl Maps {
+    fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            pods: typed(ebpf, maps::PODS)?,
+            pod_addrs: typed(ebpf, maps::POD_ADDRS)?,
+            listening: typed(ebpf, maps::LISTENING)?,
+            inbound: typed(ebpf, maps::INBOUND)?,
+            listeners: typed(ebpf, maps::LISTENERS)?,
+            agents: typed(ebpf, maps::AGENTS)?,
+            config: typed(ebpf, maps::CONFIG)?,
+            counters: typed(ebpf, maps::COUNTERS)?,
+        })
+    }
+}
+
+fn typed<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, KernelError> {
+    let map = ebpf.take_map(name).ok_or(KernelError::NoMap(name))?;
+    M::try_from(map).map_err(map_error(name))
+}
+
+fn map_error(map: &'static str) -> impl Fn(MapError) -> KernelError {
+    move |source| KernelError::Map { map, source }
+}
+
+fn loader(dir: &Path, sizes: MapSizes) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .default_map_pin_directory(dir)
+        .map_max_entries(maps::PODS, sizes.pods)
+        .map_max_entries(maps::INBOUND, sizes.pods)
+        .map_max_entries(maps::POD_ADDRS, sizes.pods.saturating_mul(4))
+        .map_max_entries(maps::LISTENERS, sizes.pods.saturating_mul(16))
+        .map_max_entries(maps::LISTENING, sizes.listening);
+    loader
+}
+
+fn open(path: &Path) -> Result<File, KernelError> {
+    File::open(path).map_err(|source| KernelError::Cgroup {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn program<'e, P>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut P, KernelError>
+where
+    &'e mut P: TryFrom<&'e mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(KernelError::NoProgram(name))?;
+    program.try_into().map_err(program_error(name))
+}
+
+pub(super) fn program_error(
+    program: &'static str,
+) -> impl Fn(aya::programs::ProgramError) -> KernelError {
+    move |source| KernelError::Program { program, source }
+}
+
+fn attach_connect(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    cgroup: &File,
+    dir: &Path,
+) -> Result<(), KernelError> {
+    let hook: &mut CgroupSockAddr = program(ebpf, name)?;
+    hook.load().map_err(program_error(name))?;
+    let fd = hook
+        .fd()
+        .map_err(program_error(name))?
+        .try_clone()
+        .map_err(KernelError::Descriptor)?;
+    link::ensure(&dir.join("links").join(name), fd.as_fd(), || {
+        let id = hook
+            .attach(cgroup, CgroupAttachMode::Single)
+            .map_err(program_error(name))?;
+        let link = hook.take_link(id).map_err(program_error(name))?;
+        FdLink::try_from(link).map_err(|e| KernelError::Descriptor(io::Error::other(e)))
+    })
+}
+
+fn attach_sock_ops(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    cgroup: &File,
+    dir: &Path,
+) -> Result<(), KernelError> {
+    let hook: &mut SockOps = program(ebpf, name)?;
+    hook.load().map_err(program_error(name))?;
+    let fd = hook
+        .fd()
+        .map_err(program_error(name))?
+        .try_clone()
+        .map_err(KernelError::Descriptor)?;
+    link::ensure(&dir.join("links").join(name), fd.as_fd(), || {
+        let id = hook
+            .attach(cgroup, CgroupAttachMode::Single)
+            .map_err(program_error(name))?;
+        let link = hook.take_link(id).map_err(program_error(name))?;
+        FdLink::try_from(link).map_err(|e| KernelError::Descriptor(io::Error::other(e)))
+    })
+}
+
+/// Why the kernel half cannot be used. None of these goes away by trying again unchanged.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No BPF file system for the pins.
+    #[error("cannot use {dir} for pinned programs and maps: it must be on a BPF file system")]
+    BpfFs {
+        /// The directory.
+        dir: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A cgroup to attach to cannot be opened.
+    #[error("cannot open the cgroup {path}: cgroup2 must be mounted there")]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An object was refused.
+    #[error(
+        "the kernel refused the eBPF object `{object}`: root, BTF and Linux 6.6 or newer are needed"
+    )]
+    Load {
+        /// Which object.
+        object: &'static str,
+        /// What aya or the verifier said.
+        source: Box<aya::EbpfError>,
+    },
+    /// A program was refused.
+    #[error("the kernel refused the eBPF program `{program}`")]
+    Program {
+        /// Which program.
+        program: &'static str,
+        /// What the verifier said.
+        source: aya::programs::ProgramError,
+    },
+    /// A program is missing in an object that this binary carries.
+    #[error("the object holds no program `{0}`: this binary is broken")]
+    NoProgram(&'static str),
+    /// A map is missing in an object that this binary carries.
+    #[error("the object holds no map `{0}`: this binary is broken")]
+    NoMap(&'static str),
+    /// A map cannot be read or written; when it is full, its size is a setting.
+    #[error("cannot use the map `{map}`")]
+    Map {
+        /// Which map.
+        map: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+    /// A link cannot be pinned, updated or removed.
+    #[error("cannot keep the link {pin}")]
+    Link {
+        /// Where it is pinned.
+        pin: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A descriptor cannot be duplicated or converted.
+    #[error("cannot hold a program's descriptor")]
+    Descriptor(#[source] io::Error),
+}

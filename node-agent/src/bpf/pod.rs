@@ -1,0 +1,131 @@
+//! The programs of one pod: `sk_lookup` in its network namespace, the guard on the node's end of its
+//! interface.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    LinkOrder, SchedClassifier, SkLookup, TcAttachType, links::FdLink, tc::TcAttachOptions,
+};
+
+use super::{Kernel, KernelError, link, node::program_error};
+
+static POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.bpf.o"));
+static VETH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veth.bpf.o"));
+
+const LOOKUP: &str = "sk_lookup_pod";
+const GUARD: &str = "tcx_source_guard";
+
+/// Attaches and removes the programs of one pod. The links are pinned: they outlive this value.
+#[derive(Clone, Debug)]
+pub struct PodPrograms {
+    id: u32,
+    links: PathBuf,
+}
+
+impl PodPrograms {
+    /// The programs of the pod numbered `id`.
+    #[must_use]
+    pub fn new(kernel: &Kernel, id: u32) -> Self {
+        Self {
+            id,
+            links: kernel.dir().join("links"),
+        }
+    }
+
+    /// Attaches `sk_lookup` in the pod's network namespace, or replaces the one that is there.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or the attachment.
+    pub fn attach_lookup(&self, kernel: &Kernel, netns: impl AsFd) -> Result<(), KernelError> {
+        let mut ebpf = kernel
+            .pod_loader()
+            .override_global("POD", &self.id, true)
+            .load(POD_OBJECT)
+            .map_err(|source| KernelError::Load {
+                object: "pod",
+                source: Box::new(source),
+            })?;
+        let hook = ebpf
+            .program_mut(LOOKUP)
+            .ok_or(KernelError::NoProgram(LOOKUP))?;
+        let hook: &mut SkLookup = hook.try_into().map_err(program_error(LOOKUP))?;
+        hook.load().map_err(program_error(LOOKUP))?;
+        let fd = hook
+            .fd()
+            .map_err(program_error(LOOKUP))?
+            .try_clone()
+            .map_err(KernelError::Descriptor)?;
+        link::ensure(&self.lookup_pin(), fd.as_fd(), || {
+            let id = hook.attach(netns).map_err(program_error(LOOKUP))?;
+            let link = hook.take_link(id).map_err(program_error(LOOKUP))?;
+            Ok(FdLink::from(link))
+        })
+    }
+
+    /// Attaches the source guard to the node's end of the pod's interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or the attachment.
+    pub fn attach_guard(&self, kernel: &Kernel, interface: &str) -> Result<(), KernelError> {
+        let mut ebpf = kernel
+            .pod_loader()
+            .override_global("POD", &self.id, true)
+            .load(VETH_OBJECT)
+            .map_err(|source| KernelError::Load {
+                object: "veth",
+                source: Box::new(source),
+            })?;
+        let hook = ebpf
+            .program_mut(GUARD)
+            .ok_or(KernelError::NoProgram(GUARD))?;
+        let hook: &mut SchedClassifier = hook.try_into().map_err(program_error(GUARD))?;
+        hook.load().map_err(program_error(GUARD))?;
+        let fd = hook
+            .fd()
+            .map_err(program_error(GUARD))?
+            .try_clone()
+            .map_err(KernelError::Descriptor)?;
+        link::ensure(&self.guard_pin(), fd.as_fd(), || {
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let id = hook
+                .attach_with_options(interface, TcAttachType::Ingress, options)
+                .map_err(program_error(GUARD))?;
+            let link = hook.take_link(id).map_err(program_error(GUARD))?;
+            FdLink::try_from(link).map_err(|e| KernelError::Descriptor(io::Error::other(e)))
+        })
+    }
+
+    /// Detaches `sk_lookup`: connections to the pod are the kernel's business again.
+    ///
+    /// # Errors
+    /// When the pin cannot be removed.
+    pub fn detach_lookup(&self) -> Result<(), KernelError> {
+        link::remove(&self.lookup_pin())
+    }
+
+    /// Detaches the source guard.
+    ///
+    /// # Errors
+    /// When the pin cannot be removed.
+    pub fn detach_guard(&self) -> Result<(), KernelError> {
+        link::remove(&self.guard_pin())
+    }
+
+    /// Whether `sk_lookup` is pinned: what is, not what should be.
+    #[must_use]
+    pub fn lookup_attached(&self) -> bool {
+        Path::exists(&self.lookup_pin())
+    }
+
+    fn lookup_pin(&self) -> PathBuf {
+        self.links.join(format!("pod-{}-lookup", self.id))
+    }
+
+    fn guard_pin(&self) -> PathBuf {
+        self.links.join(format!("pod-{}-guard", self.id))
+    }
+}
