@@ -17,6 +17,7 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/all.rs"));
 }
 
+pub mod convert;
 pub mod type_url;
 
 /// Envoy's discovery API, delta only.
