@@ -1,0 +1,87 @@
+//! The manifest of a pod, said in a line of a test.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use crate::objects::POD_IPS;
+
+/// A pod to be made by [`crate::Lab::create`]. Without a container it is a bare sandbox.
+#[derive(Debug, Clone)]
+pub struct PodSpec {
+    namespace: String,
+    name: String,
+    manifest: Value,
+}
+
+impl PodSpec {
+    /// The pod `name` in `namespace` on the node `node`.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str, node: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            manifest: json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}, "annotations": {}},
+                "spec": {"nodeName": node, "containers": []},
+            }),
+        }
+    }
+
+    /// Its service account; `default` if not said.
+    #[must_use]
+    pub fn service_account(self, name: &str) -> Self {
+        self.with(&["spec", "serviceAccountName"], json!(name))
+    }
+
+    /// One label; `app` is the pod's name if not said.
+    #[must_use]
+    pub fn label(self, key: &str, value: &str) -> Self {
+        self.with(&["metadata", "labels", key], json!(value))
+    }
+
+    /// One annotation.
+    #[must_use]
+    pub fn annotation(self, key: &str, value: &str) -> Self {
+        self.with(&["metadata", "annotations", key], json!(value))
+    }
+
+    /// Its addresses; the next free ones of both families if not said.
+    #[must_use]
+    pub fn ips(self, ips: &[IpAddr]) -> Self {
+        let ips: Vec<String> = ips.iter().map(ToString::to_string).collect();
+        self.annotation(POD_IPS, &ips.join(","))
+    }
+
+    /// One more container, with the command it runs.
+    #[must_use]
+    pub fn container(mut self, name: &str, command: &[&str]) -> Self {
+        if let Some(containers) = self
+            .manifest
+            .pointer_mut("/spec/containers")
+            .and_then(Value::as_array_mut)
+        {
+            containers.push(json!({"name": name, "image": "lab", "command": command}));
+        }
+        self
+    }
+
+    pub(crate) fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    pub(crate) fn file_name(&self) -> String {
+        format!("pod-{}-{}.yaml", self.namespace, self.name)
+    }
+
+    pub(crate) fn manifest(&self) -> Value {
+        self.manifest.clone()
+    }
+
+    fn with(mut self, path: &[&str], value: Value) -> Self {
+        crate::objects::set(&mut self.manifest, path, value);
+        self
+    }
+}
