@@ -83,6 +83,20 @@ pub enum SignError {
     Sign(rcgen::Error),
 }
 
+impl ServingCert {
+    /// The chain as concatenated PEM blocks, leaf first.
+    #[must_use]
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(roots::to_pem).collect()
+    }
+
+    /// The key as a PEM block (PKCS #8): a secret.
+    #[must_use]
+    pub fn key_pem(&self) -> String {
+        roots::pem_block("PRIVATE KEY", self.key.secret_der())
+    }
+}
+
 impl Authority {
     /// A new root: P-256, ten years, self-signed, with `organization` as its name.
     ///

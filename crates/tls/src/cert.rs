@@ -151,3 +151,6 @@ fn time(options: &TlsOptions) -> Arc<RustlsTime> {
 
 /// HBONE is HTTP/2 over TLS, and nothing else is negotiated.
 const ALPN: &[u8] = b"h2";
+
+#[cfg(test)]
+mod tests;
