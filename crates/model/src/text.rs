@@ -56,7 +56,12 @@ impl Interner {
 
     /// Forgets what nobody else holds. Doubling the next threshold keeps this amortised.
     fn sweep(&mut self) {
-        self.known.retain(|text, ()| Arc::strong_count(text) > 1);
+        // Counted before anything is removed: removing copies nodes, and copies count.
+        let unused = |text: &&Arc<str>| Arc::strong_count(text) == 1;
+        let unused: Vec<_> = self.known.keys().filter(unused).cloned().collect();
+        for text in unused {
+            self.known.remove(&text);
+        }
         self.sweep_at = (2 * self.known.len()).max(SMALLEST_SWEEP);
     }
 }

@@ -1,1 +1,374 @@
-//! Placeholder.
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::*;
+use crate::address::NetworkAddress;
+use crate::service::{LoadBalancing, ServiceKey, ServicePort, Visibility, WeightedWaypoint};
+use crate::workload::PortMapping;
+
+/// A mesh of three pods:
+/// `a` is captured and an endpoint of `front`, `b` is captured, `plain` is not in the mesh.
+struct Mesh {
+    state: MeshState,
+}
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn pod(name: &str, address: &str, tunnel: TunnelProtocol) -> Workload {
+    Workload {
+        uid: uid(name).into(),
+        name: name.into(),
+        namespace: "shop".into(),
+        service_account: name.into(),
+        addresses: vec![address.parse().unwrap()],
+        tunnel,
+        ..Workload::default()
+    }
+}
+
+fn uid(name: &str) -> String {
+    format!("Kubernetes//Pod/shop/{name}")
+}
+
+fn service(name: &str, address: &str) -> Service {
+    let port = |port, target_port| ServicePort {
+        port,
+        target_port,
+        app_protocol: Default::default(),
+    };
+    Service {
+        name: name.into(),
+        namespace: "shop".into(),
+        hostname: format!("{name}.shop.svc.cluster.local").into(),
+        addresses: vec![NetworkAddress::single("", address.parse().unwrap())],
+        ports: vec![port(80, 8080), port(81, 0), port(82, 15008)],
+        ..Service::default()
+    }
+}
+
+fn key(name: &str) -> ServiceKey {
+    ServiceKey::new("shop", format!("{name}.shop.svc.cluster.local"))
+}
+
+fn waypoint() -> GatewayAddress {
+    GatewayAddress {
+        destination: GatewayDestination::Hostname(key("waypoint")),
+        hbone_port: HBONE_PORT,
+    }
+}
+
+impl Mesh {
+    fn new() -> Self {
+        let mut state = MeshState::default();
+        let hbone = TunnelProtocol::Hbone;
+        let named = PortMapping {
+            service_port: 81,
+            target_port: 9090,
+        };
+        state.insert_workload(Workload {
+            services: [(key("front"), vec![named])].into(),
+            addresses: vec!["10.244.1.10".parse().unwrap(), "fd00::10".parse().unwrap()],
+            ..pod("a", "10.244.1.10", hbone)
+        });
+        state.insert_workload(pod("b", "10.244.2.10", hbone));
+        state.insert_workload(pod("plain", "10.244.2.11", TunnelProtocol::None));
+        state.insert_service(Service {
+            addresses: vec![
+                NetworkAddress::single("", "10.96.0.1".parse().unwrap()),
+                NetworkAddress::single("", "fd00:96::1".parse().unwrap()),
+            ],
+            ..service("front", "10.96.0.1")
+        });
+        state.insert_service(service("empty", "10.96.0.2"));
+        Self { state }
+    }
+
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut Workload)) {
+        let mut workload = Workload::clone(self.state.workload(&uid(name)).unwrap());
+        change(&mut workload);
+        self.state.insert_workload(workload);
+    }
+
+    fn route(&self, source: &str, destination: &str) -> Result<Route, RouteError> {
+        let source = self.state.workload(&uid(source)).unwrap();
+        let mut rng = StdRng::seed_from_u64(1);
+        route(&self.state, source, addr(destination), &mut rng)
+    }
+
+    fn check(&self, source: &str, destination: &str, expected: RouteKind) {
+        let got = self.route(source, destination).map(|route| route.kind);
+        assert_eq!(got, Ok(expected), "{source} to {destination}");
+    }
+
+    fn check_refused(&self, source: &str, destination: &str, code: &str, message: &str) {
+        let error = self.route(source, destination).unwrap_err();
+        assert_eq!(error.code(), code, "{source} to {destination}");
+        assert_eq!(error.to_string(), message, "{source} to {destination}");
+    }
+}
+
+fn hbone(dial: &str, authority: &str, expected: &[&str]) -> RouteKind {
+    let identity = |name: &&str| {
+        let id = format!("spiffe://cluster.local/ns/shop/sa/{name}");
+        id.parse().unwrap()
+    };
+    RouteKind::Hbone {
+        dial: addr(dial),
+        authority: addr(authority),
+        expected: expected.iter().map(identity).collect(),
+    }
+}
+
+fn plain_to(dial: &str) -> RouteKind {
+    RouteKind::Plain { dial: addr(dial) }
+}
+
+fn to_self(dial: &str) -> RouteKind {
+    RouteKind::ToSelf { dial: addr(dial) }
+}
+
+#[test]
+fn where_a_connection_goes() {
+    let mesh = Mesh::new();
+    let to_a = |authority| hbone("10.244.1.10:15008", authority, &["a"]);
+    let to_a6 = |authority| hbone("[fd00::10]:15008", authority, &["a"]);
+    for (source, destination, expected) in [
+        // A service, by either family.
+        ("b", "10.96.0.1:80", to_a("10.244.1.10:8080")),
+        ("b", "[fd00:96::1]:80", to_a6("[fd00::10]:8080")),
+        ("b", "[::ffff:10.96.0.1]:80", to_a("10.244.1.10:8080")),
+        // A named port, which only the endpoint knows.
+        ("b", "10.96.0.1:81", to_a("10.244.1.10:9090")),
+        // A pod in the mesh, on any port.
+        ("b", "10.244.1.10:8080", to_a("10.244.1.10:8080")),
+        ("b", "10.244.1.10:1", to_a("10.244.1.10:1")),
+        ("b", "[fd00::10]:8080", to_a6("[fd00::10]:8080")),
+        ("b", "[::ffff:10.244.1.10]:8080", to_a("10.244.1.10:8080")),
+        ("plain", "10.244.1.10:8080", to_a("10.244.1.10:8080")),
+        // A pod outside of it, on any port.
+        ("a", "10.244.2.11:80", plain_to("10.244.2.11:80")),
+        ("a", "10.244.2.11:15008", plain_to("10.244.2.11:15008")),
+        // Nothing that is known.
+        ("a", "1.2.3.4:443", plain_to("1.2.3.4:443")),
+        ("a", "1.2.3.4:15008", plain_to("1.2.3.4:15008")),
+        ("a", "[::ffff:1.2.3.4]:443", plain_to("1.2.3.4:443")),
+        ("a", "[2001:db8::1]:443", plain_to("[2001:db8::1]:443")),
+        // Itself, directly and through its own service.
+        ("a", "10.244.1.10:8080", to_self("10.244.1.10:8080")),
+        ("a", "10.96.0.1:80", to_self("10.244.1.10:8080")),
+        ("a", "10.96.0.1:81", to_self("10.244.1.10:9090")),
+    ] {
+        mesh.check(source, destination, expected);
+    }
+}
+
+#[test]
+fn a_route_names_the_workload_and_the_service() {
+    let mesh = Mesh::new();
+    for (destination, workload, service) in [
+        ("10.96.0.1:80", Some("a"), Some("front")),
+        ("10.244.1.10:80", Some("a"), None),
+        ("10.244.2.11:80", Some("plain"), None),
+        ("1.2.3.4:80", None, None),
+    ] {
+        let route = mesh.route("b", destination).unwrap();
+        let name = route.destination.map(|w| w.name.to_string());
+        assert_eq!(name.as_deref(), workload, "{destination}");
+        let name = route.service.map(|s| s.name.to_string());
+        assert_eq!(name.as_deref(), service, "{destination}");
+    }
+}
+
+#[test]
+fn a_service_without_endpoints_refuses() {
+    let mut mesh = Mesh::new();
+    mesh.check_refused(
+        "a",
+        "10.96.0.2:80",
+        "no_endpoint",
+        "service shop/empty.shop.svc.cluster.local has no endpoint for port 80: nothing runs \
+         behind it",
+    );
+    mesh.check_refused(
+        "a",
+        "10.96.0.1:8443",
+        "no_such_port",
+        "service shop/front.shop.svc.cluster.local has no endpoint for port 8443: the service \
+         does not declare it",
+    );
+    mesh.change("a", |a| a.status = crate::workload::Health::Unhealthy);
+    mesh.check_refused(
+        "b",
+        "10.96.0.1:80",
+        "endpoint_unhealthy",
+        "service shop/front.shop.svc.cluster.local has no endpoint for port 80: no endpoint is \
+         ready",
+    );
+}
+
+#[test]
+fn ports_of_the_mesh_are_not_for_applications() {
+    let mesh = Mesh::new();
+    for (source, destination, port) in [
+        ("b", "10.244.1.10:15001", 15001),
+        ("b", "10.244.1.10:15006", 15006),
+        ("b", "10.244.1.10:15008", 15008),
+        ("b", "[::ffff:10.244.1.10]:15008", 15008),
+        ("a", "10.244.1.10:15008", 15008),
+        // Behind a service.
+        ("b", "10.96.0.1:82", 15008),
+        ("a", "10.96.0.1:82", 15008),
+    ] {
+        mesh.check_refused(
+            source,
+            destination,
+            "reserved_port",
+            &format!(
+                "port {port} of workload Kubernetes//Pod/shop/a belongs to the mesh and is not \
+                 for applications"
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_workloads_waypoint_is_never_skipped() {
+    let mut mesh = Mesh::new();
+    mesh.change("a", |a| a.waypoint = Some(waypoint()));
+    mesh.check_refused(
+        "b",
+        "10.244.1.10:8080",
+        "waypoint_unreachable",
+        "workload Kubernetes//Pod/shop/a requires waypoint \
+         shop/waypoint.shop.svc.cluster.local, which this agent cannot reach yet",
+    );
+    // Addressed as a service it is that service's waypoint that counts; itself it may always reach.
+    assert!(mesh.route("b", "10.96.0.1:80").is_ok());
+    mesh.check("a", "10.244.1.10:8080", to_self("10.244.1.10:8080"));
+}
+
+#[test]
+fn a_services_waypoint_is_never_skipped() {
+    let one = Service {
+        waypoint: Some(waypoint()),
+        ..service("front", "10.96.0.1")
+    };
+    let many = Service {
+        weighted_waypoints: vec![WeightedWaypoint {
+            destination: waypoint(),
+            weight: 0,
+        }],
+        ..service("front", "10.96.0.1")
+    };
+    let passthrough = Service {
+        load_balancing: LoadBalancing {
+            mode: Mode::Passthrough,
+            ..LoadBalancing::default()
+        },
+        ..one.clone()
+    };
+    for service in [one, many, passthrough] {
+        let mut mesh = Mesh::new();
+        mesh.state.insert_service(service);
+        mesh.check_refused(
+            "b",
+            "10.96.0.1:80",
+            "waypoint_unreachable",
+            "service shop/front.shop.svc.cluster.local requires waypoint \
+             shop/waypoint.shop.svc.cluster.local, which this agent cannot reach yet",
+        );
+    }
+}
+
+#[test]
+fn a_waypoint_itself_reaches_what_is_behind_it() {
+    let by_address = GatewayAddress {
+        destination: GatewayDestination::Address(NetworkAddress::single(
+            "",
+            "10.244.2.10".parse().unwrap(),
+        )),
+        hbone_port: HBONE_PORT,
+    };
+    for gateway in [waypoint(), by_address] {
+        let mut mesh = Mesh::new();
+        mesh.change("b", |b| {
+            b.services.insert(key("waypoint"), vec![]);
+        });
+        mesh.change("a", |a| a.waypoint = Some(gateway));
+        let direct = hbone("10.244.1.10:15008", "10.244.1.10:8080", &["a"]);
+        mesh.check("b", "10.244.1.10:8080", direct);
+        assert!(mesh.route("plain", "10.244.1.10:8080").is_err());
+    }
+}
+
+#[test]
+fn a_service_may_name_further_identities() {
+    let mut mesh = Mesh::new();
+    let id = |name: &str| {
+        let id = format!("spiffe://cluster.local/ns/shop/sa/{name}");
+        id.parse::<Identity>().unwrap()
+    };
+    mesh.state.insert_service(Service {
+        subject_alt_names: vec![id("a"), id("old-a")],
+        ..service("front", "10.96.0.1")
+    });
+    let authority = "10.244.1.10:8080";
+    let as_service = hbone("10.244.1.10:15008", authority, &["a", "old-a"]);
+    mesh.check("b", "10.96.0.1:80", as_service);
+    let as_pod = hbone("10.244.1.10:15008", authority, &["a"]);
+    mesh.check("b", authority, as_pod);
+}
+
+#[test]
+fn passthrough_goes_where_it_was_going() {
+    let mut mesh = Mesh::new();
+    mesh.state.insert_service(Service {
+        load_balancing: LoadBalancing {
+            mode: Mode::Passthrough,
+            ..LoadBalancing::default()
+        },
+        ..service("outside", "203.0.113.1")
+    });
+    let route = mesh.route("a", "203.0.113.1:12345").unwrap();
+    assert_eq!(route.kind, plain_to("203.0.113.1:12345"));
+    assert!(route.service.is_some());
+}
+
+#[test]
+fn a_workloads_address_wins_over_a_range_that_contains_it() {
+    let mut mesh = Mesh::new();
+    mesh.state.insert_service(Service {
+        addresses: vec![NetworkAddress {
+            prefix: Some(8),
+            ..NetworkAddress::single("", "10.0.0.0".parse().unwrap())
+        }],
+        ..service("wide", "10.0.0.0")
+    });
+    let direct = hbone("10.244.1.10:15008", "10.244.1.10:80", &["a"]);
+    mesh.check("b", "10.244.1.10:80", direct);
+    let error = mesh.route("b", "10.9.9.9:80").unwrap_err();
+    assert_eq!(error.code(), "no_endpoint");
+}
+
+#[test]
+fn a_service_that_the_client_may_not_see_is_not_there() {
+    let mut mesh = Mesh::new();
+    mesh.state.insert_service(Service {
+        visibility: Visibility::Namespace,
+        ..service("front", "10.96.0.1")
+    });
+    assert!(mesh.route("b", "10.96.0.1:80").unwrap().service.is_some());
+    mesh.change("b", |b| b.namespace = "bank".into());
+    mesh.check("b", "10.96.0.1:80", plain_to("10.96.0.1:80"));
+}
+
+#[test]
+fn addresses_of_other_networks_are_not_confused_with_ours() {
+    let mut mesh = Mesh::new();
+    mesh.change("a", |a| a.network = "other".into());
+    mesh.check("b", "10.244.1.10:80", plain_to("10.244.1.10:80"));
+    let error = mesh.route("b", "10.96.0.1:80").unwrap_err();
+    assert_eq!(error.code(), "endpoint_in_other_network");
+}
