@@ -1,1 +1,29 @@
-//! Placeholder.
+//! How the bytes of a TCP connection travel between two nodes: HBONE, that is HTTP/2 CONNECT over
+//! mutual TLS 1.3.
+//!
+//! It knows no policy, no network namespace and no mesh configuration: callers bring connected
+//! sockets, TLS configurations and the identities they expect.
+//!
+//! - [`client`] opens tunnels and streams on them, [`pool`] shares the tunnels of one worker;
+//! - [`server`] accepts them and answers each request;
+//! - [`copy`] moves the bytes and keeps the promise that matters most: a FIN is passed on only when
+//!   the other side really finished, everything else ends in a reset.
+
+pub mod authority;
+pub mod client;
+pub mod copy;
+pub mod forwarded;
+pub mod pool;
+pub mod proxy_status;
+pub mod server;
+pub mod settings;
+
+mod keepalive;
+mod quoted;
+mod stream;
+
+pub use authority::Authority;
+pub use client::{ConnectRequest, Tunnel};
+pub use proxy_status::{ErrorType, ProxyStatus};
+pub use settings::Settings;
+pub use stream::TunnelStream;

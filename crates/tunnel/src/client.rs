@@ -1,0 +1,411 @@
+//! How this node opens a tunnel and asks for connections in it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use model::Identity;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout};
+
+use crate::forwarded;
+use crate::keepalive::Keepalive;
+use crate::proxy_status::ProxyStatus;
+use crate::settings::Settings;
+use crate::stream::{StreamEnd, TunnelStream};
+
+/// What to ask the other side for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectRequest {
+    /// The target, `ip:port` (IPv6 in brackets) or `host:port`.
+    pub authority: String,
+    /// The `forwarded` header; see [`crate::forwarded::Forwarded::to_value`].
+    pub forwarded: Option<String>,
+    /// The `baggage` header: our workload, for the peer's telemetry.
+    pub baggage: Option<String>,
+    /// The `traceparent` header (W3C Trace Context), to tie the two sides' logs together.
+    pub traceparent: Option<String>,
+}
+
+/// A tunnel to one peer. Clones share it; it closes when the last clone and the last stream are
+/// gone.
+#[derive(Clone)]
+pub struct Tunnel {
+    sender: SendRequest<Bytes>,
+    shared: Arc<Shared>,
+}
+
+/// The permission to open one more stream on a tunnel; dropping it gives it back.
+#[derive(Debug)]
+pub struct Reservation {
+    sender: SendRequest<Bytes>,
+    slot: Slot,
+}
+
+/// What moves the tunnel's bytes: spawn it, on the worker that uses the tunnel. It ends with the
+/// tunnel; dropping it kills the tunnel and resets every stream in it.
+#[must_use = "nothing moves until this is spawned"]
+pub struct Driver<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    connection: Connection<IO, Bytes>,
+    keepalive: Keepalive,
+    shared: Arc<Shared>,
+}
+
+/// Why a tunnel could not be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The peer's port could not be reached.
+    #[error("cannot connect to {address}")]
+    Dial {
+        /// The address dialled.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// TCP, TLS or HTTP/2 took too long.
+    #[error("the peer did not complete the handshake within {0:?}")]
+    Timeout(Duration),
+    /// HTTP/2 did not start.
+    #[error("the peer does not speak HTTP/2")]
+    H2(#[source] h2::Error),
+}
+
+/// Why a stream could not be opened.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The request cannot be written as HTTP.
+    #[error("{field} cannot be sent in a request")]
+    InvalidRequest {
+        /// The header or pseudo-header that is not valid.
+        field: &'static str,
+    },
+    /// The peer answered with anything but 200.
+    #[error("the peer refused with status {status}: {}", reason.as_deref().unwrap_or("no reason given"))]
+    Refused {
+        /// The HTTP status: 401 is policy, 400 the request, 503 the application's side.
+        status: StatusCode,
+        /// The token in `proxy-status`, if there was one.
+        error: Option<String>,
+        /// The sentence in `proxy-status`, if there was one.
+        reason: Option<String>,
+    },
+    /// The tunnel has as many streams as it may; open another one.
+    #[error("the tunnel has no room for another stream")]
+    Full,
+    /// The peer did not look at the request: it can be sent again, on another tunnel.
+    #[error("the peer did not process the request")]
+    Unprocessed(#[source] Arc<h2::Error>),
+    /// The peer reset the stream instead of answering.
+    #[error("the peer reset the request")]
+    Reset(#[source] Arc<h2::Error>),
+    /// The tunnel broke before the answer came.
+    #[error("the tunnel was lost before the peer answered")]
+    Lost(#[source] Lost),
+    /// The peer did not answer in time.
+    #[error("the peer did not answer within {0:?}")]
+    Timeout(Duration),
+}
+
+/// Why a tunnel ended.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum Lost {
+    /// It was closed in an orderly way.
+    #[error("the tunnel was closed")]
+    Closed,
+    /// The peer answered no ping for this long.
+    #[error("the peer did not answer a ping within {0:?}")]
+    Unresponsive(Duration),
+    /// The connection failed, which includes a TLS alert of the peer.
+    #[error("the tunnel's connection failed")]
+    Failed(#[source] Arc<h2::Error>),
+}
+
+/// Starts HTTP/2 on an established TLS connection whose peer has been verified to be `peer`.
+///
+/// Nothing is awaited from the peer: a request may follow at once.
+///
+/// # Errors
+/// Fails when the preface cannot be written.
+pub async fn handshake<IO>(
+    io: IO,
+    peer: Option<Identity>,
+    settings: Settings,
+) -> Result<(Tunnel, Driver<IO>), ConnectError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let (sender, mut connection) = settings
+        .client_builder()
+        .handshake(io)
+        .await
+        .map_err(ConnectError::H2)?;
+    let shared = Arc::new(Shared {
+        streams: AtomicUsize::new(0),
+        created: Instant::now(),
+        idle_since: AtomicU64::new(0),
+        lost: OnceLock::new(),
+        peer,
+        settings,
+    });
+    let driver = Driver {
+        keepalive: Keepalive::new(connection.ping_pong(), &settings),
+        connection,
+        shared: Arc::clone(&shared),
+    };
+    Ok((Tunnel { sender, shared }, driver))
+}
+
+impl Tunnel {
+    /// Opens a connection in the tunnel and waits until the peer has connected it.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; [`OpenError::is_unprocessed`] says whether another tunnel may be tried.
+    pub async fn open(&self, request: &ConnectRequest) -> Result<TunnelStream, OpenError> {
+        self.reserve().ok_or(OpenError::Full)?.open(request).await
+    }
+
+    /// Takes the right to open one more stream, unless the tunnel is full or closing.
+    pub fn reserve(&self) -> Option<Reservation> {
+        if self.open_streams() >= self.max_streams() || self.is_closed() {
+            return None;
+        }
+        self.shared.streams.fetch_add(1, Ordering::Relaxed);
+        Some(Reservation {
+            sender: self.sender.clone(),
+            slot: Slot(Arc::clone(&self.shared)),
+        })
+    }
+
+    /// Who the peer proved to be.
+    pub fn peer(&self) -> Option<&Identity> {
+        self.shared.peer.as_ref()
+    }
+
+    /// How many streams are open or being opened.
+    pub fn open_streams(&self) -> usize {
+        self.shared.streams.load(Ordering::Relaxed)
+    }
+
+    /// How many streams may be open: our limit or the peer's, whichever is less.
+    pub fn max_streams(&self) -> usize {
+        self.sender
+            .current_max_send_streams()
+            .min(self.shared.settings.max_streams_per_tunnel)
+    }
+
+    /// Whether the tunnel takes no new streams: it is lost, or the peer sent GOAWAY. Streams that
+    /// are open may still live.
+    pub fn is_closed(&self) -> bool {
+        let mut sender = self.sender.clone();
+        let mut context = Context::from_waker(Waker::noop());
+        matches!(sender.poll_ready(&mut context), Poll::Ready(Err(_)))
+    }
+
+    /// Why the tunnel ended, once it has.
+    pub fn lost(&self) -> Option<&Lost> {
+        self.shared.lost.get()
+    }
+
+    /// For how long no stream has been open.
+    pub fn idle_for(&self) -> Option<Duration> {
+        (self.open_streams() == 0).then(|| self.shared.idle_for())
+    }
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel")
+            .field("peer", &self.shared.peer)
+            .field("streams", &self.open_streams())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reservation {
+    /// Opens the stream; see [`Tunnel::open`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(mut self, request: &ConnectRequest) -> Result<TunnelStream, OpenError> {
+        let request = request.to_http()?;
+        let shared = Arc::clone(&self.slot.0);
+        let (response, send) = self
+            .sender
+            .send_request(request, false)
+            .map_err(|error| shared.unsent(error))?;
+        // The sender would keep the tunnel from closing while the answer is awaited.
+        drop(self.sender);
+        let limit = shared.settings.open_timeout;
+        let response = timeout(limit, response)
+            .await
+            .map_err(|_elapsed| OpenError::Timeout(limit))?
+            .map_err(|error| shared.unanswered(error))?;
+        let (head, recv) = response.into_parts();
+        if head.status != StatusCode::OK {
+            let status = ProxyStatus::from_headers(&head.headers).unwrap_or_default();
+            return Err(OpenError::Refused {
+                status: head.status,
+                error: status.error,
+                reason: status.details,
+            });
+        }
+        Ok(TunnelStream {
+            send,
+            recv,
+            end: StreamEnd::Client(self.slot),
+            baggage: header_text(&head.headers, &BAGGAGE).map(Arc::from),
+        })
+    }
+}
+
+impl OpenError {
+    /// Whether the peer certainly did nothing: the same request may go to another tunnel.
+    pub fn is_unprocessed(&self) -> bool {
+        matches!(self, Self::Full | Self::Unprocessed(_))
+    }
+
+    /// Whether the tunnel broke. No application byte was sent, so a caller that finds its tunnel
+    /// stale may try once more on a new one.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+}
+
+impl<IO> Driver<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        if self.keepalive.poll_dead(cx).is_ready() {
+            let limit = self.shared.settings.keepalive_timeout;
+            return Poll::Ready(Lost::Unresponsive(limit));
+        }
+        Pin::new(&mut self.connection)
+            .poll(cx)
+            .map(|result| match result {
+                Ok(()) => Lost::Closed,
+                Err(error) => Lost::Failed(Arc::new(error)),
+            })
+    }
+}
+
+impl<IO> Future for Driver<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    type Output = Lost;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Lost> {
+        self.poll_end(cx).map(|lost| {
+            tracing::debug!(peer = ?self.shared.peer, reason = %lost, "tunnel ended");
+            self.shared.lost.get_or_init(|| lost).clone()
+        })
+    }
+}
+
+impl ConnectRequest {
+    fn to_http(&self) -> Result<Request<()>, OpenError> {
+        let invalid = |field| OpenError::InvalidRequest { field };
+        let uri = Uri::builder()
+            .authority(self.authority.as_str())
+            .build()
+            .map_err(|_not_a_uri| invalid(":authority"))?;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::CONNECT;
+        *request.uri_mut() = uri;
+        *request.version_mut() = http::Version::HTTP_2;
+        let headers = [
+            (forwarded::NAME, "forwarded", &self.forwarded),
+            (BAGGAGE, "baggage", &self.baggage),
+            (TRACEPARENT, "traceparent", &self.traceparent),
+        ];
+        for (name, field, value) in headers {
+            let Some(value) = value else { continue };
+            let value =
+                HeaderValue::from_str(value).map_err(|_not_a_header_value| invalid(field))?;
+            request.headers_mut().insert(name, value);
+        }
+        Ok(request)
+    }
+}
+
+pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+pub(crate) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    std::str::from_utf8(headers.get(name)?.as_bytes()).ok()
+}
+
+/// What the clones of a tunnel, its streams and its driver know in common.
+#[derive(Debug)]
+struct Shared {
+    streams: AtomicUsize,
+    created: Instant,
+    /// Milliseconds after `created` at which the last stream went.
+    idle_since: AtomicU64,
+    lost: OnceLock<Lost>,
+    peer: Option<Identity>,
+    settings: Settings,
+}
+
+/// One counted stream.
+#[derive(Debug)]
+pub(crate) struct Slot(Arc<Shared>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let age = self.0.created.elapsed().as_millis();
+        let age = u64::try_from(age).unwrap_or(u64::MAX);
+        self.0.idle_since.store(age, Ordering::Relaxed);
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn idle_for(&self) -> Duration {
+        let since = Duration::from_millis(self.idle_since.load(Ordering::Relaxed));
+        self.created.elapsed().saturating_sub(since)
+    }
+
+    fn lost(&self, error: h2::Error) -> Lost {
+        let known = self.lost.get().cloned();
+        known.unwrap_or_else(|| Lost::Failed(Arc::new(error)))
+    }
+
+    /// The request did not leave. Only a GOAWAY makes that the normal course of things; a tunnel
+    /// that failed (a TLS alert, say) may fail again.
+    fn unsent(&self, error: h2::Error) -> OpenError {
+        if error.is_go_away() && error.is_remote() {
+            OpenError::Unprocessed(Arc::new(error))
+        } else {
+            OpenError::Lost(self.lost(error))
+        }
+    }
+
+    fn unanswered(&self, error: h2::Error) -> OpenError {
+        // h2 gives a GOAWAY of the peer only to streams above its last stream id.
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        if error.is_remote() && (error.is_go_away() || refused) {
+            OpenError::Unprocessed(Arc::new(error))
+        } else if error.is_reset() {
+            OpenError::Reset(Arc::new(error))
+        } else {
+            OpenError::Lost(self.lost(error))
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What the copies need of a TCP socket: reads and writes that never wait and never ask the kernel
+//! twice, FIN, and RST unless all went well.
+
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::{BufMut, BytesMut};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::{End, Side};
+
+/// A socket that is reset when it is dropped, unless it was finished. (The flag is atomic only
+/// because futures watch the socket by reference.)
+pub(crate) struct Closing {
+    tcp: TcpStream,
+    finished: AtomicBool,
+}
+
+impl Closing {
+    pub(crate) fn new(tcp: TcpStream) -> Self {
+        // Only latency suffers where it fails, on a socket that is dead anyway.
+        let _dead = tcp.set_nodelay(true).is_err();
+        Self {
+            tcp,
+            finished: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets the socket close in an orderly way.
+    pub(crate) fn finish(&self) {
+        self.finished.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Deref for Closing {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        &self.tcp
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if !*self.finished.get_mut() {
+            arm_reset(&self.tcp);
+        }
+    }
+}
+
+/// Closes a connection with RST: for one that was accepted and cannot be served.
+pub fn reset(tcp: TcpStream) {
+    arm_reset(&tcp);
+}
+
+fn arm_reset(tcp: &TcpStream) {
+    // It fails only on what is not a socket.
+    let _not_a_socket = tcp.set_zero_linger().is_err();
+}
+
+/// Passes on that no more bytes follow. A connection that the application has already reset is no
+/// error here: reading it will tell.
+pub(crate) fn finish_writing(tcp: &TcpStream) {
+    let _reset_already = SockRef::from(tcp).shutdown(Shutdown::Write).is_err();
+}
+
+/// Reads at most `limit` bytes into `buffer`, which has room for them.
+///
+/// A read that leaves room has emptied the socket, so tokio is told to wait for the next event
+/// instead of finding EAGAIN with a system call.
+pub(crate) fn read(tcp: &TcpStream, buffer: &mut BytesMut, limit: usize) -> io::Result<usize> {
+    let mut short = None;
+    let result = tcp.try_io(Interest::READABLE, || {
+        let read = tcp.try_read_buf(&mut buffer.limit(limit))?;
+        if read > 0 && read < limit {
+            short = Some(read);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(read)
+    });
+    short.map_or(result, Ok)
+}
+
+/// Writes what fits of `slices`, which hold `total` bytes. The same holds for a write that leaves
+/// something.
+pub(crate) fn write(tcp: &TcpStream, slices: &[IoSlice<'_>], total: usize) -> io::Result<usize> {
+    let mut short = None;
+    let result = tcp.try_io(Interest::WRITABLE, || {
+        let written = tcp.try_write_vectored(slices)?;
+        if written > 0 && written < total {
+            short = Some(written);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(written)
+    });
+    short.map_or(result, Ok)
+}
+
+/// How a socket failed that was reported to have an error.
+pub(crate) fn failure(tcp: &TcpStream, side: Side) -> End {
+    let kind = match tcp.take_error() {
+        Ok(Some(error)) | Err(error) => error.kind(),
+        Ok(None) => io::ErrorKind::ConnectionReset,
+    };
+    End::Tcp { side, kind }
+}

@@ -1,0 +1,316 @@
+//! How this node accepts a tunnel and answers the requests in it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Connection, SendResponse};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use model::Identity;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::authority::{Authority, AuthorityError};
+use crate::client::{BAGGAGE, TRACEPARENT, header_text};
+use crate::forwarded::Forwarded;
+use crate::keepalive::Keepalive;
+use crate::proxy_status::{self, ErrorType, ProxyStatus};
+use crate::settings::Settings;
+use crate::stream::{StreamEnd, TunnelStream};
+
+/// An accepted tunnel. Call [`ServerTunnel::next`] all the time: it also moves the bytes of the
+/// streams. Dropping it resets them.
+pub struct ServerTunnel<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    connection: Connection<IO, Bytes>,
+    keepalive: Keepalive,
+    /// One permit for each stream a task of ours may hold. A peer that opens and resets streams
+    /// is not counted by HTTP/2, so it is counted here.
+    permits: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+    peer: Option<Identity>,
+    settings: Settings,
+    ended: bool,
+}
+
+/// One CONNECT request.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Where to.
+    pub authority: Authority,
+    /// For whom, as far as the peer says.
+    pub forwarded: Option<Forwarded>,
+    /// All headers of the request.
+    pub headers: HeaderMap,
+    recv: RecvStream,
+    respond: SendResponse<Bytes>,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Why a tunnel could not be accepted.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// The peer took too long.
+    #[error("the peer did not complete the handshake within {0:?}")]
+    Timeout(Duration),
+    /// HTTP/2 did not start.
+    #[error("the peer does not speak HTTP/2")]
+    H2(#[source] h2::Error),
+}
+
+/// Why there is no next request, or not a good one.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NextError {
+    /// The request was not a CONNECT; it has been answered with 400. The tunnel goes on.
+    #[error("{method} is not CONNECT")]
+    NotConnect {
+        /// The method.
+        method: Method,
+    },
+    /// The request's target is malformed; it has been answered with 400. The tunnel goes on.
+    #[error("{authority:?} is not a target")]
+    Authority {
+        /// What the peer sent.
+        authority: String,
+        /// What is wrong with it.
+        #[source]
+        source: AuthorityError,
+    },
+    /// The peer answered no ping for this long. The tunnel is over.
+    #[error("the peer did not answer a ping within {0:?}")]
+    Unresponsive(Duration),
+    /// The connection failed. The tunnel is over.
+    #[error("the tunnel's connection failed")]
+    Failed(#[source] h2::Error),
+}
+
+/// Starts HTTP/2 on an established TLS connection whose peer has been verified to be `peer`.
+///
+/// # Errors
+/// Fails when the peer sends no HTTP/2 preface in time.
+pub async fn handshake<IO>(
+    io: IO,
+    peer: Option<Identity>,
+    settings: Settings,
+) -> Result<ServerTunnel<IO>, AcceptError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let limit = settings.handshake_timeout;
+    let mut connection = timeout(limit, settings.server_builder().handshake(io))
+        .await
+        .map_err(|_elapsed| AcceptError::Timeout(limit))?
+        .map_err(AcceptError::H2)?;
+    let streams = usize::try_from(settings.max_concurrent_streams).unwrap_or(usize::MAX);
+    Ok(ServerTunnel {
+        keepalive: Keepalive::new(connection.ping_pong(), &settings),
+        connection,
+        permits: Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS))),
+        permit: None,
+        peer,
+        settings,
+        ended: false,
+    })
+}
+
+impl<IO> ServerTunnel<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    /// The next request; `None` when the tunnel is over. Answer it in a task of its own and call
+    /// this again at once. Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// See [`NextError`]: those with a 400 concern one request, the others are followed by `None`.
+    pub async fn next(&mut self) -> Option<Result<Incoming, NextError>> {
+        if self.ended {
+            return None;
+        }
+        if self.permit.is_none()
+            && let Err(end) = self.wait_for_permit().await
+        {
+            self.ended = true;
+            return end.map(Err);
+        }
+        match poll_fn(|cx| self.poll_request(cx)).await {
+            Ok((request, respond)) => self.admit(request, respond),
+            Err(end) => {
+                self.ended = true;
+                end.map(Err)
+            }
+        }
+    }
+
+    /// Who the peer proved to be.
+    pub fn peer(&self) -> Option<&Identity> {
+        self.peer.as_ref()
+    }
+
+    /// How many requests of this tunnel are being served.
+    pub fn open_streams(&self) -> usize {
+        let limit = usize::try_from(self.settings.max_concurrent_streams).unwrap_or(usize::MAX);
+        let waiting = usize::from(self.permit.is_some());
+        limit.saturating_sub(self.permits.available_permits() + waiting)
+    }
+
+    /// Asks the peer to open no more streams (GOAWAY). Those that are open go on; afterwards
+    /// [`ServerTunnel::next`] returns `None`. Keep calling it.
+    pub fn graceful_shutdown(&mut self) {
+        self.connection.graceful_shutdown();
+    }
+
+    /// Drives the tunnel, without taking requests, until a stream of it ends.
+    async fn wait_for_permit(&mut self) -> Result<(), Option<NextError>> {
+        let permits = Arc::clone(&self.permits);
+        let mut acquire = std::pin::pin!(permits.acquire_owned());
+        poll_fn(|cx| {
+            if let Poll::Ready(permit) = acquire.as_mut().poll(cx) {
+                // The semaphore is never closed; if it were, no request could be admitted.
+                self.permit = permit.ok();
+                return Poll::Ready(self.permit.as_ref().map(|_| ()).ok_or(None));
+            }
+            if self.keepalive.poll_dead(cx).is_ready() {
+                return Poll::Ready(Err(Some(self.unresponsive())));
+            }
+            self.connection
+                .poll_closed(cx)
+                .map(|result| Err(result.err().map(NextError::Failed)))
+        })
+        .await
+    }
+
+    fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Unanswered, Option<NextError>>> {
+        if self.keepalive.poll_dead(cx).is_ready() {
+            return Poll::Ready(Err(Some(self.unresponsive())));
+        }
+        self.connection.poll_accept(cx).map(|next| match next {
+            Some(Ok(request)) => Ok(request),
+            Some(Err(error)) => Err(Some(NextError::Failed(error))),
+            None => Err(None),
+        })
+    }
+
+    fn unresponsive(&self) -> NextError {
+        NextError::Unresponsive(self.settings.keepalive_timeout)
+    }
+
+    fn admit(
+        &mut self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> Option<Result<Incoming, NextError>> {
+        let permit = self.permit.take()?;
+        let (head, recv) = request.into_parts();
+        // Extended CONNECT (RFC 8441) is another protocol under the same method.
+        let is_connect =
+            head.method == Method::CONNECT && head.extensions.get::<h2::ext::Protocol>().is_none();
+        let text = head
+            .uri
+            .authority()
+            .map_or("", |authority| authority.as_str());
+        let error = if !is_connect {
+            NextError::NotConnect {
+                method: head.method,
+            }
+        } else {
+            match text.parse() {
+                Ok(authority) => {
+                    return Some(Ok(Incoming {
+                        authority,
+                        forwarded: Forwarded::from_headers(&head.headers),
+                        headers: head.headers,
+                        recv,
+                        respond,
+                        permit,
+                    }));
+                }
+                Err(source) => NextError::Authority {
+                    authority: text.to_owned(),
+                    source,
+                },
+            }
+        };
+        let status = ProxyStatus::new(ErrorType::HttpRequestError, describe(&error));
+        refuse(&mut respond, StatusCode::BAD_REQUEST, &status);
+        Some(Err(error))
+    }
+}
+
+impl Incoming {
+    /// The peer's `baggage`: what it says about its workload, for telemetry only.
+    pub fn baggage(&self) -> Option<&str> {
+        header_text(&self.headers, &BAGGAGE)
+    }
+
+    /// The peer's `traceparent`.
+    pub fn traceparent(&self) -> Option<&str> {
+        header_text(&self.headers, &TRACEPARENT)
+    }
+
+    /// Waits until the peer gives the request up. Select it against the work for the request, so
+    /// that a peer which resets its requests leaves nothing running.
+    pub async fn cancelled(&mut self) {
+        let _reason = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+
+    /// Answers 200: the connection stands. `baggage` describes our workload.
+    ///
+    /// # Errors
+    /// Fails when the peer has gone or has reset the request.
+    pub fn accept(mut self, baggage: Option<HeaderValue>) -> Result<TunnelStream, h2::Error> {
+        let peer_baggage = self.baggage().map(Arc::from);
+        let mut response = Response::new(());
+        if let Some(baggage) = baggage {
+            response.headers_mut().insert(BAGGAGE, baggage);
+        }
+        let send = self.respond.send_response(response, false)?;
+        Ok(TunnelStream {
+            send,
+            recv: self.recv,
+            end: StreamEnd::Server(self.permit),
+            baggage: peer_baggage,
+        })
+    }
+
+    /// Answers with a refusal: 401 for policy, 503 for the application's side, 400 for the request.
+    pub fn refuse(mut self, status: StatusCode, reason: &ProxyStatus) {
+        refuse(&mut self.respond, status, reason);
+    }
+}
+
+/// A request as HTTP/2 gives it.
+type Unanswered = (Request<RecvStream>, SendResponse<Bytes>);
+
+fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode, reason: &ProxyStatus) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    if let Some(value) = reason.to_value() {
+        response.headers_mut().insert(proxy_status::NAME, value);
+    }
+    // A peer that has gone needs no answer.
+    let _gone = respond.send_response(response, true).is_err();
+}
+
+/// An error and its causes in one sentence.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
