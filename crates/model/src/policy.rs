@@ -18,6 +18,8 @@ mod matching;
 #[cfg(test)]
 mod naive;
 #[cfg(test)]
+mod property;
+#[cfg(test)]
 mod tests;
 mod verdict;
 
