@@ -26,3 +26,5 @@ pub use roots::{Roots, RootsError};
 pub use source::{IssueError, SvidSource};
 pub use store::{RotationPolicy, SvidStore};
 pub use svid::{Svid, SvidError, SvidInfo};
+
+pub use rustls_pki_types::CertificateDer;

@@ -111,8 +111,11 @@ impl fmt::Debug for Roots {
     }
 }
 
-/// Every certificate of a PEM text, in order.
-pub(crate) fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+/// Every certificate of a PEM text, in order; other blocks are passed over.
+///
+/// # Errors
+/// The PEM text is damaged; in words.
+pub fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     CertificateDer::pem_slice_iter(text.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|error| error.to_string())
