@@ -1,6 +1,28 @@
-//! The node agent.
+//! The node agent: one per node. It captures the pods of meshed namespaces with eBPF, holds their
+//! identities, and carries their traffic encrypted and under policy.
+//!
+//! It never touches a pod's files or processes, uses no netfilter, and terminates no HTTP of
+//! applications. Start reading at [`agent`], then [`enrol`] (who is captured), `outbound` and
+//! `inbound` (the life of a connection) and [`bpf`] (the only place that names aya).
+
+pub mod admin;
+pub mod agent;
 pub mod bpf;
+pub mod cgroup;
+pub mod cleanup;
+pub mod cni;
+pub mod config;
+pub mod enrol;
+mod identity;
+mod inbound;
+pub mod mesh;
+pub mod metrics;
 pub mod netlink;
 pub mod netns;
+mod outbound;
+pub mod pod;
 pub mod pod_net;
+pub mod record;
+pub mod sock;
 pub mod sock_diag;
+pub mod worker;

@@ -1,2 +1,31 @@
-//! x
-fn main() {}
+//! The node agent's program: reads the command line, runs, says in one line why it cannot.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use node_agent::{
+    agent, cleanup,
+    config::{Cli, Command},
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match (cli.command, cli.run) {
+        (Some(Command::Cleanup(args)), _) => cleanup::run(&args),
+        (None, Some(args)) => agent::run(args),
+        (None, None) => return ExitCode::from(2),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(
+                clippy::print_stderr,
+                reason = "the one line that says why the program ends"
+            )]
+            {
+                eprintln!("keelson-node-agent: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -89,7 +89,7 @@ impl PodPrograms {
             .map_err(program_error(GUARD))?
             .try_clone()
             .map_err(KernelError::Descriptor)?;
-        link::ensure(&self.guard_pin(), fd.as_fd(), || {
+        link::ensure(&self.guard_pin(interface), fd.as_fd(), || {
             let options = TcAttachOptions::TcxOrder(LinkOrder::first());
             let id = hook
                 .attach_with_options(interface, TcAttachType::Ingress, options)
@@ -107,12 +107,25 @@ impl PodPrograms {
         link::remove(&self.lookup_pin())
     }
 
-    /// Detaches the source guard.
+    /// Detaches the source guards of all of the pod's interfaces.
     ///
     /// # Errors
-    /// When the pin cannot be removed.
-    pub fn detach_guard(&self) -> Result<(), KernelError> {
-        link::remove(&self.guard_pin())
+    /// When a pin cannot be removed.
+    pub fn detach_guards(&self) -> Result<(), KernelError> {
+        let prefix = self.guard_pin("");
+        let Ok(pins) = std::fs::read_dir(&self.links) else {
+            return Ok(());
+        };
+        for pin in pins.filter_map(Result::ok).map(|entry| entry.path()) {
+            let ours = pin
+                .as_os_str()
+                .as_encoded_bytes()
+                .starts_with(prefix.as_os_str().as_encoded_bytes());
+            if ours {
+                link::remove(&pin)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether `sk_lookup` is pinned: what is, not what should be.
@@ -125,7 +138,8 @@ impl PodPrograms {
         self.links.join(format!("pod-{}-lookup", self.id))
     }
 
-    fn guard_pin(&self) -> PathBuf {
-        self.links.join(format!("pod-{}-guard", self.id))
+    fn guard_pin(&self, interface: &str) -> PathBuf {
+        self.links
+            .join(format!("pod-{}-guard-{interface}", self.id))
     }
 }

@@ -1,0 +1,9 @@
+//! Wires the agent together.
+use crate::config::RunArgs;
+/// Runs.
+///
+/// # Errors
+/// x
+pub fn run(_: RunArgs) -> anyhow::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! What the agent is told on its command line, checked before anything is touched.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Captures the pods of this node that belong to the mesh.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keelson-node-agent",
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run.
+    #[command(flatten)]
+    pub run: Option<RunArgs>,
+}
+
+/// What to do instead of running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Release all pods of this node and remove every program, map and rule. For uninstalling: while
+    /// no agent runs, captured pods are otherwise refused, never released.
+    Cleanup(CleanupArgs),
+}
+
+/// Where the agent kept its state.
+#[derive(Clone, Debug, Args)]
+pub struct CleanupArgs {
+    /// Directory of the pinned programs and maps, as given to the agent.
+    #[arg(long, default_value = "/sys/fs/bpf/keelson")]
+    pub bpf_dir: PathBuf,
+    /// The agent's runtime directory.
+    #[arg(long, default_value = "/run/keelson")]
+    pub runtime_dir: PathBuf,
+}
+
+/// How lines are logged.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// How to run.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Name of this node, as in the Node object.
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// The controller, as https://HOST:PORT.
+    #[arg(long)]
+    pub controller: String,
+    /// PEM file with the root that the controller's certificate ends in.
+    #[arg(long)]
+    pub controller_ca: PathBuf,
+    /// File with the token that proves to the controller which node this is; read anew at each use.
+    #[arg(long)]
+    pub token_file: PathBuf,
+    /// Where the last good configuration is kept; the agent starts from it while the controller is away.
+    #[arg(long, default_value = "/var/lib/keelson")]
+    pub state_dir: PathBuf,
+    /// Where sandboxes and keys are kept over a restart, not over a reboot: must be a memory file system (tmpfs).
+    #[arg(long, default_value = "/run/keelson")]
+    pub runtime_dir: PathBuf,
+    /// Where programs and maps are pinned: must be on a BPF file system.
+    #[arg(long, default_value = "/sys/fs/bpf/keelson")]
+    pub bpf_dir: PathBuf,
+    /// Where cgroup2 is mounted.
+    #[arg(long, default_value = "/sys/fs/cgroup")]
+    pub cgroup_root: PathBuf,
+    /// The kubelet's cgroup: what it connects to is a probe and reaches pods under STRICT. Without it no probe is exempt.
+    #[arg(long)]
+    pub kubelet_cgroup: Option<PathBuf>,
+    /// Unix socket for the CNI plugin.
+    #[arg(long, default_value = "/run/keelson/cni.sock")]
+    pub cni_socket: PathBuf,
+    /// Address of the admin pages; loopback only.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+    /// Threads that carry traffic; 0 is one per core.
+    #[arg(long, default_value_t = 0)]
+    pub workers: usize,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`.
+    #[arg(long, default_value = "info")]
+    pub log: String,
+    /// After SIGTERM, how long connections may go on before they are reset.
+    #[arg(long, default_value = "25s", value_parser = humantime::parse_duration)]
+    pub drain_deadline: Duration,
+    /// How often the kernel is compared with what should be, and repaired.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub audit_interval: Duration,
+    /// How long a running pod is left out of the mesh while its first certificate is awaited.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub certificate_wait: Duration,
+    /// How long a leaving pod still ends its peers' tunnels.
+    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    pub release_wait: Duration,
+    /// How long a TCP connection may take to be established.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub connect_timeout: Duration,
+    /// Room for pods in the kernel's maps. A pod beyond it is refused capture and reported.
+    #[arg(long, default_value_t = 1024)]
+    pub max_pods: u32,
+    /// Room for listening ports of all pods in the kernel's maps. A port beyond it is refused and counted.
+    #[arg(long, default_value_t = 16384)]
+    pub max_listening_ports: u32,
+}

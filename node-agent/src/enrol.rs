@@ -1,0 +1,449 @@
+//! Which pods of this node are captured, made so: level-triggered, on one thread.
+//!
+//! Sandboxes come from the CNI (or are found in `/proc`), what is wanted comes from the controller,
+//! what is comes from the kernel. Every pass compares and takes the steps that are missing, in an
+//! order in which traffic is never uncaptured by accident: a new pod is refused until capture is
+//! complete; a running pod is captured inbound first, then outbound; a leaving pod stops dialling
+//! through the agent first and ends tunnels last.
+
+mod capture;
+mod entry;
+mod saved;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use abi::PodState;
+use model::{Identity, WorkloadUid};
+use serde::Serialize;
+use tls::SvidStore;
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    bpf::Kernel,
+    cgroup,
+    metrics::EnrolmentMetrics,
+    pod::{PodName, Sandbox},
+    worker::WorkerHandle,
+};
+use entry::{Entry, Phase};
+
+/// What the controller wants of a pod of this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    /// Its name in the workload API.
+    pub workload: WorkloadUid,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Who it is.
+    pub identity: Identity,
+    /// Whether it is to be captured.
+    pub capture: bool,
+    /// Why, naming object and label.
+    pub reason: String,
+}
+
+/// What is wanted of all pods of this node.
+pub type WantedPods = BTreeMap<PodName, Wanted>;
+
+/// How long enrolment waits, how often it looks.
+#[derive(Clone, Debug)]
+pub struct EnrolConfig {
+    /// Where sandboxes are kept over a restart of the agent; a tmpfs, so that a reboot forgets them.
+    pub runtime_dir: PathBuf,
+    /// A running pod is captured without certificate after this long: it is then refused by peers
+    /// instead of left out.
+    pub certificate_wait: Duration,
+    /// Between the moment a leaving pod's peers are told and the moment its tunnels end.
+    pub release_wait: Duration,
+    /// How long captured connections of a leaving pod may go on.
+    pub drain_deadline: Duration,
+    /// How often the kernel is compared with what should be.
+    pub audit_interval: Duration,
+}
+
+/// Answer to the CNI.
+#[derive(Clone, Debug, Serialize)]
+pub struct Added {
+    /// `captured` or `exempt`.
+    pub capture: &'static str,
+    /// Why.
+    pub reason: String,
+}
+
+/// One line of the list of pods.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// The pod.
+    #[serde(flatten)]
+    pub pod: PodName,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Number in the kernel's maps.
+    pub pod_id: u32,
+    /// Cookie of its network namespace.
+    pub netns_cookie: u64,
+    /// `captured`, `exempt`, `pending`, `failed` or `releasing`.
+    pub state: &'static str,
+    /// Why.
+    pub reason: String,
+    /// Connections that the agent carries for it now.
+    pub connections: usize,
+}
+
+/// What the enrolment thread is asked.
+pub enum Command {
+    /// A sandbox exists; answer when the pod may start.
+    Add(Sandbox, oneshot::Sender<Result<Added, String>>),
+    /// A sandbox goes away.
+    Delete(PodName, String, oneshot::Sender<()>),
+    /// What is wanted has changed.
+    Wanted(Arc<WantedPods>),
+    /// Which pods there are.
+    List(oneshot::Sender<Vec<Listed>>),
+    /// The application refused a connection on a port that was said to listen.
+    Relisten(u32),
+    /// End the thread; captured pods stay captured.
+    Stop,
+}
+
+/// Talks to the enrolment thread.
+#[derive(Clone)]
+pub struct EnrolHandle(mpsc::Sender<Command>);
+
+impl EnrolHandle {
+    /// Sends a command. A thread that has ended drops it, and with it the answer's sender.
+    pub fn send(&self, command: Command) {
+        // The agent is stopping; whoever waits for an answer sees the channel closed.
+        drop(self.0.send(command));
+    }
+}
+
+/// The enrolment thread's state.
+pub struct Enroller {
+    kernel: Arc<Kernel>,
+    workers: Vec<WorkerHandle>,
+    certs: Arc<SvidStore>,
+    config: EnrolConfig,
+    metrics: EnrolmentMetrics,
+    wanted: Option<Arc<WantedPods>>,
+    entries: BTreeMap<PodName, Entry>,
+    next_id: u32,
+    captured: watch::Sender<BTreeSet<String>>,
+    commands: mpsc::Receiver<Command>,
+    audited: Instant,
+    dirty: bool,
+}
+
+impl Enroller {
+    /// A new enroller and its handle. Pods of an earlier agent are adopted at the first pass.
+    #[must_use]
+    pub fn new(
+        kernel: Arc<Kernel>,
+        workers: Vec<WorkerHandle>,
+        certs: Arc<SvidStore>,
+        config: EnrolConfig,
+        metrics: EnrolmentMetrics,
+    ) -> (Self, EnrolHandle, watch::Receiver<BTreeSet<String>>) {
+        let (sender, commands) = mpsc::channel();
+        let (captured, captured_receiver) = watch::channel(BTreeSet::new());
+        let enroller = Self {
+            kernel,
+            workers,
+            certs,
+            config,
+            metrics,
+            wanted: None,
+            entries: BTreeMap::new(),
+            next_id: 1,
+            captured,
+            commands,
+            audited: Instant::now(),
+            dirty: false,
+        };
+        (enroller, EnrolHandle(sender), captured_receiver)
+    }
+
+    /// Runs until [`Command::Stop`].
+    pub fn run(mut self) {
+        self.adopt();
+        loop {
+            self.pass();
+            let wait = if self.is_settled() {
+                Duration::from_secs(1)
+            } else {
+                Duration::from_millis(20)
+            };
+            match self.commands.recv_timeout(wait) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(command) => self.on(command),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                if matches!(command, Command::Stop) {
+                    return;
+                }
+                self.on(command);
+            }
+        }
+    }
+
+    fn on(&mut self, command: Command) {
+        match command {
+            Command::Add(sandbox, reply) => self.add(sandbox, reply),
+            Command::Delete(pod, uid, reply) => {
+                if self
+                    .entries
+                    .get(&pod)
+                    .is_some_and(|entry| entry.sandbox.uid == uid || uid.is_empty())
+                {
+                    self.forget(&pod);
+                }
+                // The CNI may have given up waiting; the pod is forgotten all the same.
+                let _given_up = reply.send(()).is_err();
+            }
+            Command::Wanted(wanted) => self.wanted = Some(wanted),
+            Command::List(reply) => {
+                let pods = self.entries.values().map(Entry::listed).collect();
+                drop(reply.send(pods));
+            }
+            Command::Relisten(id) => self.relisten(id),
+            Command::Stop => {}
+        }
+    }
+
+    fn add(&mut self, sandbox: Sandbox, reply: oneshot::Sender<Result<Added, String>>) {
+        let name = sandbox.pod.clone();
+        let known = self
+            .entries
+            .get(&name)
+            .is_some_and(|entry| entry.sandbox == sandbox && entry.is_alive());
+        if !known {
+            self.forget(&name);
+            if let Err(error) = self.insert(sandbox, true) {
+                drop(reply.send(Err(error)));
+                return;
+            }
+        }
+        if let Some(entry) = self.entries.get_mut(&name) {
+            entry.waiting.push(reply);
+        }
+    }
+
+    /// Takes a sandbox on. `fresh`: its containers have not started, so it is refused until decided.
+    fn insert(&mut self, sandbox: Sandbox, fresh: bool) -> Result<(), String> {
+        let open = crate::netns::Netns::open(&sandbox.netns);
+        let netns = open.map_err(|e| {
+            format!(
+                "cannot open the network namespace {} of pod {}: {e}",
+                sandbox.netns.display(),
+                sandbox.pod
+            )
+        })?;
+        let known = self.kernel.pods();
+        let id = known
+            .get(&netns.cookie())
+            .map_or(self.next_id, |(id, _)| *id);
+        self.next_id = known
+            .values()
+            .map(|(id, _)| *id)
+            .chain([id, self.next_id - 1])
+            .max()
+            .unwrap_or(0)
+            + 1;
+        if !known.contains_key(&netns.cookie()) {
+            let state = if fresh {
+                PodState::Pending
+            } else {
+                PodState::Exempt
+            };
+            self.kernel
+                .set_pod(netns.cookie(), id, state)
+                .map_err(|e| describe(&e))?;
+        }
+        let name = sandbox.pod.clone();
+        self.entries.insert(name, Entry::new(id, sandbox, netns));
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Takes over the pods of an earlier agent, whose programs refuse until somebody listens.
+    fn adopt(&mut self) {
+        for sandbox in saved::load(&self.config.runtime_dir) {
+            let name = sandbox.pod.clone();
+            if let Err(error) = self.insert(sandbox, false) {
+                tracing::info!(pod = %name, error, "a pod of the earlier agent is gone");
+            }
+        }
+        self.drop_unknown_to_us();
+    }
+
+    /// Removes kernel entries of namespaces that no sandbox is known for: their pods are gone.
+    fn drop_unknown_to_us(&self) {
+        let ours: BTreeSet<u64> = self
+            .entries
+            .values()
+            .map(|entry| entry.netns.cookie())
+            .collect();
+        for (cookie, (id, _)) in self.kernel.pods() {
+            if !ours.contains(&cookie) {
+                capture::detach(&self.kernel, id);
+                self.kernel.forget_pod(id);
+                self.kernel.remove_pod(cookie);
+            }
+        }
+    }
+
+    /// One comparison of wanted and real, and the steps that follow.
+    fn pass(&mut self) {
+        self.find_running();
+        let audit = self.audited.elapsed() >= self.config.audit_interval;
+        if audit {
+            self.audited = Instant::now();
+        }
+        let wanted = self.wanted.clone();
+        for (name, entry) in &mut self.entries {
+            let wish = wanted
+                .as_ref()
+                .and_then(|pods| pods.get(name))
+                .filter(|w| w.uid.is_empty() || w.uid == entry.sandbox.uid);
+            let context = capture::Context {
+                kernel: &self.kernel,
+                workers: &self.workers,
+                certs: &self.certs,
+                config: &self.config,
+            };
+            if audit && entry.phase == Phase::Captured && !capture::is_intact(&context, entry) {
+                tracing::warn!(pod = %name, "capture had been undone in the kernel or in the pod's namespace; capturing again");
+                self.metrics.repaired.inc();
+                entry.phase = Phase::Unknown;
+            }
+            capture::step(&context, entry, wish);
+            entry.answer();
+        }
+        self.publish();
+    }
+
+    /// Finds pods that run without our having been told, by the pod's uid in a process' cgroup path.
+    fn find_running(&mut self) {
+        let Some(wanted) = self.wanted.clone() else {
+            return;
+        };
+        for (name, wish) in wanted
+            .iter()
+            .filter(|(_, wish)| wish.capture && !wish.uid.is_empty())
+        {
+            if self.entries.contains_key(name) {
+                continue;
+            }
+            let Some(netns) = cgroup::netns_of_pod(&wish.uid) else {
+                continue;
+            };
+            let sandbox = Sandbox {
+                pod: name.clone(),
+                uid: wish.uid.clone(),
+                netns,
+                ips: Vec::new(),
+            };
+            if let Err(error) = self.insert(sandbox, false) {
+                tracing::debug!(pod = %name, error, "a running pod cannot be entered");
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let captured: BTreeSet<String> = self
+            .entries
+            .values()
+            .filter(|entry| entry.phase == Phase::Captured)
+            .filter_map(|entry| entry.pod.as_ref().map(|pod| pod.workload.to_string()))
+            .collect();
+        let missing = self.wanted.as_ref().map_or(0, |wanted| {
+            wanted
+                .iter()
+                .filter(|(name, wish)| {
+                    wish.capture
+                        && self
+                            .entries
+                            .get(*name)
+                            .is_none_or(|e| e.phase != Phase::Captured)
+                })
+                .count()
+        });
+        self.metrics
+            .missing
+            .set(i64::try_from(missing).unwrap_or(i64::MAX));
+        self.metrics
+            .captured
+            .set(i64::try_from(captured.len()).unwrap_or(i64::MAX));
+        self.captured.send_if_modified(|current| {
+            let changed = *current != captured;
+            *current = captured;
+            changed
+        });
+        if std::mem::take(&mut self.dirty) {
+            saved::store(
+                &self.config.runtime_dir,
+                self.entries.values().map(|entry| &entry.sandbox),
+            );
+        }
+    }
+
+    fn relisten(&self, id: u32) {
+        if let Some(entry) = self.entries.values().find(|entry| entry.id == id)
+            && let Err(error) = capture::seed_listening(&self.kernel, entry)
+        {
+            tracing::warn!(pod = %entry.sandbox.pod, %error, "cannot list the pod's listening ports");
+        }
+    }
+
+    fn forget(&mut self, name: &PodName) {
+        let Some(entry) = self.entries.remove(name) else {
+            return;
+        };
+        self.kernel.remove_pod(entry.netns.cookie());
+        capture::detach(&self.kernel, entry.id);
+        self.kernel.forget_pod(entry.id);
+        for worker in &self.workers {
+            worker.remove_pod(entry.id, true);
+        }
+        if let Some(pod) = &entry.pod {
+            let last = !self.entries.values().any(|other| {
+                other
+                    .pod
+                    .as_ref()
+                    .is_some_and(|p| p.identity == pod.identity)
+            });
+            if last {
+                self.certs.forget(&pod.identity);
+            }
+        }
+        self.dirty = true;
+        tracing::info!(pod = %name, "pod forgotten");
+    }
+
+    fn is_settled(&self) -> bool {
+        self.entries.values().all(|entry| {
+            matches!(entry.phase, Phase::Captured | Phase::Exempt) && entry.waiting.is_empty()
+        })
+    }
+}
+
+/// An error and its causes on one line.
+pub(crate) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,103 @@
+//! One pod on its way into the mesh, in it, or out of it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{Added, Listed};
+use crate::{
+    netns::Netns,
+    pod::{Pod, Sandbox},
+};
+
+/// Where a pod stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Nothing is decided or something is missing.
+    Unknown,
+    /// In the mesh.
+    Captured,
+    /// Not in the mesh.
+    Exempt,
+    /// Capture failed; tried again at the given time.
+    Failed(Instant),
+    /// Leaving: since when, and whether its tunnels are ended.
+    Releasing(Instant, bool),
+}
+
+/// How long the CNI waits for an answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+pub(super) struct Entry {
+    pub(super) id: u32,
+    pub(super) sandbox: Sandbox,
+    pub(super) netns: Netns,
+    pub(super) phase: Phase,
+    pub(super) reason: String,
+    pub(super) since: Instant,
+    pub(super) pod: Option<Arc<Pod>>,
+    pub(super) waiting: Vec<oneshot::Sender<Result<Added, String>>>,
+}
+
+impl Entry {
+    pub(super) fn new(id: u32, sandbox: Sandbox, netns: Netns) -> Self {
+        Self {
+            id,
+            sandbox,
+            netns,
+            phase: Phase::Unknown,
+            reason: "the controller has not said whether the pod belongs to the mesh".to_owned(),
+            since: Instant::now(),
+            pod: None,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Whether the path still leads to the namespace that we hold: a path may be reused.
+    pub(super) fn is_alive(&self) -> bool {
+        Netns::open(&self.sandbox.netns).is_ok_and(|now| now.cookie() == self.netns.cookie())
+    }
+
+    /// Answers the CNI once it is decided, or when it has waited long enough.
+    pub(super) fn answer(&mut self) {
+        let capture = match self.phase {
+            Phase::Captured => "captured",
+            Phase::Exempt => "exempt",
+            _ if self.since.elapsed() < ANSWER_WITHIN => return,
+            _ => {
+                for reply in self.waiting.drain(..) {
+                    drop(reply.send(Err(format!("pod {}: {}", self.sandbox.pod, self.reason))));
+                }
+                return;
+            }
+        };
+        for reply in self.waiting.drain(..) {
+            // The CNI may have given up; it will ask again.
+            drop(reply.send(Ok(Added {
+                capture,
+                reason: self.reason.clone(),
+            })));
+        }
+    }
+
+    pub(super) fn listed(&self) -> Listed {
+        Listed {
+            pod: self.sandbox.pod.clone(),
+            uid: self.sandbox.uid.clone(),
+            pod_id: self.id,
+            netns_cookie: self.netns.cookie(),
+            state: match self.phase {
+                Phase::Unknown => "pending",
+                Phase::Captured => "captured",
+                Phase::Exempt => "exempt",
+                Phase::Failed(_) => "failed",
+                Phase::Releasing(..) => "releasing",
+            },
+            reason: self.reason.clone(),
+            connections: self.pod.as_ref().map_or(0, |pod| pod.open()),
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! What reaches a captured pod from outside: tunnels of peers and plaintext, both under policy,
+//! both handed to the application with the client's own address.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use http::StatusCode;
+use model::{
+    Identity, Workload,
+    policy::{Connection, DenyReason, Verdict},
+    service::ServiceKey,
+};
+use tls::{classify_io, peer_identity};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tunnel::{
+    ErrorType, ProxyStatus, copy,
+    server::{Incoming, NextError},
+};
+
+use crate::{
+    enrol::Command,
+    identity,
+    metrics::{Party, TcpLabels},
+    outbound::{baggage, canonical},
+    pod::Pod,
+    record::{Authority, Description, Direction, End1, Refusal},
+    sock,
+    worker::{Worker, aborted},
+};
+
+/// Serves a plaintext connection: policy sees no identity.
+pub(crate) async fn serve_plaintext(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
+    let client = canonical(peer);
+    let Ok(target) = stream.local_addr().map(canonical) else {
+        return copy::reset(stream);
+    };
+    if target.ip().is_loopback() {
+        return copy::reset(stream);
+    }
+    let asked = Asked {
+        client,
+        keep_port: false,
+        target,
+        source: None,
+        service: None,
+    };
+    match admit(&worker, &pod, &asked).await {
+        Ok(admitted) => {
+            let (live, abort) = worker.shared.recorder.open(
+                admitted.description,
+                &admitted.labels,
+                Some(asked.authority()),
+            );
+            let leg = admitted.leg;
+            worker
+                .track(&pod, live, |counters| async move {
+                    copy::tcp(leg, stream, &counters, aborted(abort)).await
+                })
+                .await;
+        }
+        Err(_) => copy::reset(stream),
+    }
+}
+
+/// Serves a tunnel until it ends or `stop` asks the peer to open no more connections in it.
+pub(crate) async fn serve_tunnel(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    stop: CancellationToken,
+) {
+    let client = canonical(peer);
+    let mut tunnel = match accept_tunnel(&worker, &pod, stream).await {
+        Ok(tunnel) => tunnel,
+        Err(refusal) => return refuse_tunnel(&worker, &pod, client, refusal),
+    };
+    let mut stopping = false;
+    loop {
+        let next = tokio::select! {
+            next = tunnel.next() => next,
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                tunnel.graceful_shutdown();
+                continue;
+            }
+        };
+        match next {
+            Some(Ok(incoming)) => {
+                let identity = tunnel.peer().cloned();
+                tokio::task::spawn_local(serve_stream(
+                    Rc::clone(&worker),
+                    Arc::clone(&pod),
+                    client,
+                    identity,
+                    incoming,
+                ));
+            }
+            Some(Err(error @ (NextError::NotConnect { .. } | NextError::Authority { .. }))) => {
+                let text = crate::enrol::describe(&error);
+                refuse_tunnel(
+                    &worker,
+                    &pod,
+                    client,
+                    Refusal {
+                        flags: "CONNECT",
+                        reason: "bad_request",
+                        text,
+                    },
+                );
+            }
+            Some(Err(error)) => {
+                tracing::debug!(pod = %pod.name, %client, error = crate::enrol::describe(&error), "a tunnel ended");
+            }
+            None => return,
+        }
+    }
+}
+
+type Accepted = tunnel::server::ServerTunnel<tokio_rustls::server::TlsStream<TcpStream>>;
+
+async fn accept_tunnel(worker: &Worker, pod: &Pod, stream: TcpStream) -> Result<Accepted, Refusal> {
+    let cert = identity::current(&pod.cert).await.ok_or_else(|| Refusal {
+        flags: "IDENTITY_ERROR",
+        reason: "no_certificate",
+        text: format!(
+            "there is no certificate for {} yet; see /certs for the CA's last answer",
+            pod.identity
+        ),
+    })?;
+    let settings = worker.shared.tunnel;
+    let handshake = TlsAcceptor::from(cert.server()).accept(stream);
+    let stream = tokio::time::timeout(settings.handshake_timeout, handshake)
+        .await
+        .map_err(|_elapsed| Refusal {
+            flags: "TLS_FAILURE",
+            reason: "handshake_timeout",
+            text: format!(
+                "the peer did not complete the TLS handshake within {:?}",
+                settings.handshake_timeout
+            ),
+        })?
+        .map_err(|error| {
+            let failure = classify_io(&error);
+            Refusal {
+                flags: "TLS_FAILURE",
+                reason: failure.code(),
+                text: crate::enrol::describe(&failure),
+            }
+        })?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let peer = peer_identity(chain, &pod.identity.trust_domain).map_err(|error| Refusal {
+        flags: "TLS_FAILURE",
+        reason: error.code(),
+        text: error.to_string(),
+    })?;
+    tunnel::server::handshake(stream, Some(peer), settings)
+        .await
+        .map_err(|error| Refusal {
+            flags: "H2_HANDSHAKE_FAILURE",
+            reason: "h2_handshake_failed",
+            text: crate::enrol::describe(&error),
+        })
+}
+
+async fn serve_stream(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    client: SocketAddr,
+    peer: Option<Identity>,
+    mut incoming: Incoming,
+) {
+    let asked = match asked(&pod, client, peer, &incoming) {
+        Ok(asked) => asked,
+        Err(text) => {
+            incoming.refuse(
+                StatusCode::BAD_REQUEST,
+                &ProxyStatus::new(ErrorType::HttpRequestError, text.clone()),
+            );
+            return refuse_tunnel(
+                &worker,
+                &pod,
+                client,
+                Refusal {
+                    flags: "CONNECT",
+                    reason: "bad_request",
+                    text,
+                },
+            );
+        }
+    };
+    let admitted = tokio::select! {
+        admitted = admit(&worker, &pod, &asked) => admitted,
+        // The peer has given the request up.
+        () = incoming.cancelled() => return,
+    };
+    match admitted {
+        Ok(admitted) => {
+            let answer = admitted
+                .baggage
+                .and_then(|text| http::HeaderValue::from_str(&text).ok());
+            let Ok(stream) = incoming.accept(answer) else {
+                return copy::reset(admitted.leg);
+            };
+            let (live, abort) = worker.shared.recorder.open(
+                admitted.description,
+                &admitted.labels,
+                Some(asked.authority()),
+            );
+            let leg = admitted.leg;
+            worker
+                .track(&pod, live, |counters| async move {
+                    copy::bidirectional(leg, stream, &counters, aborted(abort)).await
+                })
+                .await;
+        }
+        Err((status, reason)) => incoming.refuse(status, &reason),
+    }
+}
+
+/// What a client asks of the pod.
+struct Asked {
+    client: SocketAddr,
+    keep_port: bool,
+    target: SocketAddr,
+    source: Option<Identity>,
+    service: Option<String>,
+}
+
+impl Asked {
+    fn authority(&self) -> Authority {
+        Authority {
+            source: self.source.clone(),
+            source_ip: self.client.ip(),
+            destination: self.target,
+        }
+    }
+}
+
+/// Reads a request: its target must be the pod that the tunnel ends in, whatever the peer says.
+fn asked(
+    pod: &Pod,
+    tunnel_peer: SocketAddr,
+    source: Option<Identity>,
+    incoming: &Incoming,
+) -> Result<Asked, String> {
+    let target = incoming.authority.address().map(canonical).ok_or_else(|| {
+        "the target must be the pod's address and port; host names are for gateways".to_owned()
+    })?;
+    if !pod.has_address(target.ip()) {
+        return Err(format!(
+            "{} is not an address of pod {}",
+            target.ip(),
+            pod.name
+        ));
+    }
+    if matches!(target.port(), 0 | 15001 | 15006 | 15008) {
+        return Err(format!(
+            "port {} belongs to the mesh and is not for applications",
+            target.port()
+        ));
+    }
+    // The address of the client is the tunnel's own peer, which is authenticated; only the port is
+    // taken from what the peer says, so that the application sees the real one.
+    let said = incoming
+        .forwarded
+        .as_ref()
+        .and_then(tunnel::forwarded::Forwarded::client_address)
+        .map(canonical);
+    let said = said.filter(|said| said.ip() == tunnel_peer.ip() && said.port() != 0);
+    let service = incoming
+        .forwarded
+        .as_ref()
+        .and_then(|forwarded| forwarded.host.clone());
+    Ok(Asked {
+        client: said.unwrap_or(tunnel_peer),
+        keep_port: said.is_some(),
+        target,
+        source,
+        service,
+    })
+}
+
+struct Admitted {
+    leg: TcpStream,
+    description: Description,
+    labels: TcpLabels,
+    baggage: Option<String>,
+}
+
+/// Asks policy, then connects to the application.
+async fn admit(
+    worker: &Worker,
+    pod: &Arc<Pod>,
+    asked: &Asked,
+) -> Result<Admitted, (StatusCode, ProxyStatus)> {
+    let state = worker.shared.mesh.state();
+    let workload = state.workload(pod.workload.as_ref());
+    let from = workload.and_then(|own| state.workload_by_ip(&own.network, asked.client.ip()));
+    // An address is a hint: where an identity was proved, a workload that has another is not the one.
+    let from = from.filter(|from| {
+        asked
+            .source
+            .as_ref()
+            .is_none_or(|proved| from.identity() == *proved)
+    });
+    let service = asked
+        .service
+        .as_deref()
+        .and_then(|host| find_service(workload.map(|w| &**w), host));
+    let service = service.and_then(|key| state.service(&key));
+    let (description, labels) = describe(
+        pod,
+        asked,
+        from.map(|w| &**w),
+        workload.map(|w| &**w),
+        service.map(|s| &**s),
+    );
+    let refuse = |status, kind, refusal: Refusal| {
+        let reason = ProxyStatus::new(kind, refusal.text.clone());
+        worker
+            .shared
+            .recorder
+            .refuse(&description, &labels, refusal);
+        Err((status, reason))
+    };
+    let Some(workload) = workload else {
+        let text = format!(
+            "the controller has not told this node about workload {}",
+            pod.workload
+        );
+        return refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorType::DestinationUnavailable,
+            Refusal {
+                flags: "IDENTITY_ERROR",
+                reason: "workload_unknown",
+                text,
+            },
+        );
+    };
+    let connection = Connection {
+        source: asked.source.as_ref(),
+        source_ip: asked.client.ip(),
+        destination_ip: asked.target.ip(),
+        destination_port: asked.target.port(),
+    };
+    if let Verdict::Deny(reason) = state.authorize(workload, &connection) {
+        let refusal = Refusal {
+            flags: "DENY",
+            reason: deny_reason(&reason),
+            text: reason.to_string(),
+        };
+        return refuse(
+            StatusCode::UNAUTHORIZED,
+            ErrorType::HttpRequestDenied,
+            refusal,
+        );
+    }
+    match sock::leg(
+        &pod.netns,
+        asked.client,
+        asked.keep_port,
+        asked.target,
+        worker.shared.connect_timeout,
+    )
+    .await
+    {
+        Ok(leg) => Ok(Admitted {
+            leg,
+            baggage: Some(baggage(workload)),
+            description,
+            labels,
+        }),
+        Err(error) => {
+            if error.kind() == io::ErrorKind::ConnectionRefused
+                && asked.source.is_none()
+                && let Some(enrol) = worker.shared.enrol.get()
+            {
+                enrol.send(Command::Relisten(pod.id));
+            }
+            let text = format!(
+                "the application of pod {} does not take connections on {}: {error}",
+                pod.name, asked.target
+            );
+            refuse(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorType::ConnectionRefused,
+                Refusal {
+                    flags: "CONNECT",
+                    reason: "application_refused",
+                    text,
+                },
+            )
+        }
+    }
+}
+
+/// The service of the pod that goes by a host name, its own namespace's first.
+fn find_service(workload: Option<&Workload>, host: &str) -> Option<ServiceKey> {
+    let workload = workload?;
+    let of_host = || {
+        workload
+            .services
+            .keys()
+            .filter(|key| &*key.hostname == host)
+    };
+    of_host()
+        .find(|key| key.namespace == workload.namespace)
+        .or_else(|| of_host().next())
+        .cloned()
+}
+
+fn deny_reason(reason: &DenyReason) -> &'static str {
+    match reason {
+        DenyReason::Matched { .. } => "policy_deny",
+        DenyReason::NoAllowMatched { .. } => "policy_no_allow",
+        _ => "policy_unknown",
+    }
+}
+
+fn refuse_tunnel(worker: &Worker, pod: &Arc<Pod>, client: SocketAddr, refusal: Refusal) {
+    let state = worker.shared.mesh.state();
+    let workload = state.workload(pod.workload.as_ref());
+    let from = workload.and_then(|own| state.workload_by_ip(&own.network, client.ip()));
+    let target = SocketAddr::new(
+        pod.addresses
+            .first()
+            .copied()
+            .unwrap_or_else(|| client.ip()),
+        abi::HBONE_PORT,
+    );
+    let asked = Asked {
+        client,
+        keep_port: false,
+        target,
+        source: None,
+        service: None,
+    };
+    let (description, labels) = describe(
+        pod,
+        &asked,
+        from.map(|w| &**w),
+        workload.map(|w| &**w),
+        None,
+    );
+    worker
+        .shared
+        .recorder
+        .refuse(&description, &labels, refusal);
+}
+
+fn describe(
+    pod: &Pod,
+    asked: &Asked,
+    from: Option<&Workload>,
+    own: Option<&Workload>,
+    service: Option<&model::Service>,
+) -> (Description, TcpLabels) {
+    let security = if asked.source.is_some() {
+        "mutual_tls"
+    } else {
+        "none"
+    };
+    let description = Description {
+        direction: Direction::Inbound,
+        pod: pod.name.to_string(),
+        source: End1 {
+            addr: Some(asked.client),
+            workload: from.map(|w| Arc::clone(&w.name)),
+            namespace: from.map(|w| Arc::clone(&w.namespace)),
+            identity: asked.source.as_ref().map(Identity::to_string),
+        },
+        destination: End1 {
+            addr: Some(asked.target),
+            workload: own.map(|w| Arc::clone(&w.name)),
+            namespace: own.map(|w| Arc::clone(&w.namespace)),
+            identity: Some(pod.identity.to_string()),
+        },
+        service: service.map(|service| service.hostname.to_string()),
+        security,
+        tunnel: None,
+    };
+    let labels = TcpLabels::new(
+        "destination",
+        Party {
+            workload: from,
+            principal: asked.source.as_ref(),
+        },
+        Party {
+            workload: own,
+            principal: asked.source.as_ref().map(|_| &pod.identity),
+        },
+        service,
+        security,
+    );
+    (description, labels)
+}

@@ -1,0 +1,327 @@
+//! What the agent counts, with Istio's names and labels.
+
+use std::{fmt::Write, sync::Arc};
+
+use model::{Service, Workload};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Unit,
+};
+use runtime::metrics::Metrics;
+
+/// A shared label text. Istio writes `unknown` for what is not known.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Text(Arc<str>);
+
+impl Text {
+    /// The text of an unknown thing.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self(Arc::from("unknown"))
+    }
+
+    /// A text; empty becomes `unknown`.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        if text.is_empty() {
+            Self::unknown()
+        } else {
+            Self(Arc::from(text))
+        }
+    }
+}
+
+impl EncodeLabelValue for Text {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(&self.0)
+    }
+}
+
+/// Labels of Istio's TCP metrics (istio.io, Standard Metrics; reference implementation: ztunnel).
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+pub struct TcpLabels {
+    /// `source` or `destination`: which side counts.
+    pub reporter: &'static str,
+    /// Name of the workload that opened the connection.
+    pub source_workload: Text,
+    /// Its canonical service.
+    pub source_canonical_service: Text,
+    /// Its canonical revision.
+    pub source_canonical_revision: Text,
+    /// Its namespace.
+    pub source_workload_namespace: Text,
+    /// Its SPIFFE identity.
+    pub source_principal: Text,
+    /// Its `app`.
+    pub source_app: Text,
+    /// Its version.
+    pub source_version: Text,
+    /// Its cluster.
+    pub source_cluster: Text,
+    /// Host name of the service that was asked for.
+    pub destination_service: Text,
+    /// Name of that service.
+    pub destination_service_name: Text,
+    /// Namespace of that service.
+    pub destination_service_namespace: Text,
+    /// Name of the workload that is reached.
+    pub destination_workload: Text,
+    /// Its canonical service.
+    pub destination_canonical_service: Text,
+    /// Its canonical revision.
+    pub destination_canonical_revision: Text,
+    /// Its namespace.
+    pub destination_workload_namespace: Text,
+    /// Its SPIFFE identity.
+    pub destination_principal: Text,
+    /// Its `app`.
+    pub destination_app: Text,
+    /// Its version.
+    pub destination_version: Text,
+    /// Its cluster.
+    pub destination_cluster: Text,
+    /// Always `tcp`.
+    pub request_protocol: &'static str,
+    /// `-`, or why it failed.
+    pub response_flags: &'static str,
+    /// `mutual_tls` or `none` as the destination saw it, `unknown` to the source.
+    pub connection_security_policy: &'static str,
+}
+
+/// One side of a connection for its labels.
+#[derive(Clone, Copy, Default)]
+pub struct Party<'a> {
+    /// The workload, if it is known.
+    pub workload: Option<&'a Workload>,
+    /// The proved identity, if there is one.
+    pub principal: Option<&'a model::Identity>,
+}
+
+impl TcpLabels {
+    /// The labels of a connection from `source` to `destination`.
+    #[must_use]
+    pub fn new(
+        reporter: &'static str,
+        source: Party<'_>,
+        destination: Party<'_>,
+        service: Option<&Service>,
+        security: &'static str,
+    ) -> Self {
+        let of = |party: Party<'_>, field: fn(&Workload) -> &str| {
+            party
+                .workload
+                .map_or_else(Text::unknown, |w| Text::new(field(w)))
+        };
+        let principal = |party: Party<'_>| {
+            party
+                .principal
+                .map_or_else(Text::unknown, |identity| Text::new(&identity.to_string()))
+        };
+        let service_text = |field: fn(&Service) -> &str| {
+            service.map_or_else(Text::unknown, |s| Text::new(field(s)))
+        };
+        Self {
+            reporter,
+            source_workload: of(source, |w| &w.workload_name),
+            source_canonical_service: of(source, |w| &w.canonical_name),
+            source_canonical_revision: of(source, |w| &w.canonical_revision),
+            source_workload_namespace: of(source, |w| &w.namespace),
+            source_principal: principal(source),
+            source_app: of(source, |w| &w.canonical_name),
+            source_version: of(source, |w| &w.canonical_revision),
+            source_cluster: of(source, |w| &w.cluster_id),
+            destination_service: service_text(|s| &s.hostname),
+            destination_service_name: service_text(|s| &s.name),
+            destination_service_namespace: service_text(|s| &s.namespace),
+            destination_workload: of(destination, |w| &w.workload_name),
+            destination_canonical_service: of(destination, |w| &w.canonical_name),
+            destination_canonical_revision: of(destination, |w| &w.canonical_revision),
+            destination_workload_namespace: of(destination, |w| &w.namespace),
+            destination_principal: principal(destination),
+            destination_app: of(destination, |w| &w.canonical_name),
+            destination_version: of(destination, |w| &w.canonical_revision),
+            destination_cluster: of(destination, |w| &w.cluster_id),
+            request_protocol: "tcp",
+            response_flags: "-",
+            connection_security_policy: security,
+        }
+    }
+}
+
+/// Counts connections.
+#[derive(Clone, Default)]
+pub struct ConnectionMetrics {
+    opened: Family<TcpLabels, Counter>,
+    closed: Family<TcpLabels, Counter>,
+    sent: Family<TcpLabels, Counter>,
+    received: Family<TcpLabels, Counter>,
+    failed: Family<TcpLabels, Counter>,
+    refused: Family<RefusedLabels, Counter>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct RefusedLabels {
+    reporter: &'static str,
+    reason: &'static str,
+}
+
+/// The counters of one connection, looked up once.
+#[derive(Clone)]
+pub struct Flow {
+    closed: Counter,
+    sent: Counter,
+    received: Counter,
+}
+
+impl ConnectionMetrics {
+    /// Registers the metrics.
+    #[must_use]
+    pub fn register(metrics: &Metrics) -> Self {
+        metrics.register(|registry| {
+            let this = Self::default();
+            registry.register(
+                "istio_tcp_connections_opened",
+                "Connections opened",
+                this.opened.clone(),
+            );
+            registry.register(
+                "istio_tcp_connections_closed",
+                "Connections closed",
+                this.closed.clone(),
+            );
+            registry.register(
+                "istio_tcp_sent_bytes",
+                "Bytes sent by the destination, as Istio counts: the response",
+                this.sent.clone(),
+            );
+            registry.register(
+                "istio_tcp_received_bytes",
+                "Bytes received by the destination: the request",
+                this.received.clone(),
+            );
+            registry.register(
+                "istio_tcp_connections_failed",
+                "Connections refused or not established, by response flags",
+                this.failed.clone(),
+            );
+            registry.register(
+                "keelson_connections_refused",
+                "Connections refused, by reason",
+                this.refused.clone(),
+            );
+            this
+        })
+    }
+
+    /// Counts an opened connection and gives the counters for the rest of its life.
+    #[must_use]
+    pub fn open(&self, labels: &TcpLabels) -> Flow {
+        self.opened.get_or_create(labels).inc();
+        Flow {
+            closed: self.closed.get_or_create(labels).clone(),
+            sent: self.sent.get_or_create(labels).clone(),
+            received: self.received.get_or_create(labels).clone(),
+        }
+    }
+
+    /// Counts a connection that was not established.
+    pub fn fail(&self, labels: &TcpLabels, flags: &'static str, reason: &'static str) {
+        let labels = TcpLabels {
+            response_flags: flags,
+            ..labels.clone()
+        };
+        self.failed.get_or_create(&labels).inc();
+        self.refused
+            .get_or_create(&RefusedLabels {
+                reporter: labels.reporter,
+                reason,
+            })
+            .inc();
+    }
+}
+
+impl Flow {
+    /// Adds bytes: `request` from the client, `response` from the server.
+    pub fn moved(&self, request: u64, response: u64) {
+        self.received.inc_by(request);
+        self.sent.inc_by(response);
+    }
+
+    /// Counts the end.
+    pub fn close(&self) {
+        self.closed.inc();
+    }
+}
+
+/// How enrolment stands.
+#[derive(Clone, Default)]
+pub struct EnrolmentMetrics {
+    /// Pods that should be captured and are not.
+    pub missing: Gauge,
+    /// Pods that are captured.
+    pub captured: Gauge,
+    /// How often the audit found capture undone and repaired it.
+    pub repaired: Counter,
+}
+
+impl EnrolmentMetrics {
+    /// Registers the metrics.
+    #[must_use]
+    pub fn register(metrics: &Metrics) -> Self {
+        metrics.register(|registry| {
+            let this = Self::default();
+            registry.register(
+                "keelson_pods_wanted_not_captured",
+                "Pods of this node that belong to the mesh and are not captured",
+                this.missing.clone(),
+            );
+            registry.register(
+                "keelson_pods_captured",
+                "Captured pods of this node",
+                this.captured.clone(),
+            );
+            registry.register(
+                "keelson_capture_repaired",
+                "Times the audit found capture undone and repaired it",
+                this.repaired.clone(),
+            );
+            this
+        })
+    }
+}
+
+/// Publishes the kernel half's counters at each scrape.
+pub fn register_kernel(metrics: &Metrics, kernel: Arc<crate::bpf::Kernel>) {
+    metrics.register(|registry| registry.register_collector(Box::new(KernelCollector(kernel))));
+}
+
+struct KernelCollector(Arc<crate::bpf::Kernel>);
+
+impl std::fmt::Debug for KernelCollector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KernelCollector")
+    }
+}
+
+impl prometheus_client::collector::Collector for KernelCollector {
+    fn encode(
+        &self,
+        mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        let none: Option<&Unit> = None;
+        let mut family = encoder.encode_descriptor(
+            "keelson_kernel_decisions",
+            "Decisions of the eBPF programs, by reason",
+            none,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        for (reason, count) in self.0.counters() {
+            let labels = [("reason", reason.as_str())];
+            let metric = family.encode_family(&labels)?;
+            let counter = prometheus_client::metrics::counter::ConstCounter::new(count);
+            prometheus_client::encoding::EncodeMetric::encode(&counter, metric)?;
+        }
+        Ok(())
+    }
+}

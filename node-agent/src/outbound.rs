@@ -1,0 +1,473 @@
+//! What a captured pod opens: found out where to, carried there encrypted, or refused with a reason.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use model::{
+    Identity, Workload,
+    outbound::{Route, RouteError, RouteKind, route},
+};
+use tls::{WorkloadCert, classify_io, verify_expected};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tunnel::{
+    ConnectRequest, Tunnel, TunnelStream,
+    client::{ConnectError, OpenError},
+    copy,
+    forwarded::Forwarded,
+    pool::{Key, PoolError},
+};
+
+use crate::{
+    identity,
+    metrics::{Party, TcpLabels},
+    pod::Pod,
+    record::{Description, Direction, End1, Refusal},
+    sock,
+    worker::{Shared, Worker, aborted},
+};
+
+/// Endpoints that are tried before a connection to a service is given up. Nothing has been sent at
+/// that point, so that trying another one repeats nothing.
+const ENDPOINT_ATTEMPTS: usize = 3;
+
+/// Serves one connection that the pod opened.
+pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    let client = canonical(peer);
+    let Ok(target) = stream.local_addr().map(canonical) else {
+        return copy::reset(stream);
+    };
+    // Dialled directly by a process in the pod: there is nothing behind it.
+    if target.ip().is_loopback() {
+        return copy::reset(stream);
+    }
+    let attempt = connect(&worker, &pod, client, target).await;
+    match attempt {
+        Ok(Connected {
+            description,
+            labels,
+            far,
+        }) => {
+            let (live, abort) = worker.shared.recorder.open(description, &labels, None);
+            worker
+                .track(&pod, live, |counters| async move {
+                    match far {
+                        Far::Tunnel(tunnel) => {
+                            copy::bidirectional(stream, tunnel, &counters, aborted(abort)).await
+                        }
+                        Far::Plain(plain) => {
+                            copy::tcp(stream, plain, &counters, aborted(abort)).await
+                        }
+                    }
+                })
+                .await;
+        }
+        Err(failure) => {
+            let Failure {
+                description,
+                labels,
+                refusal,
+            } = *failure;
+            worker
+                .shared
+                .recorder
+                .refuse(&description, &labels, refusal);
+            copy::reset(stream);
+        }
+    }
+}
+
+struct Connected {
+    description: Description,
+    labels: TcpLabels,
+    far: Far,
+}
+
+enum Far {
+    Tunnel(TunnelStream),
+    Plain(TcpStream),
+}
+
+struct Failure {
+    description: Description,
+    labels: TcpLabels,
+    refusal: Refusal,
+}
+
+async fn connect(
+    worker: &Worker,
+    pod: &Arc<Pod>,
+    client: SocketAddr,
+    target: SocketAddr,
+) -> Result<Connected, Box<Failure>> {
+    let shared = &worker.shared;
+    let state = shared.mesh.state();
+    let Some(source) = state.workload(pod.workload.as_ref()) else {
+        let refusal = Refusal {
+            flags: "IDENTITY_ERROR",
+            reason: "workload_unknown",
+            text: format!(
+                "the controller has not told this node about workload {}",
+                pod.workload
+            ),
+        };
+        return Err(fail(pod, client, target, None, None, refusal));
+    };
+    let mut last = None;
+    for _ in 0..ENDPOINT_ATTEMPTS {
+        let route = route(&state, source, target, &mut rand::rng()).map_err(|error| {
+            fail(
+                pod,
+                client,
+                target,
+                Some(source),
+                None,
+                route_refusal(&error),
+            )
+        })?;
+        match follow(worker, pod, source, client, &route).await {
+            Ok(far) => {
+                let (description, labels) =
+                    describe(pod, client, target, Some(source), Some(&route));
+                return Ok(Connected {
+                    description,
+                    labels,
+                    far,
+                });
+            }
+            Err(attempt) => {
+                let again = attempt.another_endpoint && route.service.is_some();
+                last = Some(fail(
+                    pod,
+                    client,
+                    target,
+                    Some(source),
+                    Some(&route),
+                    attempt.refusal,
+                ));
+                if !again {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        let refusal = Refusal {
+            flags: "CONNECT",
+            reason: "no_attempt",
+            text: "no endpoint was tried".to_owned(),
+        };
+        fail(pod, client, target, Some(source), None, refusal)
+    }))
+}
+
+struct Attempt {
+    another_endpoint: bool,
+    refusal: Refusal,
+}
+
+async fn follow(
+    worker: &Worker,
+    pod: &Arc<Pod>,
+    source: &Workload,
+    client: SocketAddr,
+    route: &Route,
+) -> Result<Far, Attempt> {
+    match &route.kind {
+        RouteKind::Plain { dial } | RouteKind::ToSelf { dial } => {
+            sock::dial(&pod.netns, *dial, worker.shared.connect_timeout)
+                .await
+                .map(Far::Plain)
+                .map_err(|error| Attempt {
+                    another_endpoint: true,
+                    refusal: Refusal {
+                        flags: "CONNECT",
+                        reason: connect_reason(&error),
+                        text: format!("cannot connect to {dial}: {error}"),
+                    },
+                })
+        }
+        RouteKind::Hbone {
+            dial,
+            authority,
+            expected,
+        } => open_tunnel(
+            worker, pod, source, client, route, *dial, *authority, expected,
+        )
+        .await
+        .map(Far::Tunnel),
+    }
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of one route, taken apart once"
+)]
+async fn open_tunnel(
+    worker: &Worker,
+    pod: &Arc<Pod>,
+    source: &Workload,
+    client: SocketAddr,
+    route: &Route,
+    dial: SocketAddr,
+    authority: SocketAddr,
+    expected: &[Identity],
+) -> Result<TunnelStream, Attempt> {
+    let cert = identity::current(&pod.cert).await.ok_or_else(|| Attempt {
+        another_endpoint: false,
+        refusal: Refusal {
+            flags: "IDENTITY_ERROR",
+            reason: "no_certificate",
+            text: format!(
+                "there is no certificate for {} yet; see /certs for the CA's last answer",
+                pod.identity
+            ),
+        },
+    })?;
+    let request = request(source, client, route, authority);
+    let key = Key {
+        source: pod.identity.clone(),
+        dial,
+        expected: expected.into(),
+    };
+    let generation = identity::generation(&cert);
+    let opened = worker
+        .pool
+        .open(&key, generation, &request, || {
+            let (pod, cert, shared, expected) = (
+                Arc::clone(pod),
+                Arc::clone(&cert),
+                Arc::clone(&worker.shared),
+                Arc::clone(&key.expected),
+            );
+            async move { connect_tunnel(&shared, &pod, &cert, dial, &expected).await }
+        })
+        .await;
+    opened.map_err(|error| pool_failure(&error))
+}
+
+async fn connect_tunnel(
+    shared: &Arc<Shared>,
+    pod: &Pod,
+    cert: &WorkloadCert,
+    dial: SocketAddr,
+    expected: &[Identity],
+) -> Result<Tunnel, ConnectError> {
+    let tcp = sock::dial(&pod.netns, dial, shared.connect_timeout)
+        .await
+        .map_err(|source| ConnectError::Dial {
+            address: dial,
+            source,
+        })?;
+    let limit = shared.tunnel.handshake_timeout;
+    let handshake = TlsConnector::from(cert.client()).connect(tls::server_name(), tcp);
+    let stream = tokio::time::timeout(limit, handshake)
+        .await
+        .map_err(|_elapsed| ConnectError::Timeout(limit))?
+        .map_err(|error| ConnectError::Dial {
+            address: dial,
+            source: io::Error::other(classify_io(&error)),
+        })?;
+    let chain = stream.get_ref().1.peer_certificates();
+    let peer = verify_expected(chain.unwrap_or_default(), expected).map_err(|error| {
+        ConnectError::Dial {
+            address: dial,
+            source: io::Error::other(error),
+        }
+    })?;
+    let (tunnel, driver) = tunnel::client::handshake(stream, Some(peer), shared.tunnel).await?;
+    tokio::task::spawn_local(driver);
+    Ok(tunnel)
+}
+
+fn request(
+    source: &Workload,
+    client: SocketAddr,
+    route: &Route,
+    authority: SocketAddr,
+) -> ConnectRequest {
+    let host = route.service.as_ref().map(|service| &*service.hostname);
+    let forwarded = Forwarded::new(client, host).to_value();
+    ConnectRequest {
+        authority: authority.to_string(),
+        forwarded: forwarded.and_then(|value| value.to_str().ok().map(str::to_owned)),
+        baggage: Some(baggage(source)),
+        traceparent: Some(format!(
+            "00-{:032x}-{:016x}-00",
+            rand::random::<u128>(),
+            rand::random::<u64>()
+        )),
+    }
+}
+
+/// What we say about our workload: telemetry of the other side, never authorization.
+pub(crate) fn baggage(workload: &Workload) -> String {
+    let kind = match workload.workload_type {
+        model::workload::WorkloadType::Deployment => "deployment",
+        model::workload::WorkloadType::CronJob => "cronjob",
+        model::workload::WorkloadType::Pod => "pod",
+        model::workload::WorkloadType::Job => "job",
+    };
+    let mut text = String::new();
+    for (key, value) in [
+        ("k8s.cluster.name", &*workload.cluster_id),
+        ("k8s.namespace.name", &workload.namespace),
+        (&*format!("k8s.{kind}.name"), &workload.workload_name),
+        ("service.name", &workload.canonical_name),
+        ("service.version", &workload.canonical_revision),
+        ("cloud.region", &workload.locality.region),
+        ("cloud.availability_zone", &workload.locality.zone),
+    ] {
+        if !value.is_empty() {
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(key);
+            text.push('=');
+            text.push_str(value);
+        }
+    }
+    text
+}
+
+fn pool_failure(error: &PoolError) -> Attempt {
+    let (flags, reason, another_endpoint) = match error {
+        PoolError::Connect(error) => connect_failure(error),
+        PoolError::Open(OpenError::Refused { status, .. }) if status.as_u16() == 401 => {
+            ("DENY", "denied_by_peer", false)
+        }
+        PoolError::Open(OpenError::Refused { .. }) => ("CONNECT", "refused_by_peer", true),
+        PoolError::Open(_) => ("CONNECT", "tunnel_failed", true),
+        _ => ("CONNECT", "agent_stopping", false),
+    };
+    Attempt {
+        another_endpoint,
+        refusal: Refusal {
+            flags,
+            reason,
+            text: crate::enrol::describe(error),
+        },
+    }
+}
+
+fn connect_failure(error: &Arc<ConnectError>) -> (&'static str, &'static str, bool) {
+    match &**error {
+        ConnectError::Dial { source, .. } => match peer_reason(source) {
+            Some(reason) => ("TLS_FAILURE", reason, false),
+            None => ("CONNECT", connect_reason(source), true),
+        },
+        ConnectError::H2(_) => ("H2_HANDSHAKE_FAILURE", "h2_handshake_failed", true),
+        _ => ("CONNECT", "handshake_timeout", true),
+    }
+}
+
+/// The reason of a refusal by TLS, if that is what the error is.
+fn peer_reason(error: &io::Error) -> Option<&'static str> {
+    let inner = error.get_ref()?;
+    if let Some(error) = inner.downcast_ref::<tls::PeerError>() {
+        return Some(error.code());
+    }
+    inner
+        .downcast_ref::<tls::TlsFailure>()
+        .map(tls::TlsFailure::code)
+}
+
+fn connect_reason(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection_refused",
+        io::ErrorKind::TimedOut => "connect_timeout",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "unreachable",
+        _ => "connect_failed",
+    }
+}
+
+fn route_refusal(error: &RouteError) -> Refusal {
+    let reason = match error {
+        RouteError::NoEndpoint(_) => "no_endpoint",
+        RouteError::Waypoint { .. } => "waypoint_required",
+        RouteError::ReservedPort { .. } => "reserved_port",
+    };
+    Refusal {
+        flags: "CONNECT",
+        reason,
+        text: error.to_string(),
+    }
+}
+
+fn fail(
+    pod: &Pod,
+    client: SocketAddr,
+    target: SocketAddr,
+    source: Option<&Workload>,
+    route: Option<&Route>,
+    refusal: Refusal,
+) -> Box<Failure> {
+    let (description, labels) = describe(pod, client, target, source, route);
+    Box::new(Failure {
+        description,
+        labels,
+        refusal,
+    })
+}
+
+fn describe(
+    pod: &Pod,
+    client: SocketAddr,
+    target: SocketAddr,
+    source: Option<&Workload>,
+    route: Option<&Route>,
+) -> (Description, TcpLabels) {
+    let destination = route.and_then(|route| route.destination.as_deref());
+    let service = route.and_then(|route| route.service.as_deref());
+    let (dial, tunnel, peer) = match route.map(|route| &route.kind) {
+        Some(RouteKind::Hbone {
+            dial,
+            authority,
+            expected,
+        }) => (*authority, Some(*dial), expected.first()),
+        Some(RouteKind::Plain { dial } | RouteKind::ToSelf { dial }) => (*dial, None, None),
+        None => (target, None, None),
+    };
+    let description = Description {
+        direction: Direction::Outbound,
+        pod: pod.name.to_string(),
+        source: End1 {
+            addr: Some(client),
+            workload: source.map(|w| Arc::clone(&w.name)),
+            namespace: source.map(|w| Arc::clone(&w.namespace)),
+            identity: Some(pod.identity.to_string()),
+        },
+        destination: End1 {
+            addr: Some(dial),
+            workload: destination.map(|w| Arc::clone(&w.name)),
+            namespace: destination.map(|w| Arc::clone(&w.namespace)),
+            identity: peer.map(Identity::to_string),
+        },
+        service: service.map(|service| service.hostname.to_string()),
+        security: if tunnel.is_some() {
+            "mutual_tls"
+        } else {
+            "none"
+        },
+        tunnel,
+    };
+    let labels = TcpLabels::new(
+        "source",
+        Party {
+            workload: source,
+            principal: Some(&pod.identity),
+        },
+        Party {
+            workload: destination,
+            principal: peer,
+        },
+        service,
+        // Only the destination knows (F101).
+        "unknown",
+    );
+    (description, labels)
+}
+
+/// IPv4 addresses of dual-stack sockets, as what they are.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

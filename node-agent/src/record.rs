@@ -1,0 +1,302 @@
+//! What is kept and told of each connection: who, whom, how much, how it ended and why.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use model::Identity;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tunnel::copy::{Abort, CopyEnd, Counters, End};
+
+use crate::metrics::{ConnectionMetrics, Flow, TcpLabels};
+
+/// Which way a connection goes, as the pod sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The pod opened it.
+    Outbound,
+    /// The pod serves it.
+    Inbound,
+}
+
+/// One end of a connection, for people.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct End1 {
+    /// Address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addr: Option<SocketAddr>,
+    /// Name of the workload's pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Arc<str>>,
+    /// Its namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Arc<str>>,
+    /// Its identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+}
+
+/// A connection, described.
+#[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// Which way.
+    pub direction: Direction,
+    /// The pod of this node, `namespace/name`.
+    pub pod: String,
+    /// Who opened it.
+    pub source: End1,
+    /// Who serves it.
+    pub destination: End1,
+    /// The service that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// `mutual_tls` or `none`.
+    pub security: &'static str,
+    /// Where the tunnel goes, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<SocketAddr>,
+}
+
+/// Why a connection was refused: where it shows, in a word, in a sentence.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Istio's response flag: `DENY`, `CONNECT`, `TLS_FAILURE`, `H2_HANDSHAKE_FAILURE`,
+    /// `IDENTITY_ERROR`.
+    pub flags: &'static str,
+    /// The reason as a metric label.
+    pub reason: &'static str,
+    /// What a person reads: object, rule, what would be right.
+    pub text: String,
+}
+
+/// A refusal that is kept for the admin page.
+#[derive(Clone, Debug, Serialize)]
+pub struct Refused {
+    /// Milliseconds since 1970.
+    pub time_ms: u128,
+    /// The connection.
+    #[serde(flatten)]
+    pub connection: Description,
+    /// The reason in a word.
+    pub reason: &'static str,
+    /// The reason in a sentence.
+    pub text: String,
+}
+
+/// The last refusals.
+#[derive(Default)]
+pub struct Refusals(Mutex<VecDeque<Refused>>);
+
+/// Refusals that are kept.
+const KEPT: usize = 512;
+
+impl Refusals {
+    fn push(&self, refused: Refused) {
+        let mut kept = self.0.lock();
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(refused);
+    }
+
+    /// The last refusals, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Refused> {
+        self.0.lock().iter().cloned().collect()
+    }
+}
+
+/// Where connections are told of. One for the agent.
+pub struct Recorder {
+    /// Counts them.
+    pub metrics: ConnectionMetrics,
+    /// Keeps refusals.
+    pub refusals: Refusals,
+}
+
+impl Recorder {
+    /// Tells of a connection that was refused or could not be made.
+    pub fn refuse(&self, connection: &Description, labels: &TcpLabels, refusal: Refusal) {
+        self.metrics.fail(labels, refusal.flags, refusal.reason);
+        tracing::info!(
+            target: "access",
+            direction = direction(connection.direction),
+            pod = connection.pod,
+            src.addr = connection.source.addr.map(tracing::field::display),
+            src.workload = connection.source.workload.as_deref(),
+            src.namespace = connection.source.namespace.as_deref(),
+            src.identity = connection.source.identity,
+            dst.addr = connection.destination.addr.map(tracing::field::display),
+            dst.workload = connection.destination.workload.as_deref(),
+            dst.namespace = connection.destination.namespace.as_deref(),
+            dst.identity = connection.destination.identity,
+            dst.service = connection.service,
+            flags = refusal.flags,
+            reason = refusal.reason,
+            error = refusal.text,
+            "connection refused"
+        );
+        self.refusals.push(Refused {
+            time_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_millis(),
+            connection: connection.clone(),
+            reason: refusal.reason,
+            text: refusal.text,
+        });
+    }
+
+    /// Tells of a connection that is established.
+    #[must_use]
+    pub fn open(
+        &self,
+        connection: Description,
+        labels: &TcpLabels,
+        authority: Option<Authority>,
+    ) -> (Live, oneshot::Receiver<Abort>) {
+        let (abort, aborted) = oneshot::channel();
+        let live = Live {
+            connection,
+            authority,
+            counters: Arc::new(Counters::default()),
+            started: Instant::now(),
+            flow: self.metrics.open(labels),
+            reported: Cell::new((0, 0)),
+            abort: Cell::new(Some(abort)),
+            cause: RefCell::new(None),
+        };
+        (live, aborted)
+    }
+}
+
+/// What a policy is asked about a live inbound connection when policy changes.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    /// The proved identity of the client.
+    pub source: Option<Identity>,
+    /// The client's address.
+    pub source_ip: std::net::IpAddr,
+    /// Where it goes.
+    pub destination: SocketAddr,
+}
+
+/// An established connection.
+pub struct Live {
+    /// What it is.
+    pub connection: Description,
+    /// Whom to ask about again when policy changes.
+    pub authority: Option<Authority>,
+    /// Bytes so far.
+    pub counters: Arc<Counters>,
+    started: Instant,
+    flow: Flow,
+    reported: Cell<(u64, u64)>,
+    abort: Cell<Option<oneshot::Sender<Abort>>>,
+    cause: RefCell<Option<String>>,
+}
+
+/// A live connection as the admin page shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct LiveView {
+    /// What it is.
+    #[serde(flatten)]
+    pub connection: Description,
+    /// Bytes from the client.
+    pub request_bytes: u64,
+    /// Bytes from the server.
+    pub response_bytes: u64,
+    /// Age in milliseconds.
+    pub age_ms: u128,
+}
+
+impl Live {
+    /// Ends the connection with a reset to both sides, for a cause that the log names.
+    pub fn end(&self, abort: Abort, cause: String) {
+        if let Some(sender) = self.abort.take() {
+            self.cause.replace(Some(cause));
+            // A connection that ends by itself at this moment needs no ending.
+            let _over = sender.send(abort).is_err();
+        }
+    }
+
+    /// Bytes from the client and from the server so far.
+    fn moved(&self) -> (u64, u64) {
+        match self.connection.direction {
+            Direction::Outbound => (self.counters.sent(), self.counters.received()),
+            // The first side of an inbound copy is the application.
+            Direction::Inbound => (self.counters.received(), self.counters.sent()),
+        }
+    }
+
+    /// Brings the metrics up to date; called from time to time and at the end.
+    pub fn report(&self) {
+        let (request, response) = self.moved();
+        let (old_request, old_response) = self.reported.replace((request, response));
+        self.flow.moved(
+            request.saturating_sub(old_request),
+            response.saturating_sub(old_response),
+        );
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn view(&self) -> LiveView {
+        let (request_bytes, response_bytes) = self.moved();
+        LiveView {
+            connection: self.connection.clone(),
+            request_bytes,
+            response_bytes,
+            age_ms: self.started.elapsed().as_millis(),
+        }
+    }
+
+    /// Tells how it ended.
+    pub fn close(&self, end: &CopyEnd) {
+        self.report();
+        self.flow.close();
+        let (request, response) = self.moved();
+        let cause = self.cause.borrow().clone();
+        let connection = &self.connection;
+        tracing::info!(
+            target: "access",
+            direction = direction(connection.direction),
+            pod = connection.pod,
+            src.addr = connection.source.addr.map(tracing::field::display),
+            src.workload = connection.source.workload.as_deref(),
+            src.namespace = connection.source.namespace.as_deref(),
+            src.identity = connection.source.identity,
+            dst.addr = connection.destination.addr.map(tracing::field::display),
+            dst.hbone_addr = connection.tunnel.map(tracing::field::display),
+            dst.workload = connection.destination.workload.as_deref(),
+            dst.namespace = connection.destination.namespace.as_deref(),
+            dst.identity = connection.destination.identity,
+            dst.service = connection.service,
+            security = connection.security,
+            bytes_sent = response,
+            bytes_recv = request,
+            duration_ms = milliseconds(self.started.elapsed()),
+            end = end.end.as_str(),
+            error = cause.or_else(|| (end.end != End::Clean).then(|| end.end.to_string())),
+            "connection closed"
+        );
+    }
+}
+
+fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "outbound",
+        Direction::Inbound => "inbound",
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

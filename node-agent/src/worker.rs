@@ -1,0 +1,376 @@
+//! The threads that carry traffic: one per core, each with its own runtime, its own tunnels and its
+//! own connections. Both halves of a connection live on the worker that accepted it, and nothing on
+//! the data path is locked.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    future::Future,
+    io,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use model::policy::{Connection, Verdict};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot},
+    task::LocalSet,
+};
+use tokio_util::sync::CancellationToken;
+use tunnel::{copy::Abort, pool};
+
+use crate::{
+    enrol::EnrolHandle,
+    inbound,
+    mesh::Mesh,
+    outbound,
+    pod::Pod,
+    record::{Live, LiveView, Recorder},
+    sock,
+};
+
+/// How often byte counters of live connections reach the metrics, and idle tunnels are looked for.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// Wait after an accept that failed for want of descriptors or memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(20);
+
+/// What all workers share.
+pub struct Shared {
+    /// The mesh as the controller tells it.
+    pub mesh: Arc<Mesh>,
+    /// Where connections are told of.
+    pub recorder: Recorder,
+    /// Limits and times of tunnels.
+    pub tunnel: tunnel::Settings,
+    /// How long a TCP connection may take to be established.
+    pub connect_timeout: Duration,
+    /// Whom to tell that a port was not listening after all.
+    pub enrol: std::sync::OnceLock<EnrolHandle>,
+}
+
+/// The sockets of one worker inside one pod.
+pub struct PodListeners {
+    /// Takes what the pod opens.
+    pub outbound: std::net::TcpListener,
+    /// Takes plaintext from outside.
+    pub inbound: std::net::TcpListener,
+    /// Takes tunnels.
+    pub hbone: std::net::TcpListener,
+}
+
+enum Command {
+    AddPod(Arc<Pod>, PodListeners),
+    RemovePod {
+        id: u32,
+        connections: bool,
+    },
+    Reauthorize,
+    Connections(oneshot::Sender<Vec<LiveView>>),
+    Drain {
+        deadline: Instant,
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// Talks to a worker.
+#[derive(Clone)]
+pub struct WorkerHandle(mpsc::UnboundedSender<Command>);
+
+impl WorkerHandle {
+    /// Starts a worker thread.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
+        let (sender, commands) = mpsc::unbounded_channel();
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || run(shared, commands))?;
+        Ok(Self(sender))
+    }
+
+    /// Accepts a pod's connections. A pod that is known already gets its new sockets.
+    pub fn add_pod(&self, pod: Arc<Pod>, listeners: PodListeners) {
+        self.send(Command::AddPod(pod, listeners));
+    }
+
+    /// Stops accepting for a pod; with `connections`, ends what it has open too.
+    pub fn remove_pod(&self, id: u32, connections: bool) {
+        self.send(Command::RemovePod { id, connections });
+    }
+
+    /// Asks policy again about every live inbound connection.
+    pub fn reauthorize(&self) {
+        self.send(Command::Reauthorize);
+    }
+
+    /// The live connections.
+    pub async fn connections(&self) -> Vec<LiveView> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Connections(reply));
+        answer.await.unwrap_or_default()
+    }
+
+    /// Stops accepting, lets live connections finish until the deadline, ends the rest.
+    pub async fn drain(&self, deadline: Instant) {
+        let (done, finished) = oneshot::channel();
+        self.send(Command::Drain { deadline, done });
+        // A worker that is gone has nothing left to drain.
+        drop(finished.await);
+    }
+
+    fn send(&self, command: Command) {
+        // Workers end with the process.
+        drop(self.0.send(command));
+    }
+}
+
+/// One worker, as its own tasks see it.
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// This worker's tunnels.
+    pub pool: pool::Pool,
+    pods: RefCell<HashMap<u32, PodTasks>>,
+    live: RefCell<HashMap<u64, Rc<Tracked>>>,
+    next: std::cell::Cell<u64>,
+}
+
+struct PodTasks {
+    accept: CancellationToken,
+    tunnels: CancellationToken,
+}
+
+struct Tracked {
+    pod: Arc<Pod>,
+    live: Live,
+}
+
+fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "a worker cannot start; stopping");
+            std::process::abort();
+        }
+    };
+    LocalSet::new().block_on(&runtime, async move {
+        let worker = Rc::new(Worker {
+            shared,
+            pool: pool::Pool::new(pool::Config::default()),
+            pods: RefCell::default(),
+            live: RefCell::default(),
+            next: std::cell::Cell::new(0),
+        });
+        worker.serve(commands).await;
+    });
+}
+
+impl Worker {
+    async fn serve(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut ticks = tokio::time::interval(REPORT_INTERVAL);
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.on(command),
+                    None => return,
+                },
+                _ = ticks.tick() => {
+                    self.live.borrow().values().for_each(|tracked| tracked.live.report());
+                    self.pool.evict_idle();
+                }
+            }
+        }
+    }
+
+    fn on(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::AddPod(pod, listeners) => {
+                if let Err(error) = self.add_pod(&pod, listeners) {
+                    tracing::error!(pod = %pod.name, %error, "a worker cannot accept for the pod");
+                }
+            }
+            Command::RemovePod { id, connections } => self.remove_pod(id, connections),
+            Command::Reauthorize => self.reauthorize(),
+            Command::Connections(reply) => {
+                let views = self
+                    .live
+                    .borrow()
+                    .values()
+                    .map(|tracked| tracked.live.view())
+                    .collect();
+                // Whoever asked may have gone.
+                drop(reply.send(views));
+            }
+            Command::Drain { deadline, done } => {
+                tokio::task::spawn_local(Rc::clone(self).drain(deadline, done));
+            }
+        }
+    }
+
+    fn add_pod(self: &Rc<Self>, pod: &Arc<Pod>, listeners: PodListeners) -> io::Result<()> {
+        let tasks = PodTasks {
+            accept: CancellationToken::new(),
+            tunnels: CancellationToken::new(),
+        };
+        let outbound = TcpListener::from_std(listeners.outbound)?;
+        let inbound = TcpListener::from_std(listeners.inbound)?;
+        let hbone = TcpListener::from_std(listeners.hbone)?;
+        self.accept(outbound, pod, &tasks.accept, outbound::serve);
+        self.accept(inbound, pod, &tasks.accept, inbound::serve_plaintext);
+        let tunnels = tasks.tunnels.clone();
+        self.accept(
+            hbone,
+            pod,
+            &tasks.accept,
+            move |worker, pod, stream, peer| {
+                inbound::serve_tunnel(worker, pod, stream, peer, tunnels.clone())
+            },
+        );
+        if let Some(before) = self.pods.borrow_mut().insert(pod.id, tasks) {
+            before.accept.cancel();
+        }
+        Ok(())
+    }
+
+    fn remove_pod(&self, id: u32, connections: bool) {
+        if let Some(tasks) = self.pods.borrow_mut().remove(&id) {
+            tasks.accept.cancel();
+            tasks.tunnels.cancel();
+        }
+        if connections {
+            for tracked in self
+                .live
+                .borrow()
+                .values()
+                .filter(|tracked| tracked.pod.id == id)
+            {
+                tracked.live.end(
+                    Abort::Drain,
+                    "the pod has left the mesh or is gone".to_owned(),
+                );
+            }
+        }
+    }
+
+    /// Accepts until cancelled, then takes what the kernel had completed before closing.
+    fn accept<F, S>(
+        self: &Rc<Self>,
+        listener: TcpListener,
+        pod: &Arc<Pod>,
+        stop: &CancellationToken,
+        serve: S,
+    ) where
+        F: Future<Output = ()> + 'static,
+        S: Fn(Rc<Self>, Arc<Pod>, TcpStream, std::net::SocketAddr) -> F + 'static,
+    {
+        let (worker, pod, stop) = (Rc::clone(self), Arc::clone(pod), stop.clone());
+        tokio::task::spawn_local(async move {
+            loop {
+                let accepted = tokio::select! {
+                    biased;
+                    accepted = listener.accept() => accepted,
+                    () = stop.cancelled() => return,
+                };
+                match accepted {
+                    Ok((stream, peer)) => {
+                        if let Err(error) = sock::set_up(&stream) {
+                            // The peer is gone already.
+                            tracing::debug!(%error, "an accepted connection cannot be set up");
+                        }
+                        tokio::task::spawn_local(serve(
+                            Rc::clone(&worker),
+                            Arc::clone(&pod),
+                            stream,
+                            peer,
+                        ));
+                    }
+                    Err(error) => {
+                        tracing::warn!(pod = %pod.name, %error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Keeps a connection on the list while `copy` moves its bytes, and tells how it ended.
+    pub(crate) async fn track<F>(
+        &self,
+        pod: &Arc<Pod>,
+        live: Live,
+        copy: impl FnOnce(Arc<tunnel::copy::Counters>) -> F,
+    ) where
+        F: Future<Output = tunnel::copy::CopyEnd>,
+    {
+        let carried = pod.carry();
+        let counters = Arc::clone(&live.counters);
+        let key = self.next.replace(self.next.get() + 1);
+        let tracked = Rc::new(Tracked {
+            pod: Arc::clone(pod),
+            live,
+        });
+        self.live.borrow_mut().insert(key, Rc::clone(&tracked));
+        let end = copy(counters).await;
+        self.live.borrow_mut().remove(&key);
+        tracked.live.close(&end);
+        drop(carried);
+    }
+
+    fn reauthorize(&self) {
+        let state = self.shared.mesh.state();
+        for tracked in self.live.borrow().values() {
+            let Some(authority) = &tracked.live.authority else {
+                continue;
+            };
+            let connection = Connection {
+                source: authority.source.as_ref(),
+                source_ip: authority.source_ip,
+                destination_ip: authority.destination.ip(),
+                destination_port: authority.destination.port(),
+            };
+            // A pod whose workload is not known any more is about to be removed; unknown is no.
+            let verdict = state
+                .workload(tracked.pod.workload.as_ref())
+                .map(|workload| state.authorize(workload, &connection));
+            if let Some(Verdict::Deny(reason)) = verdict {
+                tracked
+                    .live
+                    .end(Abort::Policy, format!("policy changed: {reason}"));
+            }
+        }
+    }
+
+    async fn drain(self: Rc<Self>, deadline: Instant, done: oneshot::Sender<()>) {
+        for tasks in self.pods.borrow().values() {
+            tasks.accept.cancel();
+            tasks.tunnels.cancel();
+        }
+        self.pool.drain();
+        while !self.live.borrow().is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for tracked in self.live.borrow().values() {
+            tracked.live.end(
+                Abort::Drain,
+                "the agent stops and the connection outlived the drain deadline".to_owned(),
+            );
+        }
+        // One turn for the resets to leave and the log lines to be written.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let _nobody_waits = done.send(()).is_err();
+    }
+}
+
+/// Waits for the word to end a connection; never, if nobody can say it any more.
+pub(crate) async fn aborted(receiver: oneshot::Receiver<Abort>) -> Abort {
+    match receiver.await {
+        Ok(abort) => abort,
+        Err(_) => std::future::pending().await,
+    }
+}
