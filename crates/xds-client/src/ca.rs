@@ -63,8 +63,10 @@ impl CaClient {
         let answer = match service.create_certificate(request).await {
             Ok(answer) => answer.into_inner().cert_chain,
             Err(status) => {
-                self.keep(None);
-                return Err(self.failed(identity, status));
+                let error = self.failed(identity, status);
+                let answered = matches!(error, IssueError::Refused { .. });
+                self.keep(answered.then_some(service));
+                return Err(error);
             }
         };
         self.keep(Some(service));

@@ -1,6 +1,7 @@
 //! One ADS stream from its first request to its end.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto::envoy::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -23,6 +24,8 @@ pub(super) enum StreamError {
     Status(Box<tonic::Status>),
     #[error("the controller closed the configuration stream")]
     Closed,
+    #[error("the controller sends configuration but reads no answers")]
+    Deaf,
 }
 
 /// Runs one stream; returns when it is over.
@@ -72,10 +75,13 @@ async fn open_and_follow(
         status.last_error = None;
     });
     while let Some(response) = responses.message().await.map_err(failed)? {
-        if let Some(answer) = take(config, shared, handler, response)
-            && requests.send(answer).await.is_err()
-        {
-            break;
+        let Some(answer) = take(config, shared, handler, response) else {
+            continue;
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, requests.send(answer)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_closed)) => break,
+            Err(_elapsed) => return Err(StreamError::Deaf),
         }
     }
     Ok(())
@@ -230,7 +236,9 @@ fn nack(rejected: &[Rejection]) -> Option<rpc::Status> {
     })
 }
 
-/// Answers that may wait while the controller does not read; more of them hold up the stream.
+/// Answers that may wait while the controller does not read them.
 const ANSWERS: usize = 64;
+/// A controller that lets that many answers wait for this long is left.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A NACK names rejected resources up to about this many bytes.
 const NACK_LENGTH: usize = 4096;
