@@ -1,0 +1,260 @@
+//! Puts the parts together: checks everything that can be wrong before a port opens, then serves until told to stop.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use model::TrustDomain;
+use parking_lot::Mutex;
+use runtime::admin::{self, Exposure, Readiness};
+use runtime::drain::Drain;
+use runtime::file::{PRIVATE, PUBLIC, atomic_write_mode};
+use runtime::log::LogHandle;
+use runtime::metrics::Metrics as Registry;
+use runtime::signals::StopSignals;
+use tls::ca::{Authority, AuthorityPem, system_clock};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::index::{Index, MeshConfig};
+use crate::metrics::Metrics;
+use crate::options::Options;
+use crate::pages;
+use crate::pipeline::{self, Pipeline};
+use crate::serve::auth::NodeTokens;
+use crate::serve::tls::ServingCertificates;
+use crate::serve::{self, Services};
+use crate::source::Source;
+use crate::source::folder::{Folder, Memory, load_last_good};
+
+/// Everything that the options name, read and checked; no port is open yet.
+pub struct Prepared {
+    options: Options,
+    mesh: MeshConfig,
+    trust_domain: TrustDomain,
+    authority: Arc<Authority>,
+    certificates: Arc<ServingCertificates>,
+    tokens: Arc<NodeTokens>,
+    folder: Folder,
+}
+
+impl Prepared {
+    /// Reads what the options name.
+    ///
+    /// # Errors
+    /// The flag that is wrong, and how to put it right.
+    pub fn new(options: Options) -> Result<Self> {
+        let trust_domain = options
+            .trust_domain
+            .parse()
+            .with_context(|| format!("--trust-domain {}", options.trust_domain))?;
+        let tokens = Arc::new(NodeTokens::read(&options.node_tokens)?);
+        private_dir(&options.state_dir)?;
+        let authority = Arc::new(authority(&options)?);
+        let certificates =
+            ServingCertificates::new(Arc::clone(&authority), options.server_name.clone())
+                .with_context(|| format!("--server-name {}", options.server_name.join(",")))?;
+        if let Some(out) = &options.root_cert_out {
+            let root = authority.roots().to_pem();
+            atomic_write_mode(out, root.as_bytes(), PUBLIC).with_context(|| {
+                format!(
+                    "--root-cert-out {}: the folder must exist and be writable",
+                    out.display()
+                )
+            })?;
+        }
+        let last_good = options.state_dir.join("last-good.jsonl");
+        let memory =
+            Memory::new(&options.root_namespace).with_last_good(load_last_good(&last_good)?);
+        let folder = Folder::open(&options.manifests, memory, &last_good)?;
+        let mesh = MeshConfig {
+            cluster_id: options.cluster_id.clone(),
+            cluster_domain: options.cluster_domain.clone(),
+            trust_domain: options.trust_domain.clone(),
+            root_namespace: options.root_namespace.clone(),
+        };
+        Ok(Self {
+            options,
+            mesh,
+            trust_domain,
+            authority,
+            certificates,
+            tokens,
+            folder,
+        })
+    }
+
+    /// Binds both ports and serves until `stop` resolves.
+    ///
+    /// # Errors
+    /// A port that cannot be bound, or a source that ends.
+    pub async fn run(self, log: Option<LogHandle>, stop: impl Future<Output = ()>) -> Result<()> {
+        let listen = self.options.listen;
+        let listener = serve::bind(listen)
+            .await
+            .with_context(|| format!("--listen {listen}: cannot bind"))?;
+        let admin = admin::Server::bind(self.options.admin, Exposure::Loopback)
+            .await
+            .context("--admin")?;
+        self.run_on(listener, admin, log, stop).await
+    }
+
+    /// Serves on ports that are bound already until `stop` resolves.
+    ///
+    /// # Errors
+    /// A source that ends.
+    pub async fn run_on(
+        self,
+        listener: TcpListener,
+        admin: admin::Server,
+        log: Option<LogHandle>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let drain = Drain::new();
+        let tasks = drain.signal();
+        let registry = Registry::new();
+        let metrics = registry.register(Metrics::register);
+        let readiness = Readiness::new();
+        let synced = readiness.condition("the manifests have been read");
+
+        let (send_batch, mut batches) = pipeline::batches();
+        let (send_report, reports) = pipeline::reports();
+        let source = tokio::spawn(self.folder.run(send_batch));
+        let index = Index::new(self.mesh);
+        let captured = self.options.state_dir.join("captured.json");
+        let (mut pipeline, published) = Pipeline::new(index, metrics.clone(), captured);
+        let diagnostics = pipeline.diagnostics();
+        let status = Arc::new(Mutex::default());
+
+        let mut admin = pages::add(admin, published.clone(), diagnostics, Arc::clone(&status))
+            .with_readiness(readiness)
+            .with_metrics(registry);
+        if let Some(log) = log {
+            admin = admin.with_log(log);
+        }
+        info!(listen = ?listener.local_addr().ok(), admin = %admin.local_addr(), "starting");
+        let admin = tokio::spawn(admin.run(tasks));
+
+        // Nothing is served before everything has been read once.
+        let Some(first) = batches.recv().await else {
+            bail!("the manifests folder could not be read")
+        };
+        pipeline.start(first);
+        let pipeline = tokio::spawn(pipeline.run(batches, reports));
+        let renewal = tokio::spawn(Arc::clone(&self.certificates).renew());
+        let services = Services {
+            authenticator: self.tokens,
+            published,
+            reports: send_report,
+            authority: self.authority,
+            trust_domain: self.trust_domain,
+            cert_ttl: self.options.cert_ttl,
+            status,
+            metrics,
+        };
+        let stopping = CancellationToken::new();
+        let server = serve::serve(
+            listener,
+            self.certificates,
+            services,
+            stopping.clone().cancelled_owned(),
+        );
+        let server = tokio::spawn(server);
+        synced.set(true);
+        info!("ready");
+
+        stop.await;
+        stopping.cancel();
+        // Discovery streams never end by themselves.
+        let served = tokio::time::timeout(STOP_WITHIN, server).await;
+        for task in [source, pipeline, renewal] {
+            task.abort();
+        }
+        drain.finish(STOP_WITHIN).await;
+        admin.abort();
+        if let Ok(Ok(Err(error))) = served {
+            return Err(error).context("serving failed");
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// Runs the controller until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub fn run(options: Options) -> Result<()> {
+    let log = runtime::log::init(options.log_format, &options.log_level).context("--log-level")?;
+    let prepared = Prepared::new(options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let mut signals = StopSignals::listen().context("cannot listen for SIGTERM and SIGINT")?;
+        let stop = async move {
+            let signal = signals.next().await;
+            info!(%signal, "stopping");
+        };
+        prepared.run(Some(log), stop).await
+    })
+}
+
+/// The administrator's CA, else the root that was generated at the first start.
+fn authority(options: &Options) -> Result<Authority> {
+    if let Some(cacerts) = &options.cacerts {
+        return Authority::load(cacerts, system_clock())
+            .with_context(|| format!("--cacerts {}", cacerts.display()));
+    }
+    let certificate = options.state_dir.join("root-cert.pem");
+    let key = options.state_dir.join("root-key.pem");
+    if key.exists() {
+        let read = |path: &Path| {
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let pem = AuthorityPem {
+            certificate: read(&certificate)?,
+            key: read(&key)?,
+        };
+        return Authority::from_pem(&pem, system_clock()).with_context(|| {
+            format!("the CA root in --state-dir {} cannot be used; restore it, or remove both root-*.pem to make a new one", options.state_dir.display())
+        });
+    }
+    let authority = Authority::generate(&options.trust_domain, system_clock())?;
+    let pem = authority.to_pem();
+    // The key last: with it the root is complete.
+    atomic_write_mode(&certificate, pem.certificate.as_bytes(), PUBLIC)?;
+    atomic_write_mode(&key, pem.key.as_bytes(), PRIVATE)?;
+    info!(root = %certificate.display(), "made a new CA root");
+    Ok(authority)
+}
+
+/// Makes the state folder for this user alone.
+fn private_dir(path: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    made.with_context(|| format!("--state-dir {}: cannot create the folder", path.display()))?;
+    let mode = fs::metadata(path)
+        .with_context(|| format!("--state-dir {}", path.display()))?
+        .permissions()
+        .mode();
+    if mode & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).with_context(|| {
+            format!(
+                "--state-dir {} holds the CA key and is open to others; run chmod 700",
+                path.display()
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// How long open calls may take to end after a signal.
+const STOP_WITHIN: Duration = Duration::from_secs(2);

@@ -1,0 +1,89 @@
+//! Whether a pod is to be captured, and because of which label of which object.
+
+use crate::store::{Labels, PodFacts};
+
+/// The decision on one pod, with its reason in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolment {
+    /// Whether its traffic is to be captured.
+    pub capture: bool,
+    /// Which label or field of which object decided.
+    pub reason: String,
+}
+
+/// Decides for `pod`, given the labels of its namespace; `None` when there is no Namespace object.
+///
+/// A pod's own label goes before its annotation, and both before the namespace. Pods on the host's network cannot be
+/// captured, and pods with a sidecar are in another mesh already.
+pub fn decide(pod: &PodFacts, namespace: Option<&Labels>) -> Enrolment {
+    let subject = format!("pod {}", pod.key);
+    if pod.host_network {
+        return exempt(format!(
+            "{subject} uses the host network (spec.hostNetwork)"
+        ));
+    }
+    if pod.annotations.contains_key(SIDECAR_STATUS) {
+        return exempt(format!(
+            "{subject} has a sidecar (annotation {SIDECAR_STATUS})"
+        ));
+    }
+    for (what, pairs) in [("label", &pod.labels), ("annotation", &pod.annotations)] {
+        if let Some(decision) = mode(&format!("{subject} has {what}"), pairs) {
+            return decision;
+        }
+    }
+    for (what, pairs) in [("label", &pod.labels), ("annotation", &pod.annotations)] {
+        if pairs
+            .get(SIDECAR_INJECT)
+            .is_some_and(|value| value == "false")
+        {
+            return exempt(format!("{subject} has {what} {SIDECAR_INJECT}=false"));
+        }
+    }
+    let name = &pod.key.namespace;
+    let Some(labels) = namespace else {
+        return exempt(format!(
+            "namespace {name} is not known, so nothing enrols {subject}"
+        ));
+    };
+    mode(&format!("namespace {name} has label"), labels).unwrap_or_else(|| {
+        exempt(format!(
+            "namespace {name} has neither label {MESH}=enabled nor {DATAPLANE_MODE}=ambient"
+        ))
+    })
+}
+
+/// What one set of labels or annotations says; values that mean nothing say nothing.
+fn mode(subject: &str, pairs: &Labels) -> Option<Enrolment> {
+    for key in [MESH, DATAPLANE_MODE] {
+        let Some(value) = pairs.get(key) else {
+            continue;
+        };
+        let reason = format!("{subject} {key}={value}");
+        match (key, value.as_str()) {
+            (MESH, "enabled") | (DATAPLANE_MODE, "ambient") => {
+                return Some(Enrolment {
+                    capture: true,
+                    reason,
+                });
+            }
+            (_, "disabled" | "none") => return Some(exempt(reason)),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn exempt(reason: String) -> Enrolment {
+    Enrolment {
+        capture: false,
+        reason,
+    }
+}
+
+/// Keelson's own label and annotation: `enabled`, or `disabled`/`none`.
+pub const MESH: &str = "keelson.io/mesh";
+/// Istio's label and annotation: `ambient`, or `none`.
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+const SIDECAR_INJECT: &str = "sidecar.istio.io/inject";
+const SIDECAR_STATUS: &str = "sidecar.istio.io/status";

@@ -1,0 +1,424 @@
+//! Which resources a change of an object can affect.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use k8s_api::Namespace;
+use proto::istio::workload::Locality;
+
+use super::enrolment::{DATAPLANE_MODE, MESH};
+use super::{Index, authorization, name, peer_authentication, workload};
+use crate::diagnostics::{Diagnostic, Severity};
+use crate::object::{Kind, ObjectKey};
+use crate::source::Upsert;
+use crate::store::{
+    NamespacedName, PeerAuthenticationFacts, PodFacts, PolicyFacts, ServiceFacts, SliceFacts,
+};
+
+impl Index {
+    pub(super) fn set_namespace(&mut self, namespace: &Namespace, upsert: &Upsert) {
+        let key = ObjectKey::new(
+            Kind::Namespace,
+            "",
+            namespace.metadata.name.as_deref().unwrap_or_default(),
+        );
+        let labels = namespace.metadata.labels.clone().unwrap_or_default();
+        let mut notes = Vec::new();
+        for (label, right) in [(MESH, "enabled"), (DATAPLANE_MODE, "ambient")] {
+            if let Some(value) = labels
+                .get(label)
+                .filter(|value| ![right, "disabled", "none"].contains(&value.as_str()))
+            {
+                let message = format!(
+                    "{label}={value} means nothing; write {right} to enrol the namespace or disabled to leave it out"
+                );
+                let note = Diagnostic::new(Severity::Warning, &upsert.origin, Some(&key), message);
+                notes.push(note.field(format!("metadata.labels[{label:?}]")));
+            }
+        }
+        self.dirty.diagnostics.insert(key, notes);
+        let namespace = name(namespace.metadata.name.as_deref());
+        let before = self
+            .namespaces
+            .insert(Arc::clone(&namespace), labels.clone());
+        if before.as_ref() != Some(&labels) {
+            self.touch_namespace(&namespace);
+        }
+    }
+
+    pub(super) fn unset_namespace(&mut self, key: &ObjectKey) {
+        self.dirty.diagnostics.insert(key.clone(), Vec::new());
+        if self.namespaces.remove(key.name()).is_some() {
+            self.touch_namespace(&key.name().into());
+        }
+    }
+
+    pub(super) fn set_node(&mut self, node: &Arc<str>, locality: Option<Option<Locality>>) {
+        let before = self.nodes.get(node).cloned().flatten();
+        let now = locality.clone().flatten();
+        match locality {
+            Some(locality) => self.nodes.insert(Arc::clone(node), locality),
+            None => self.nodes.remove(node),
+        };
+        if before != now {
+            self.dirty
+                .pods
+                .extend(self.pods_by_node.get(node).into_iter().flatten().cloned());
+        }
+    }
+
+    pub(super) fn set_pod(&mut self, key: &NamespacedName, facts: Option<PodFacts>) {
+        let uid: Arc<str> = workload::pod_uid(&self.mesh, key).into();
+        if self.pods.get(&uid) == facts.as_ref() {
+            return;
+        }
+        if let Some(old) = self.pods.remove(&uid) {
+            let stays = facts
+                .as_ref()
+                .is_some_and(|new| new.node == old.node && new.uid == old.uid && !new.finished);
+            if let (false, Some(captured)) = (stays, self.captured.get_mut(&old.node)) {
+                captured.remove(&uid);
+            }
+            self.dirty
+                .node_pods
+                .insert((Arc::clone(&old.node), Arc::clone(&uid)));
+            unlink(&mut self.pods_by_namespace, &old.key.namespace, &uid);
+            unlink(&mut self.pods_by_node, &old.node, &uid);
+            for address in &old.addresses {
+                unlink(&mut self.pods_by_address, address, &uid);
+                self.touch_endpoints_at(*address);
+            }
+            self.pod_labels
+                .remove(&old.key.namespace, &old.labels, &uid);
+        }
+        if let Some(new) = facts {
+            self.dirty
+                .node_pods
+                .insert((Arc::clone(&new.node), Arc::clone(&uid)));
+            link(&mut self.pods_by_namespace, &new.key.namespace, &uid);
+            link(&mut self.pods_by_node, &new.node, &uid);
+            for address in new.addresses.iter().filter(|_| !new.host_network) {
+                link(&mut self.pods_by_address, address, &uid);
+                self.touch_endpoints_at(*address);
+            }
+            self.pod_labels
+                .insert(&new.key.namespace, &new.labels, &uid);
+            self.pods.insert(Arc::clone(&uid), new);
+        }
+        self.dirty.pods.insert(uid);
+    }
+
+    pub(super) fn set_service(&mut self, key: &NamespacedName, facts: Option<ServiceFacts>) {
+        if self.services.get(key) == facts.as_ref() {
+            return;
+        }
+        self.touch_pods_of(key);
+        if let Some(old) = self
+            .services
+            .remove(key)
+            .filter(|old| !old.selector.is_empty())
+        {
+            self.service_selectors
+                .remove(&key.namespace, &old.selector, key);
+        }
+        if let Some(new) = facts {
+            if !new.selector.is_empty() {
+                self.service_selectors
+                    .insert(&key.namespace, &new.selector, key.clone());
+            }
+            self.services.insert(key.clone(), new);
+        }
+        self.touch_pods_of(key);
+        self.dirty.services.insert(key.clone());
+    }
+
+    pub(super) fn set_slice(&mut self, key: &NamespacedName, facts: Option<SliceFacts>) {
+        if self.slices.get(key) == facts.as_ref() {
+            return;
+        }
+        let services: BTreeSet<_> = self
+            .slices
+            .get(key)
+            .into_iter()
+            .chain(&facts)
+            .map(|f| f.service.clone())
+            .collect();
+        // Before and after: the first slice of a Service ends, and the last one begins, that its selector counts.
+        services
+            .iter()
+            .for_each(|service| self.touch_pods_of(service));
+        if let Some(old) = self.slices.remove(key) {
+            unlink(&mut self.slices_by_service, &old.service, key);
+            for endpoint in &old.endpoints {
+                match &endpoint.pod {
+                    Some(pod) => unlink(
+                        &mut self.slices_by_pod,
+                        &workload::pod_uid(&self.mesh, pod).into(),
+                        key,
+                    ),
+                    None => endpoint
+                        .addresses
+                        .iter()
+                        .for_each(|ip| unlink(&mut self.slices_by_address, ip, key)),
+                }
+            }
+        }
+        if let Some(new) = facts {
+            link(&mut self.slices_by_service, &new.service, key);
+            for endpoint in &new.endpoints {
+                match &endpoint.pod {
+                    Some(pod) => link(
+                        &mut self.slices_by_pod,
+                        &workload::pod_uid(&self.mesh, pod).into(),
+                        key,
+                    ),
+                    None => endpoint
+                        .addresses
+                        .iter()
+                        .for_each(|ip| link(&mut self.slices_by_address, ip, key)),
+                }
+            }
+            self.slices.insert(key.clone(), new);
+        }
+        services
+            .iter()
+            .for_each(|service| self.touch_pods_of(service));
+    }
+
+    pub(super) fn set_peer_authentication(
+        &mut self,
+        key: &NamespacedName,
+        facts: Option<PeerAuthenticationFacts>,
+    ) {
+        if self.peer_authentications.get(key) == facts.as_ref() {
+            return;
+        }
+        let namespace = &key.namespace;
+        let was_strict = self.inherits_strict(namespace);
+        let had_any = !self.peer_authentications.is_empty();
+        if let Some(old) = self
+            .peer_authentications
+            .remove(key)
+            .filter(|old| !old.selector.is_empty())
+        {
+            self.peer_authentication_selectors
+                .remove(namespace, &old.selector, key);
+            self.dirty
+                .pods
+                .extend(self.pod_labels.carrying(namespace, &old.selector));
+        }
+        if let Some(new) = facts {
+            if !new.selector.is_empty() {
+                self.peer_authentication_selectors
+                    .insert(namespace, &new.selector, key.clone());
+                self.dirty
+                    .pods
+                    .extend(self.pod_labels.carrying(namespace, &new.selector));
+            }
+            self.peer_authentications.insert(key.clone(), new);
+        }
+        let wide = self
+            .peer_authentications
+            .values()
+            .filter(|p| p.key.namespace == *namespace && p.selector.is_empty());
+        match wide
+            .min_by(|a, b| a.rank().cmp(&b.rank()))
+            .map(|winner| winner.key.clone())
+        {
+            Some(winner) => self
+                .peer_authentication_of
+                .insert(Arc::clone(namespace), winner),
+            None => self.peer_authentication_of.remove(namespace),
+        };
+        self.dirty.static_strict |= had_any == self.peer_authentications.is_empty();
+        self.dirty.peer_authentications.insert(key.clone());
+        if was_strict != self.inherits_strict(namespace) {
+            self.touch_inheriting(namespace);
+        }
+    }
+
+    /// What a namespace inherits changed; in the root namespace, what every namespace inherits.
+    fn touch_inheriting(&mut self, namespace: &Arc<str>) {
+        let everywhere = **namespace == self.mesh.root_namespace;
+        if everywhere {
+            self.dirty.pods.extend(self.pods.keys().cloned());
+        } else {
+            self.touch_namespace(namespace);
+        }
+        let converted = self
+            .peer_authentications
+            .keys()
+            .filter(|key| everywhere || key.namespace == *namespace);
+        self.dirty.peer_authentications.extend(converted.cloned());
+    }
+
+    /// Whether workloads of a namespace are strict where no object of their own says otherwise.
+    pub(super) fn inherits_strict(&self, namespace: &str) -> bool {
+        let of = |namespace: &str| {
+            self.peer_authentication_of
+                .get(namespace)
+                .and_then(|key| self.peer_authentications.get(key))
+        };
+        let root = self.mesh.root_namespace.as_str();
+        let own = if namespace == root {
+            None
+        } else {
+            of(namespace)
+        };
+        peer_authentication::inherits_strict(of(root), own)
+    }
+
+    pub(super) fn set_policy(&mut self, key: &NamespacedName, facts: Option<PolicyFacts>) {
+        if self.policies.get(key).map(|(known, _)| known) == facts.as_ref() {
+            return;
+        }
+        self.touch_pods_under(key);
+        if let Some((old, compiled)) = self.policies.remove(key) {
+            if let Some(selector) = old.selector().filter(|selector| !selector.is_empty()) {
+                self.policy_selectors.remove(&key.namespace, selector, key);
+            }
+            for service in &compiled.services {
+                unlink(
+                    &mut self.policies_by_service,
+                    &NamespacedName::new(&key.namespace, service),
+                    key,
+                );
+            }
+        }
+        let object = ObjectKey::new(Kind::AuthorizationPolicy, &key.namespace, &key.name);
+        self.dirty.diagnostics.insert(object.clone(), Vec::new());
+        if let Some(new) = facts {
+            let compiled = authorization::compile(&new, &self.mesh.root_namespace);
+            if let Some(selector) = new.selector().filter(|selector| !selector.is_empty()) {
+                self.policy_selectors
+                    .insert(&key.namespace, selector, key.clone());
+            }
+            for service in &compiled.services {
+                link(
+                    &mut self.policies_by_service,
+                    &NamespacedName::new(&key.namespace, service),
+                    key,
+                );
+            }
+            let notes = compiled.notes.iter().map(|note| {
+                let mut origin = new.origin.clone();
+                origin.line = new.lines.line(&note.field).unwrap_or(origin.line);
+                Diagnostic::new(note.severity, &origin, Some(&object), &note.message)
+                    .field(&note.field)
+            });
+            self.dirty
+                .diagnostics
+                .insert(object.clone(), notes.collect());
+            self.policies.insert(key.clone(), (new, compiled));
+        }
+        self.touch_pods_under(key);
+        self.dirty.policies.insert(key.clone());
+    }
+
+    /// Marks the pods that name a policy: those it selects, in the root namespace of all namespaces, and those behind
+    /// the Services it targets.
+    fn touch_pods_under(&mut self, policy: &NamespacedName) {
+        let Some((facts, compiled)) = self.policies.get(policy) else {
+            return;
+        };
+        let services: Vec<_> = compiled
+            .services
+            .iter()
+            .map(|name| NamespacedName::new(&policy.namespace, name))
+            .collect();
+        if let Some(selector) = facts.selector().filter(|selector| !selector.is_empty()) {
+            let namespaces: Vec<_> = if *policy.namespace == *self.mesh.root_namespace {
+                self.pods_by_namespace.keys().cloned().collect()
+            } else {
+                vec![Arc::clone(&policy.namespace)]
+            };
+            for namespace in &namespaces {
+                self.dirty
+                    .pods
+                    .extend(self.pod_labels.carrying(namespace, selector));
+            }
+        }
+        services
+            .iter()
+            .for_each(|service| self.touch_pods_of(service));
+    }
+
+    fn touch_namespace(&mut self, namespace: &Arc<str>) {
+        let pods = self
+            .pods_by_namespace
+            .get(namespace)
+            .cloned()
+            .unwrap_or_default();
+        for uid in &pods {
+            if let Some(pod) = self.pods.get(uid) {
+                self.dirty
+                    .node_pods
+                    .insert((Arc::clone(&pod.node), Arc::clone(uid)));
+            }
+        }
+        self.dirty.pods.extend(pods);
+    }
+
+    /// Marks everything that lists its ports of a Service: pods and endpoints.
+    fn touch_pods_of(&mut self, service: &NamespacedName) {
+        let Some(slices) = self.slices_by_service.get(service) else {
+            if let Some(facts) = self
+                .services
+                .get(service)
+                .filter(|facts| !facts.selector.is_empty())
+            {
+                self.dirty.pods.extend(
+                    self.pod_labels
+                        .carrying(&service.namespace, &facts.selector),
+                );
+            }
+            return;
+        };
+        for slice in slices.iter().filter_map(|key| self.slices.get(key)) {
+            for endpoint in &slice.endpoints {
+                if let Some(pod) = &endpoint.pod {
+                    self.dirty
+                        .pods
+                        .insert(workload::pod_uid(&self.mesh, pod).into());
+                    continue;
+                }
+                for address in &endpoint.addresses {
+                    self.dirty.pods.extend(
+                        self.pods_by_address
+                            .get(address)
+                            .into_iter()
+                            .flatten()
+                            .cloned(),
+                    );
+                    self.dirty.endpoints.insert((slice.key.clone(), *address));
+                }
+            }
+        }
+    }
+
+    /// A pod came to or left an address that slices list without naming a pod.
+    fn touch_endpoints_at(&mut self, address: std::net::IpAddr) {
+        let slices = self.slices_by_address.get(&address).into_iter().flatten();
+        self.dirty
+            .endpoints
+            .extend(slices.map(|slice| (slice.clone(), address)));
+    }
+}
+
+fn link<K: Clone + Eq + Hash, V: Clone + Ord>(
+    map: &mut HashMap<K, BTreeSet<V>>,
+    key: &K,
+    value: &V,
+) {
+    map.entry(key.clone()).or_default().insert(value.clone());
+}
+
+fn unlink<K: Eq + Hash, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(values) = map.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            map.remove(key);
+        }
+    }
+}

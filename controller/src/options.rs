@@ -1,0 +1,110 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use runtime::log::Format;
+
+/// Turns a folder of Kubernetes and Istio manifests into what node agents need, and signs their certificates.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "keelson-controller", version)]
+pub struct Options {
+    /// Folder of manifests (*.yaml, *.yml, *.json); changes apply within a fraction of a second. A broken document
+    /// keeps its last good version and is listed at /debug/diagnostics
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+
+    /// Address of the TLS port that node agents connect to; port 0 picks a free one, see --root-cert-out for the trust
+    #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:15012")]
+    pub listen: SocketAddr,
+
+    /// File with one `<token> <node>` per line; a node's agent proves with its token which node it is. Changes apply
+    /// without a restart
+    #[arg(long, value_name = "FILE")]
+    pub node_tokens: PathBuf,
+
+    /// Folder for the CA root (unless --cacerts), the last good configuration and which pods are captured; keep it
+    /// over restarts, or every node needs the new root
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
+
+    /// Folder with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, to sign with a root of your own
+    #[arg(long, value_name = "DIR")]
+    pub cacerts: Option<PathBuf>,
+
+    /// Where to write the root certificate, which node agents need to trust this controller
+    #[arg(long, value_name = "FILE")]
+    pub root_cert_out: Option<PathBuf>,
+
+    /// Names by which agents reach this controller, for its own certificate: DNS names and IP addresses
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values_t = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()])]
+    pub server_name: Vec<String>,
+
+    /// Trust domain of every identity, spiffe://<trust domain>/ns/<namespace>/sa/<service account>. Policies that name
+    /// principals contain it
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+
+    /// DNS suffix of Services, as in cart.shop.svc.cluster.local
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+
+    /// Policies in this namespace are for the whole mesh
+    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
+
+    /// Name of this cluster in the names of workloads
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
+    pub cluster_id: String,
+
+    /// Longest life of a workload certificate; agents renew theirs before a quarter of it is left
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = ttl)]
+    pub cert_ttl: Duration,
+
+    /// Address of the admin page (readiness, metrics, diagnostics, configuration, log level); loopback only
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15014")]
+    pub admin: SocketAddr,
+
+    /// Log lines for a person (text) or a machine (json)
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
+
+    /// Which log lines: a level, or target=level pairs separated by commas; changeable at /logging
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
+    pub log_level: String,
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write for example 24h or 30s"))?;
+    if ttl < Duration::from_secs(1) {
+        return Err("certificates live for at least 1s".to_owned());
+    }
+    Ok(ttl)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_reads_the_agreed_flags() {
+        Options::command().debug_assert();
+        let line = "x --manifests m --listen 127.0.0.1:0 --node-tokens t --state-dir s --cacerts c --root-cert-out r \
+                    --server-name a,10.0.0.1 --trust-domain td --cluster-domain cd --root-namespace rn --cluster-id ci \
+                    --cert-ttl 30s --admin 127.0.0.1:0 --log-format json";
+        let options = Options::try_parse_from(line.split_whitespace()).expect("parses");
+        assert_eq!(options.cert_ttl, Duration::from_secs(30));
+        assert_eq!(options.server_name, ["a", "10.0.0.1"]);
+    }
+
+    #[test]
+    fn a_life_of_nothing_is_refused() {
+        assert!(ttl("0s").is_err());
+        assert!(ttl("soon").is_err());
+    }
+}

@@ -1,0 +1,91 @@
+//! The one TLS port: discovery, certificates and node reports, for callers with a valid token.
+
+pub mod auth;
+pub mod ca;
+mod codec;
+pub mod discovery;
+mod node;
+mod stream;
+pub mod sync;
+pub mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::tls::ca::Authority;
+use model::TrustDomain;
+use parking_lot::Mutex;
+use proto::agent::node_service_server::NodeServiceServer;
+use proto::istio::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tonic::transport::Server;
+
+use self::auth::Authenticator;
+use self::sync::SyncStatus;
+use crate::metrics::Metrics;
+use crate::pipeline::{Published, Report};
+
+/// What the services need.
+#[derive(Clone)]
+pub struct Services {
+    /// Who callers are.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// What is served.
+    pub published: watch::Receiver<Arc<Published>>,
+    /// Where reports go.
+    pub reports: mpsc::Sender<Report>,
+    /// What signs.
+    pub authority: Arc<Authority>,
+    /// The trust domain of every identity.
+    pub trust_domain: TrustDomain,
+    /// The longest life of a certificate.
+    pub cert_ttl: Duration,
+    /// What clients took.
+    pub status: Arc<Mutex<SyncStatus>>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Serves until `stop` resolves.
+///
+/// # Errors
+/// What the transport says when it cannot go on.
+pub async fn serve(
+    listener: TcpListener,
+    certificates: Arc<tls::ServingCertificates>,
+    services: Services,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), tonic::transport::Error> {
+    let discovery = discovery::DiscoveryServer::new(services.clone());
+    let certificate = IstioCertificateServiceServer::new(ca::CertificateService::new(&services));
+    let node = NodeServiceServer::new(node::Reports::new(&services))
+        .max_decoding_message_size(MAX_REQUEST);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .add_service(discovery)
+        .add_service(certificate)
+        .add_service(node)
+        .serve_with_incoming_shutdown(tls::incoming(listener, certificates), stop)
+        .await
+}
+
+/// Binds the port.
+///
+/// # Errors
+/// What the system says.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// A node that lists 50,000 workloads it still has sends about 5 MiB.
+const MAX_REQUEST: usize = 64 << 20;
+/// A node that is cut off is noticed within interval and timeout together.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests are small; the first one of a large mesh is not.
+const WINDOW: u32 = 4 << 20;

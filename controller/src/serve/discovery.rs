@@ -1,0 +1,265 @@
+//! Delta discovery over gRPC: drives one [`Stream`] per client.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use proto::envoy::discovery::DeltaDiscoveryRequest;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Request, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::auth::{Caller, caller};
+use super::codec::{DiscoveryCodec, Response};
+use super::stream::{Meaning, Stream, Type};
+use super::{MAX_REQUEST, Services};
+use crate::metrics::type_label;
+use crate::pipeline::Published;
+
+/// `envoy.service.discovery.v3.AggregatedDiscoveryService`, delta only, with a codec of its own.
+#[derive(Clone)]
+pub struct DiscoveryServer {
+    services: Services,
+}
+
+impl DiscoveryServer {
+    /// Serves what `services` publish.
+    pub fn new(services: Services) -> Self {
+        Self { services }
+    }
+}
+
+impl NamedService for DiscoveryServer {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl Service<http::Request<Body>> for DiscoveryServer {
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = Boxed<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let services = self.services.clone();
+        Box::pin(async move {
+            if request.uri().path() != DELTA_PATH {
+                let other = Status::unimplemented(
+                    "only DeltaAggregatedResources is served; state-of-the-world discovery is not",
+                );
+                return Ok(other.into_http());
+            }
+            let mut grpc =
+                Grpc::new(DiscoveryCodec).apply_max_message_size_config(Some(MAX_REQUEST), None);
+            Ok(grpc.streaming(Delta { services }, request).await)
+        })
+    }
+}
+
+struct Delta {
+    services: Services,
+}
+
+impl StreamingService<DeltaDiscoveryRequest> for Delta {
+    type Response = Response;
+    type ResponseStream = ReceiverStream<Result<Response, Status>>;
+    type Future = Boxed<Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
+        let services = self.services.clone();
+        Box::pin(async move {
+            let caller = match caller(&*services.authenticator, request.metadata()).await {
+                Ok(caller) => caller,
+                Err(error) => {
+                    services.metrics.unauthenticated.inc();
+                    warn!(peer = ?request.remote_addr(), %error, "discovery refused");
+                    return Err(error.into());
+                }
+            };
+            let (out, responses) = mpsc::channel(RESPONSES);
+            let connection = Connection::open(services, caller, out);
+            tokio::spawn(connection.run(request.into_inner()));
+            Ok(tonic::Response::new(ReceiverStream::new(responses)))
+        })
+    }
+}
+
+/// One open stream; closing is counted however it ends.
+struct Connection {
+    services: Services,
+    caller: Caller,
+    id: u64,
+    stream: Stream,
+    out: mpsc::Sender<Result<Response, Status>>,
+    /// When what is on the way was read from the source.
+    sent: Arc<Published>,
+}
+
+impl Connection {
+    fn open(
+        services: Services,
+        caller: Caller,
+        out: mpsc::Sender<Result<Response, Status>>,
+    ) -> Self {
+        let id = services.status.lock().open(Arc::clone(&caller.node));
+        services.metrics.connected_nodes.inc();
+        info!(node = &*caller.node, stream = id, "discovery stream opened");
+        let stream = Stream::new(Arc::clone(&caller.node));
+        let sent = services.published.borrow().clone();
+        Self {
+            services,
+            caller,
+            id,
+            stream,
+            out,
+            sent,
+        }
+    }
+
+    async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+        let mut published = self.services.published.clone();
+        let mut push_at: Option<Instant> = None;
+        loop {
+            let due = push_at.unwrap_or_else(|| Instant::now() + IDLE);
+            tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => {
+                        self.request(request);
+                        push_at.get_or_insert_with(|| Instant::now() + COALESCE);
+                    }
+                    Ok(None) => return,
+                    Err(error) => {
+                        debug!(node = &*self.caller.node, %error, "discovery stream broke");
+                        return;
+                    }
+                },
+                changed = published.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    push_at.get_or_insert_with(|| Instant::now() + COALESCE);
+                }
+                () = sleep_until(due), if push_at.is_some() => {
+                    push_at = None;
+                    let now = published.borrow_and_update().clone();
+                    if self.push(now).await.is_err() {
+                        return;
+                    }
+                }
+                () = self.out.closed() => return,
+            }
+        }
+    }
+
+    async fn push(&mut self, now: Arc<Published>) -> Result<(), ()> {
+        while let Some(response) = self.stream.next(&now.snapshot) {
+            debug!(
+                node = &*self.caller.node,
+                type_url = response.type_url,
+                resources = response.frames.len(),
+                removed = response.removed.len(),
+                "push"
+            );
+            let (url, generation) = (response.type_url, response.generation);
+            self.services
+                .status
+                .lock()
+                .note(self.id, url, |status| status.sent = generation);
+            self.services
+                .metrics
+                .pushes
+                .get_or_create(&type_label(url))
+                .inc();
+            self.out.send(Ok(response)).await.map_err(|_closed| ())?;
+        }
+        self.sent = now;
+        Ok(())
+    }
+
+    fn request(&mut self, request: DeltaDiscoveryRequest) {
+        if let Some(node) = &request.node {
+            self.services.status.lock().name(self.id, &node.id);
+        }
+        match self.stream.request(request) {
+            Meaning::Subscription => {}
+            Meaning::Ack(kind, generation) => self.acked(kind, generation),
+            Meaning::Nack(kind, generation, message) => {
+                warn!(
+                    node = &*self.caller.node,
+                    type_url = kind.url(),
+                    generation,
+                    message,
+                    "the client refused configuration (NACK)"
+                );
+                self.services
+                    .metrics
+                    .nacks
+                    .get_or_create(&type_label(kind.url()))
+                    .inc();
+                self.services
+                    .status
+                    .lock()
+                    .note(self.id, kind.url(), |status| status.nack = Some(message));
+            }
+            Meaning::UnknownType(url) => {
+                warn!(
+                    node = &*self.caller.node,
+                    type_url = url,
+                    "the client asks for a type that is not served; ignored"
+                );
+            }
+        }
+    }
+
+    fn acked(&mut self, kind: Type, generation: u64) {
+        self.services
+            .metrics
+            .acks
+            .get_or_create(&type_label(kind.url()))
+            .inc();
+        self.services
+            .status
+            .lock()
+            .note(self.id, kind.url(), |status| {
+                status.acked = generation;
+                status.nack = None;
+            });
+        if generation == self.sent.snapshot.generation {
+            self.services
+                .metrics
+                .convergence
+                .observe(self.sent.read_at.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.services.status.lock().close(self.id);
+        self.services.metrics.connected_nodes.dec();
+        info!(
+            node = &*self.caller.node,
+            stream = self.id,
+            "discovery stream closed"
+        );
+    }
+}
+
+const DELTA_PATH: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+/// Changes and subscriptions that come within this time go out together.
+const COALESCE: Duration = Duration::from_millis(3);
+/// Only a value for a timer that is switched off.
+const IDLE: Duration = Duration::from_secs(3600);
+/// Responses that wait for the transport; the stream has at most one per type.
+const RESPONSES: usize = 4;

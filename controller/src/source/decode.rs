@@ -1,0 +1,482 @@
+//! One document of a file as objects and findings. A document that is wrong says so and yields what is left to know
+//! of it: the key, so that its last good version can stay, and for policies a refusal on their scope.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_api::ObjectMeta;
+use k8s_openapi::api::core::v1::{PodIP, PodStatus};
+use serde::Deserialize;
+
+use super::document::{Document, Salvage, salvage};
+use super::fields::{FieldError, Surplus, read};
+use super::tree::{self, Node};
+use super::{FieldLines, Upsert, names, validate};
+use crate::diagnostics::{Diagnostic, Severity};
+use crate::object::{BrokenPolicy, Kind, Object, ObjectKey, Origin};
+
+/// What a document, or one item of a list in it, turned out to be.
+#[derive(Clone, Debug)]
+pub(crate) enum Claim {
+    /// An object in good order.
+    Good(Box<Upsert>),
+    /// An object that is broken; its last good version should stay.
+    Broken {
+        /// Who it is, if that can be read.
+        key: Option<ObjectKey>,
+        /// What to do when there is no last good version.
+        fallback: Option<Box<Upsert>>,
+        origin: Origin,
+    },
+    /// An object of a kind that is not read; known so that two of one name are noticed.
+    Foreign { key: ObjectKey, origin: Origin },
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Decoded {
+    pub(crate) claims: Vec<Claim>,
+    pub(crate) findings: Vec<Diagnostic>,
+}
+
+/// Reads one document of `file` for a mesh whose root namespace is `root_namespace`.
+pub(crate) fn document(
+    file: &Arc<str>,
+    document: Document<'_>,
+    root_namespace: &str,
+    into: &mut Decoded,
+) {
+    match tree::parse(document.text, document.line) {
+        Ok(nodes) => {
+            for node in &nodes {
+                Reader::new(file, root_namespace, into).item(node);
+            }
+        }
+        Err(error) => unparsable(file, document, &error, into),
+    }
+}
+
+/// A syntax error leaves only what can be read without a parser.
+fn unparsable(
+    file: &Arc<str>,
+    document: Document<'_>,
+    error: &tree::SyntaxError,
+    into: &mut Decoded,
+) {
+    let Salvage {
+        api_version,
+        kind,
+        name,
+        namespace,
+    } = salvage(document.text);
+    let group = group_of(api_version.as_deref().unwrap_or_default()).to_owned();
+    let key =
+        kind.as_deref()
+            .zip(name.as_deref())
+            .map(|(kind, name)| match Kind::find(&group, kind) {
+                Some(known) => {
+                    ObjectKey::new(known, namespace_for(known, namespace.as_deref()), name)
+                }
+                None => ObjectKey::foreign(
+                    &group,
+                    kind,
+                    namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE),
+                    name,
+                ),
+            });
+    let origin = Origin::new(Arc::clone(file), error.line);
+    let finding = Diagnostic::new(Severity::Error, &origin, key.as_ref(), &error.message);
+    let fallback = key.as_ref().and_then(|key| fallback(key, None, &finding));
+    into.findings.push(finding);
+    into.claims.push(Claim::Broken {
+        key,
+        fallback,
+        origin,
+    });
+}
+
+/// Reads items: decides which kind each is, and collects findings about it.
+struct Reader<'a> {
+    file: &'a Arc<str>,
+    root_namespace: &'a str,
+    into: &'a mut Decoded,
+    key: Option<ObjectKey>,
+    kind: String,
+    failed: bool,
+}
+
+impl<'a> Reader<'a> {
+    fn new(file: &'a Arc<str>, root_namespace: &'a str, into: &'a mut Decoded) -> Self {
+        Self {
+            file,
+            root_namespace,
+            into,
+            key: None,
+            kind: String::new(),
+            failed: false,
+        }
+    }
+
+    fn origin(&self, line: usize) -> Origin {
+        Origin::new(Arc::clone(self.file), line)
+    }
+
+    fn say(&mut self, severity: Severity, line: usize, field: &str, message: impl Into<String>) {
+        self.failed |= severity == Severity::Error;
+        let mut finding =
+            Diagnostic::new(severity, &self.origin(line), self.key.as_ref(), message).field(field);
+        if finding.kind.is_empty() {
+            finding.kind.clone_from(&self.kind);
+        }
+        self.into.findings.push(finding);
+    }
+
+    fn broken(&mut self, line: usize, fallback: Option<Box<Upsert>>) {
+        let origin = self.origin(line);
+        self.into.claims.push(Claim::Broken {
+            key: self.key.clone(),
+            fallback,
+            origin,
+        });
+    }
+
+    fn item(mut self, node: &Node) {
+        if node.is_null() {
+            return;
+        }
+        if !node.is_mapping() {
+            let message = format!(
+                "a document must be an object with apiVersion, kind and metadata; this one is {} and is ignored",
+                node.shape()
+            );
+            return self.say(Severity::Warning, node.line, "", message);
+        }
+        let (Some(api_version), Some(kind)) =
+            (self.word(node, "apiVersion"), self.word(node, "kind"))
+        else {
+            return self.broken(node.line, None);
+        };
+        kind.clone_into(&mut self.kind);
+        if kind.ends_with("List") && node.get("items").is_some() {
+            for item in node.get("items").map(Node::items).unwrap_or_default() {
+                Reader::new(self.file, self.root_namespace, self.into).item(item);
+            }
+            return;
+        }
+        match Kind::find(group_of(api_version), kind) {
+            Some(kind) => self.known(node, kind, api_version),
+            None => self.foreign(node, api_version, kind),
+        }
+    }
+
+    /// The string at a top-level key, or a finding that says what is there instead.
+    fn word<'n>(&mut self, node: &'n Node, key: &str) -> Option<&'n str> {
+        match node.get(key) {
+            Some(value) if value.text().is_some_and(|text| !text.is_empty()) => value.text(),
+            Some(value) => {
+                self.say(
+                    Severity::Error,
+                    value.line,
+                    key,
+                    format!("must be a string, is {}", value.shape()),
+                );
+                None
+            }
+            None => {
+                let alike = node
+                    .entries()
+                    .iter()
+                    .find(|entry| entry.key.eq_ignore_ascii_case(key));
+                let (line, message) = match alike {
+                    Some(entry) => (
+                        entry.line,
+                        format!("unknown field {}, did you mean {key}", entry.key),
+                    ),
+                    None => (
+                        node.line,
+                        format!(
+                            "{key} is missing; every object needs apiVersion, kind and metadata.name"
+                        ),
+                    ),
+                };
+                self.say(Severity::Error, line, key, message);
+                None
+            }
+        }
+    }
+
+    fn foreign(mut self, node: &Node, api_version: &str, kind: &str) {
+        let namespace = metadata_text(node, "namespace").unwrap_or(DEFAULT_NAMESPACE);
+        let name = metadata_text(node, "name");
+        let group = group_of(api_version);
+        self.key = name.map(|name| ObjectKey::foreign(group, kind, namespace, name));
+        self.metadata(node, None);
+        let message = format!("kind {kind} ({api_version}) is not supported yet; ignored");
+        self.say(Severity::Info, node.line, "", message);
+        let origin = self.origin(node.line);
+        if let Some(key) = self.key.take() {
+            self.into.claims.push(Claim::Foreign { key, origin });
+        }
+    }
+
+    /// Checks metadata alone, for kinds whose own type is not known.
+    fn metadata(&mut self, node: &Node, kind: Option<Kind>) {
+        let Some(metadata) = node
+            .get("metadata")
+            .filter(|metadata| metadata.is_mapping())
+        else {
+            return self.say(
+                Severity::Error,
+                node.line,
+                "metadata",
+                "metadata is missing; every object needs metadata.name",
+            );
+        };
+        let (result, surplus) = read(metadata, |fields| ObjectMeta::deserialize(fields).map(drop));
+        for Surplus {
+            line,
+            field,
+            message,
+        } in surplus
+        {
+            let message = message
+                .replace(" field ", " field metadata.")
+                .replace("mean ", "mean metadata.");
+            self.say(Severity::Error, line, &format!("metadata.{field}"), message);
+        }
+        if let Err(FieldError {
+            line,
+            field,
+            message,
+        }) = result
+        {
+            self.say(Severity::Error, line, &format!("metadata.{field}"), message);
+        }
+        self.name(node, kind);
+    }
+
+    /// Checks that there is a name and that it is one. A misspelt `name` has been reported already.
+    fn name(&mut self, node: &Node, kind: Option<Kind>) {
+        let metadata = node.get("metadata");
+        match metadata_text(node, "name") {
+            Some(name) => {
+                if let Some(problem) = names::problem(kind, name) {
+                    let line = metadata
+                        .and_then(|m| m.entry("name"))
+                        .map_or(node.line, |entry| entry.line);
+                    self.say(Severity::Error, line, "metadata.name", problem);
+                }
+            }
+            None if self.failed => {}
+            None => {
+                let line = node.entry("metadata").map_or(node.line, |entry| entry.line);
+                let message = if metadata.is_some_and(|m| m.get("generateName").is_some()) {
+                    "metadata.name is missing; generateName works only through the Kubernetes API"
+                } else {
+                    "metadata.name is missing"
+                };
+                self.say(Severity::Error, line, "metadata.name", message);
+            }
+        }
+    }
+
+    fn known(mut self, node: &Node, kind: Kind, api_version: &str) {
+        let namespace = namespace_for(kind, metadata_text(node, "namespace"));
+        self.key = metadata_text(node, "name").map(|name| ObjectKey::new(kind, namespace, name));
+        let version = api_version.rsplit('/').next().unwrap_or_default();
+        if !kind.versions().contains(&version) {
+            let wanted = [kind.group(), kind.versions()[0]].join("/");
+            let message = format!(
+                "{api_version} is not served; write {}",
+                wanted.trim_start_matches('/')
+            );
+            self.say(
+                Severity::Error,
+                node.entry("apiVersion").map_or(node.line, |e| e.line),
+                "apiVersion",
+                message,
+            );
+        }
+        let object = self.typed(node, kind, namespace);
+        if let (Some(object), false) = (object, self.failed) {
+            let lines = if kind.is_istio() {
+                FieldLines::of(node)
+            } else {
+                FieldLines::default()
+            };
+            let origin = self.origin(node.line);
+            let upsert = Upsert {
+                object,
+                origin,
+                lines,
+            };
+            return self.into.claims.push(Claim::Good(Box::new(upsert)));
+        }
+        let first = self
+            .into
+            .findings
+            .iter()
+            .rev()
+            .find(|d| d.severity == Severity::Error)
+            .cloned();
+        let fallback = self
+            .key
+            .as_ref()
+            .zip(first)
+            .and_then(|(key, first)| fallback(key, selector(node), &first));
+        self.broken(node.line, fallback);
+    }
+
+    fn typed(&mut self, node: &Node, kind: Kind, namespace: &str) -> Option<Object> {
+        // As `kubectl apply` does: the status in a manifest is nobody's wish.
+        let mut wish = node.clone();
+        if let tree::Value::Mapping(entries) = &mut wish.value {
+            entries.retain(|entry| entry.key != "status");
+        }
+        let (result, surplus) = read(&wish, |fields| Object::decode(kind, fields));
+        let nameless = metadata_text(node, "name").is_none();
+        for Surplus {
+            line,
+            field,
+            message,
+        } in surplus
+        {
+            let about_name = nameless && message.ends_with("did you mean metadata.name");
+            let severity = if kind.is_istio() || about_name {
+                Severity::Error
+            } else {
+                Severity::Warning
+            };
+            self.say(severity, line, &field, message);
+        }
+        let mut object = match result {
+            Ok(object) => object,
+            Err(FieldError {
+                line,
+                field,
+                message,
+            }) => {
+                self.say(Severity::Error, line, &field, message);
+                return None;
+            }
+        };
+        self.name(node, Some(kind));
+        if let Some(metadata) = object.metadata_mut() {
+            metadata.namespace = kind.is_namespaced().then(|| namespace.to_owned());
+        }
+        self.pod_addresses(node, &mut object);
+        let problems = validate::object(&object, self.root_namespace);
+        let lines = if problems.is_empty() {
+            FieldLines::default()
+        } else {
+            FieldLines::of(node)
+        };
+        for problem in problems {
+            let line = lines.line(&problem.field).unwrap_or(node.line);
+            self.say(problem.severity, line, &problem.field, problem.message);
+        }
+        Some(object)
+    }
+
+    /// Gives a pod the addresses that its annotation lists; in a cluster they are in the status.
+    fn pod_addresses(&mut self, node: &Node, object: &mut Object) {
+        let Object::Pod(pod) = object else { return };
+        let listed = pod
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|a| a.get(POD_IPS_ANNOTATION));
+        let Some(listed) = listed.cloned() else {
+            return;
+        };
+        let mut addresses = Vec::new();
+        for word in listed
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+        {
+            match word.parse::<IpAddr>() {
+                Ok(address) => addresses.push(PodIP {
+                    ip: address.to_string(),
+                }),
+                Err(_) => {
+                    let field = format!("metadata.annotations[{POD_IPS_ANNOTATION:?}]");
+                    let line = FieldLines::of(node).line(&field).unwrap_or(node.line);
+                    let message = format!(
+                        "{word:?} is not an IP address; write for example 10.244.1.10,fd00::10"
+                    );
+                    self.say(Severity::Error, line, &field, message);
+                }
+            }
+        }
+        pod.status = Some(PodStatus {
+            pod_ips: Some(addresses),
+            ..PodStatus::default()
+        });
+    }
+}
+
+/// A policy that cannot be read refuses on its scope: the selector if that can be read, else its namespace.
+fn fallback(
+    key: &ObjectKey,
+    selector: Option<BTreeMap<String, String>>,
+    why: &Diagnostic,
+) -> Option<Box<Upsert>> {
+    let policy = [Kind::AuthorizationPolicy, Kind::PeerAuthentication]
+        .iter()
+        .any(|kind| kind.as_str() == key.kind());
+    policy.then(|| {
+        let origin = Origin::new(Arc::clone(&why.file), why.line);
+        let reason = match why.field.as_str() {
+            "" => why.message.clone(),
+            field => format!("{field}: {}", why.message),
+        };
+        let broken = BrokenPolicy {
+            key: key.clone(),
+            selector,
+            reason,
+        };
+        Box::new(Upsert {
+            object: Object::Broken(Box::new(broken)),
+            origin,
+            lines: FieldLines::default(),
+        })
+    })
+}
+
+/// The labels that a policy selects by, as far as they can be read without its type.
+fn selector(node: &Node) -> Option<BTreeMap<String, String>> {
+    let labels = node.get("spec")?.get("selector")?.get("matchLabels")?;
+    let pairs = labels
+        .entries()
+        .iter()
+        .map(|entry| Some((entry.key.clone(), entry.value.text()?.to_owned())));
+    pairs
+        .collect::<Option<BTreeMap<_, _>>>()
+        .filter(|labels| !labels.is_empty())
+}
+
+fn metadata_text<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
+    node.get("metadata")?
+        .get(key)?
+        .text()
+        .filter(|text| !text.is_empty())
+}
+
+fn group_of(api_version: &str) -> &str {
+    api_version.rsplit_once('/').map_or("", |(group, _)| group)
+}
+
+fn namespace_for(kind: Kind, written: Option<&str>) -> &str {
+    if kind.is_namespaced() {
+        written.unwrap_or(DEFAULT_NAMESPACE)
+    } else {
+        ""
+    }
+}
+
+/// Where objects without a namespace go, as with `kubectl`.
+const DEFAULT_NAMESPACE: &str = "default";
+/// Comma-separated addresses of a pod that no kubelet reports on.
+pub(crate) const POD_IPS_ANNOTATION: &str = "keelson.io/pod-ips";

@@ -1,0 +1,101 @@
+//! The last good objects on disk: one JSON object a line, so that a controller that starts while a manifest is broken
+//! or unreadable still serves what it served before.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use runtime::file::{PRIVATE, WriteError, atomic_write_mode};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::object::{Kind, Object, Origin};
+use crate::source::{FieldLines, Upsert};
+
+/// Why the last good objects could not be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// An object has no JSON form.
+    #[error("cannot encode the last good objects")]
+    Encode(#[from] serde_json::Error),
+    /// The file cannot be written.
+    #[error("cannot save the last good objects")]
+    Write(#[from] WriteError),
+}
+
+/// Why the last good objects could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the last good objects from {path}")]
+pub struct LoadError {
+    /// The file.
+    pub path: PathBuf,
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line<O> {
+    origin: Origin,
+    kind: String,
+    object: O,
+}
+
+/// Writes `objects` over whatever is at `path`.
+///
+/// # Errors
+/// From the file system.
+pub(super) fn save<'o>(
+    path: &Path,
+    objects: impl Iterator<Item = &'o Upsert>,
+) -> Result<(), SaveError> {
+    let mut text = Vec::new();
+    for upsert in objects {
+        let key = upsert.object.key();
+        let line = Line {
+            origin: upsert.origin.clone(),
+            kind: key.kind().to_owned(),
+            object: upsert.object.to_json()?,
+        };
+        serde_json::to_writer(&mut text, &line)?;
+        text.push(b'\n');
+    }
+    Ok(atomic_write_mode(path, &text, PRIVATE)?)
+}
+
+/// Reads what [`save`] wrote; nothing when there is no file. Lines that mean nothing any more are skipped.
+///
+/// # Errors
+/// From the file system.
+pub fn load(path: &Path) -> Result<Vec<Upsert>, LoadError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(LoadError {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let read = |line| {
+        decode(line).inspect_err(|error| warn!(file = %path.display(), %error, "skipping a last good object that cannot be read")).ok()
+    };
+    Ok(text.lines().filter_map(read).flatten().collect())
+}
+
+fn decode(line: &str) -> serde_json::Result<Option<Upsert>> {
+    let Line {
+        origin,
+        kind,
+        object,
+    } = serde_json::from_str::<Line<serde_json::Value>>(line)?;
+    let Some(kind) = Kind::ALL.into_iter().find(|known| known.as_str() == kind) else {
+        return Ok(None);
+    };
+    let object = Object::decode(kind, object)?;
+    Ok(Some(Upsert {
+        object,
+        origin,
+        lines: FieldLines::default(),
+    }))
+}

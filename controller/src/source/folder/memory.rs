@@ -1,0 +1,470 @@
+//! What is known of each file: its objects with their last good versions. Compares the folder with it, synchronously.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::diagnostics::{Diagnostic, Severity};
+use crate::object::{ObjectKey, Origin};
+use crate::source::decode::{Claim, Decoded, document};
+use crate::source::document::split;
+use crate::source::{Batch, Upsert};
+
+/// The files of a folder as last read.
+#[derive(Debug, Default)]
+pub struct Memory {
+    root_namespace: String,
+    files: BTreeMap<Arc<str>, File>,
+    /// Every place that defines an object, in the order of file names and positions: the last one counts.
+    places: BTreeMap<ObjectKey, BTreeMap<Place, Arc<Held>>>,
+    /// What the receiver of the batches has.
+    sent: BTreeMap<ObjectKey, Arc<Held>>,
+    diagnostics: Vec<Diagnostic>,
+    folder_error: Option<String>,
+}
+
+/// The result of one comparison.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    /// What changed.
+    pub batch: Batch,
+    /// Objects are missing that were there before; another scan shortly after tells whether they are gone.
+    pub unconfirmed: bool,
+}
+
+type Place = (Arc<str>, usize);
+
+#[derive(Debug, Default)]
+struct File {
+    stamp: Option<Stamp>,
+    /// Keys by position, of everything this file defines or defined last when it was in order.
+    keys: Vec<(usize, ObjectKey)>,
+    findings: Vec<Diagnostic>,
+    /// Set while the file lacks objects that it had, until the next scan confirms it.
+    shrinking: bool,
+}
+
+/// An object at a place.
+#[derive(Debug, PartialEq)]
+struct Held {
+    /// `None` for kinds that are not read, which only count as duplicates.
+    upsert: Option<Upsert>,
+    origin: Origin,
+    /// A policy that refuses because it cannot be read: no last good version.
+    is_fallback: bool,
+}
+
+/// Changes whenever a file may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+    /// Read so soon after its change that a second change could have the same time.
+    racy: bool,
+}
+
+impl Memory {
+    /// Knows nothing yet.
+    pub fn new(root_namespace: &str) -> Self {
+        Self {
+            root_namespace: root_namespace.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Adds objects that an earlier run knew, so that a file that is broken or unreadable now keeps them.
+    #[must_use]
+    pub fn with_last_good(mut self, objects: Vec<Upsert>) -> Self {
+        for upsert in objects {
+            let (key, name) = (upsert.object.key(), Arc::clone(&upsert.origin.file));
+            let file = self.files.entry(Arc::clone(&name)).or_default();
+            let position = file.keys.len();
+            file.keys.push((position, key.clone()));
+            let origin = upsert.origin.clone();
+            let held = Held {
+                upsert: Some(upsert),
+                origin,
+                is_fallback: false,
+            };
+            self.places
+                .entry(key)
+                .or_default()
+                .insert((name, position), Arc::new(held));
+        }
+        self
+    }
+
+    /// Whether no object is known.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// The objects in effect that are good; a policy that refuses because it cannot be read is none.
+    pub(super) fn last_good(&self) -> impl Iterator<Item = &Upsert> {
+        self.sent
+            .values()
+            .filter(|held| !held.is_fallback)
+            .filter_map(|held| held.upsert.as_ref())
+    }
+
+    /// Reads what changed in `folder`.
+    pub fn scan(&mut self, folder: &Path) -> Scan {
+        let mut touched: BTreeSet<ObjectKey> = BTreeSet::new();
+        let mut unconfirmed = false;
+        match list(folder) {
+            Ok(present) => {
+                self.folder_error = None;
+                let gone = self.files.keys().filter(|name| !present.contains(*name));
+                let gone: Vec<_> = gone.cloned().collect();
+                for name in &gone {
+                    unconfirmed |= self.missing(name, &mut touched);
+                }
+                for name in &present {
+                    unconfirmed |= self.read(folder, name, &mut touched);
+                }
+            }
+            // Everything known stays.
+            Err(error) => {
+                self.folder_error = Some(format!(
+                    "the folder cannot be read: {error}; the last good configuration stays"
+                ))
+            }
+        }
+        if self.sent.is_empty() {
+            touched.extend(self.places.keys().cloned());
+        }
+        let mut batch = self.resolve(touched);
+        let diagnostics = self.findings(folder);
+        if diagnostics != self.diagnostics {
+            self.diagnostics.clone_from(&diagnostics);
+            batch.diagnostics = Some(diagnostics);
+        }
+        Scan { batch, unconfirmed }
+    }
+
+    /// A file that is not there: gone at the second look.
+    fn missing(&mut self, name: &Arc<str>, touched: &mut BTreeSet<ObjectKey>) -> bool {
+        let Some(file) = self.files.get_mut(name) else {
+            return false;
+        };
+        if !file.shrinking && !file.keys.is_empty() {
+            file.shrinking = true;
+            file.stamp = None;
+            return true;
+        }
+        if let Some(file) = self.files.remove(name) {
+            self.forget(name, file.keys, touched);
+        }
+        false
+    }
+
+    fn forget(
+        &mut self,
+        name: &Arc<str>,
+        keys: Vec<(usize, ObjectKey)>,
+        touched: &mut BTreeSet<ObjectKey>,
+    ) {
+        for (position, key) in keys {
+            if let Some(places) = self.places.get_mut(&key) {
+                places.remove(&(Arc::clone(name), position));
+                if places.is_empty() {
+                    self.places.remove(&key);
+                }
+            }
+            touched.insert(key);
+        }
+    }
+
+    /// Reads a file if it changed. Returns whether it lacks objects that only a second look removes.
+    fn read(&mut self, folder: &Path, name: &Arc<str>, touched: &mut BTreeSet<ObjectKey>) -> bool {
+        let path = folder.join(&**name);
+        let file = self.files.entry(Arc::clone(name)).or_default();
+        let stamp = stamp(&path);
+        if !file.shrinking
+            && file.stamp.is_some()
+            && file.stamp == stamp
+            && stamp.is_some_and(|s| !s.racy)
+        {
+            return false;
+        }
+        file.stamp = stamp;
+        let text = match fs::read(&path).map(String::from_utf8) {
+            Ok(Ok(text)) => text,
+            Ok(Err(error)) => {
+                let line = 1 + error
+                    .as_bytes()
+                    .iter()
+                    .take(error.utf8_error().valid_up_to())
+                    .filter(|b| **b == b'\n')
+                    .count();
+                return self.unreadable(name, line, "is not UTF-8 text");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return self.missing(name, touched);
+            }
+            Err(error) => return self.unreadable(name, 0, &format!("cannot be read: {error}")),
+        };
+        let mut decoded = Decoded::default();
+        for piece in split(&text) {
+            document(name, piece, &self.root_namespace, &mut decoded);
+        }
+        self.replace(name, decoded, touched)
+    }
+
+    /// A file that cannot be read as text keeps what it had.
+    fn unreadable(&mut self, name: &Arc<str>, line: usize, what: &str) -> bool {
+        let origin = Origin::new(Arc::clone(name), line);
+        let message = format!("the file {what}; the last good version of its objects stays");
+        if let Some(file) = self.files.get_mut(name) {
+            file.shrinking = false;
+            file.findings = vec![Diagnostic::new(Severity::Error, &origin, None, message)];
+        }
+        false
+    }
+
+    fn replace(
+        &mut self,
+        name: &Arc<str>,
+        decoded: Decoded,
+        touched: &mut BTreeSet<ObjectKey>,
+    ) -> bool {
+        let Decoded {
+            claims,
+            mut findings,
+        } = decoded;
+        let file = self.files.remove(name).unwrap_or_default();
+        let mut before: BTreeMap<ObjectKey, Arc<Held>> = BTreeMap::new();
+        for (position, key) in &file.keys {
+            let held = self
+                .places
+                .get(key)
+                .and_then(|places| places.get(&(Arc::clone(name), *position)));
+            if let Some(held) = held {
+                before.insert(key.clone(), Arc::clone(held));
+            }
+        }
+        let mut now: Vec<(ObjectKey, Arc<Held>)> = Vec::new();
+        let mut anonymous = None;
+        for claim in claims {
+            match claim {
+                Claim::Good(upsert) => {
+                    let origin = upsert.origin.clone();
+                    now.push((
+                        upsert.object.key(),
+                        Arc::new(Held {
+                            upsert: Some(*upsert),
+                            origin,
+                            is_fallback: false,
+                        }),
+                    ));
+                }
+                Claim::Foreign { key, origin } => {
+                    now.push((
+                        key,
+                        Arc::new(Held {
+                            upsert: None,
+                            origin,
+                            is_fallback: false,
+                        }),
+                    ));
+                }
+                Claim::Broken {
+                    key: None, origin, ..
+                } => anonymous = Some(origin),
+                Claim::Broken {
+                    key: Some(key),
+                    fallback,
+                    origin,
+                } => {
+                    now.extend(keep(
+                        &mut findings,
+                        before.get(&key).or_else(|| self.sent.get(&key)),
+                        key,
+                        fallback,
+                        &origin,
+                    ));
+                }
+            }
+        }
+        let listed: BTreeSet<_> = now.iter().map(|(key, _)| key.clone()).collect();
+        let lacking: Vec<_> = before
+            .iter()
+            .filter(|(key, held)| !listed.contains(*key) && held.upsert.is_some())
+            .collect();
+        let mut shrinking = false;
+        if let (Some(origin), false) = (&anonymous, lacking.is_empty()) {
+            // One of these may be what the broken document was.
+            for (key, held) in lacking {
+                let message =
+                    "its document may be the one that cannot be read; the last good version stays";
+                findings.push(Diagnostic::new(
+                    Severity::Warning,
+                    origin,
+                    Some(key),
+                    message,
+                ));
+                now.push((key.clone(), Arc::clone(held)));
+            }
+        } else if !lacking.is_empty() && !file.shrinking {
+            shrinking = true;
+            now.extend(
+                lacking
+                    .into_iter()
+                    .map(|(key, held)| (key.clone(), Arc::clone(held))),
+            );
+        }
+        self.forget(name, file.keys, touched);
+        let mut keys = Vec::with_capacity(now.len());
+        for (position, (key, held)) in now.into_iter().enumerate() {
+            self.places
+                .entry(key.clone())
+                .or_default()
+                .insert((Arc::clone(name), position), held);
+            touched.insert(key.clone());
+            keys.push((position, key));
+        }
+        self.files.insert(
+            Arc::clone(name),
+            File {
+                stamp: file.stamp,
+                keys,
+                findings,
+                shrinking,
+            },
+        );
+        shrinking
+    }
+
+    /// Works out which of the touched objects changed for the receiver.
+    fn resolve(&mut self, touched: BTreeSet<ObjectKey>) -> Batch {
+        let mut batch = Batch::default();
+        for key in touched {
+            let winner = self
+                .places
+                .get(&key)
+                .and_then(|places| places.values().next_back())
+                .cloned();
+            match winner.filter(|held| held.upsert.is_some()) {
+                Some(held) => {
+                    let known = self.sent.get(&key).is_some_and(|sent| *sent == held);
+                    if let (false, Some(upsert)) = (known, &held.upsert) {
+                        batch.upserts.push(upsert.clone());
+                    }
+                    self.sent.insert(key, held);
+                }
+                None => {
+                    if self.sent.remove(&key).is_some() {
+                        batch.removals.push(key);
+                    }
+                }
+            }
+        }
+        batch
+    }
+
+    fn findings(&self, folder: &Path) -> Vec<Diagnostic> {
+        let mut all: Vec<_> = self
+            .files
+            .values()
+            .flat_map(|file| file.findings.iter().cloned())
+            .collect();
+        if let Some(message) = &self.folder_error {
+            let origin = Origin::new(folder.display().to_string(), 0);
+            all.push(Diagnostic::new(Severity::Error, &origin, None, message));
+        }
+        for (key, places) in self.places.iter().filter(|(_, places)| places.len() > 1) {
+            let Some((_, winner)) = places.last_key_value() else {
+                continue;
+            };
+            for held in places.values().filter(|held| held.origin != winner.origin) {
+                let message = format!(
+                    "is defined again at {}; the later definition counts, this one has no effect",
+                    winner.origin
+                );
+                all.push(
+                    Diagnostic::new(Severity::Error, &held.origin, Some(key), message)
+                        .field("metadata.name"),
+                );
+            }
+        }
+        all.sort();
+        all
+    }
+}
+
+/// What stays of a broken object: its last good version, or for a policy a refusal.
+fn keep(
+    findings: &mut Vec<Diagnostic>,
+    known: Option<&Arc<Held>>,
+    key: ObjectKey,
+    fallback: Option<Box<Upsert>>,
+    origin: &Origin,
+) -> Option<(ObjectKey, Arc<Held>)> {
+    if let Some(held) = known.filter(|held| !held.is_fallback && held.upsert.is_some()) {
+        findings.push(Diagnostic::new(
+            Severity::Warning,
+            origin,
+            Some(&key),
+            "the last good version stays in effect",
+        ));
+        return Some((key, Arc::clone(held)));
+    }
+    let upsert = *fallback?;
+    let message = "there is no earlier good version, so it refuses everything on its scope until it is repaired";
+    findings.push(Diagnostic::new(
+        Severity::Warning,
+        origin,
+        Some(&key),
+        message,
+    ));
+    let origin = upsert.origin.clone();
+    Some((
+        key,
+        Arc::new(Held {
+            upsert: Some(upsert),
+            origin,
+            is_fallback: true,
+        }),
+    ))
+}
+
+/// The names of the manifests in a folder.
+fn list(folder: &Path) -> io::Result<BTreeSet<Arc<str>>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let manifest = [".yaml", ".yml", ".json"]
+            .iter()
+            .any(|ending| name.ends_with(ending));
+        if manifest
+            && !name.starts_with('.')
+            && !fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir())
+        {
+            names.insert(Arc::from(name));
+        }
+    }
+    Ok(names)
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = fs::metadata(path).ok()?;
+    let age = SystemTime::now()
+        .duration_since(meta.modified().ok()?)
+        .unwrap_or_default();
+    Some(Stamp {
+        inode: meta.ino(),
+        size: meta.size(),
+        changed: (meta.ctime(), meta.ctime_nsec()),
+        racy: age < RACY,
+    })
+}
+
+/// File times move in ticks of the kernel; within this time two writes may look like one.
+const RACY: Duration = Duration::from_millis(50);

@@ -1,0 +1,87 @@
+//! Facts of an `EndpointSlice`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_api::EndpointSlice;
+
+use super::NamespacedName;
+
+/// What the mesh needs to know of a slice.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SliceFacts {
+    /// Who it is.
+    pub key: NamespacedName,
+    /// The Service it belongs to.
+    pub service: NamespacedName,
+    /// Endpoint port by the name of the Service port.
+    pub ports: BTreeMap<String, u16>,
+    /// The endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SliceEndpoint {
+    /// Its addresses; one in practice.
+    pub addresses: Vec<IpAddr>,
+    /// The pod behind it, if the slice names one.
+    pub pod: Option<NamespacedName>,
+    /// Absent means ready (`discovery.k8s.io/v1`).
+    pub ready: bool,
+}
+
+impl SliceFacts {
+    /// Reads a slice; `None` when it belongs to no Service or lists host names.
+    pub fn read(slice: &EndpointSlice) -> Option<Self> {
+        let key = NamespacedName::of(&slice.metadata);
+        let service = slice
+            .metadata
+            .labels
+            .as_ref()?
+            .get("kubernetes.io/service-name")?;
+        if slice.address_type == "FQDN" {
+            return None;
+        }
+        let ports = slice
+            .ports
+            .iter()
+            .flatten()
+            .filter(|port| port.protocol.as_deref().is_none_or(|p| p == "TCP"));
+        let endpoints = slice.endpoints.iter().flatten().map(|endpoint| {
+            let target = endpoint
+                .target_ref
+                .as_ref()
+                .filter(|target| target.kind.as_deref() == Some("Pod"));
+            SliceEndpoint {
+                addresses: endpoint
+                    .addresses
+                    .iter()
+                    .filter_map(|ip| ip.parse().ok())
+                    .collect(),
+                pod: target.and_then(|target| {
+                    let namespace = target.namespace.as_deref().unwrap_or(&key.namespace);
+                    Some(NamespacedName::new(namespace, target.name.as_deref()?))
+                }),
+                ready: endpoint
+                    .conditions
+                    .as_ref()
+                    .and_then(|c| c.ready)
+                    .unwrap_or(true),
+            }
+        });
+        Some(Self {
+            service: NamespacedName::new(&key.namespace, service),
+            ports: ports
+                .filter_map(|port| {
+                    Some((
+                        port.name.clone().unwrap_or_default(),
+                        u16::try_from(port.port?).ok()?,
+                    ))
+                })
+                .collect(),
+            endpoints: endpoints.collect(),
+            key,
+        })
+    }
+}

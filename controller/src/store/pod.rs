@@ -1,0 +1,178 @@
+//! Facts of a `Pod`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_api::{OwnerReference, Pod};
+
+use super::{Labels, NamespacedName};
+
+/// What the mesh needs to know of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodFacts {
+    /// Who it is.
+    pub key: NamespacedName,
+    /// The Kubernetes UID, empty when the manifest has none.
+    pub uid: String,
+    /// All labels.
+    pub labels: Labels,
+    /// The annotations that decide enrolment; see [`crate::index::enrolment`].
+    pub annotations: Labels,
+    /// The node it runs on, empty before it is scheduled.
+    pub node: Arc<str>,
+    /// Its service account, `default` when it names none.
+    pub service_account: Arc<str>,
+    /// Its addresses, empty before it has any.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it shares the node's network.
+    pub host_network: bool,
+    /// Whether it ended, well or not, or is being deleted.
+    pub finished: bool,
+    /// Its `Ready` condition, when somebody reports one.
+    pub ready: Option<bool>,
+    /// What made it.
+    pub owner: (OwnerType, String),
+    /// The named TCP ports of its containers.
+    pub ports: Vec<ContainerPort>,
+}
+
+/// A named TCP port of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// The name that a Service's `targetPort` may use.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// What made a pod, as far as the workload API tells kinds apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnerType {
+    /// A Deployment, through a ReplicaSet.
+    Deployment,
+    /// A CronJob, through a Job.
+    CronJob,
+    /// A Job.
+    Job,
+    /// Anything else, or nothing.
+    Pod,
+}
+
+impl PodFacts {
+    /// Reads a pod.
+    pub fn read(pod: &Pod) -> Self {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let status = pod.status.clone().unwrap_or_default();
+        let key = NamespacedName::of(&pod.metadata);
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let all = pod.metadata.annotations.clone().unwrap_or_default();
+        let annotations = all
+            .into_iter()
+            .filter(|(name, _)| DECIDING.contains(&name.as_str()))
+            .collect();
+        let listed = status
+            .pod_ips
+            .unwrap_or_default()
+            .into_iter()
+            .map(|ip| ip.ip);
+        let mut addresses: Vec<IpAddr> = listed
+            .chain(status.pod_ip)
+            .filter_map(|ip| ip.parse().ok())
+            .collect();
+        let mut seen = Vec::new();
+        addresses.retain(|ip| {
+            let new = !seen.contains(ip);
+            seen.push(*ip);
+            new
+        });
+        let ready = status
+            .conditions
+            .unwrap_or_default()
+            .into_iter()
+            .find(|c| c.type_ == "Ready");
+        let account = spec
+            .service_account_name
+            .or(spec.service_account)
+            .filter(|name| !name.is_empty());
+        Self {
+            owner: owner(
+                pod.metadata.owner_references.as_deref().unwrap_or_default(),
+                &labels,
+                &key.name,
+            ),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            labels,
+            annotations,
+            node: spec.node_name.unwrap_or_default().into(),
+            service_account: account.as_deref().unwrap_or("default").into(),
+            addresses,
+            host_network: spec.host_network.unwrap_or_default(),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+                || pod.metadata.deletion_timestamp.is_some(),
+            ready: ready.map(|condition| condition.status == "True"),
+            ports: spec
+                .containers
+                .iter()
+                .flat_map(|c| c.ports.iter().flatten())
+                .filter_map(container_port)
+                .collect(),
+            key,
+        }
+    }
+}
+
+fn container_port(port: &k8s_openapi::api::core::v1::ContainerPort) -> Option<ContainerPort> {
+    let tcp = port
+        .protocol
+        .as_deref()
+        .is_none_or(|protocol| protocol == "TCP");
+    let number = u16::try_from(port.container_port).ok()?;
+    let name = port.name.clone().filter(|_| tcp)?;
+    Some(ContainerPort { name, port: number })
+}
+
+/// The owner that people know: the Deployment behind a ReplicaSet, the CronJob behind a Job.
+fn owner(references: &[OwnerReference], labels: &Labels, pod: &str) -> (OwnerType, String) {
+    let controller = references
+        .iter()
+        .find(|owner| owner.controller == Some(true))
+        .or(references.first());
+    let Some(owner) = controller else {
+        return (OwnerType::Pod, pod.to_owned());
+    };
+    match owner.kind.as_str() {
+        "ReplicaSet" => match deployment(&owner.name, labels) {
+            Some(name) => (OwnerType::Deployment, name.to_owned()),
+            None => (OwnerType::Pod, owner.name.clone()),
+        },
+        "Job" => match cron_job(&owner.name) {
+            Some(name) => (OwnerType::CronJob, name.to_owned()),
+            None => (OwnerType::Job, owner.name.clone()),
+        },
+        _ => (OwnerType::Pod, owner.name.clone()),
+    }
+}
+
+/// Strips the hash that a Deployment appends to the names of its ReplicaSets.
+fn deployment<'a>(replica_set: &'a str, labels: &Labels) -> Option<&'a str> {
+    let (name, suffix) = replica_set.rsplit_once('-')?;
+    match labels.get("pod-template-hash") {
+        Some(hash) => (hash == suffix).then_some(name),
+        None => (!name.is_empty() && suffix.len() >= 5).then_some(name),
+    }
+}
+
+/// Strips the scheduled minute that a CronJob appends to the names of its Jobs.
+fn cron_job(job: &str) -> Option<&str> {
+    let (name, suffix) = job.rsplit_once('-')?;
+    let time = (8..=10).contains(&suffix.len()) && suffix.bytes().all(|b| b.is_ascii_digit());
+    (time && !name.is_empty()).then_some(name)
+}
+
+/// The annotations that are kept.
+const DECIDING: &[&str] = &[
+    "keelson.io/mesh",
+    "istio.io/dataplane-mode",
+    "sidecar.istio.io/inject",
+    "sidecar.istio.io/status",
+];
