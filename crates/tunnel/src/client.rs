@@ -13,12 +13,16 @@ use h2::client::{Connection, SendRequest};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use model::Identity;
 use thiserror::Error;
+use tls::{TlsFailure, WorkloadCert};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
 use crate::forwarded;
 use crate::keepalive::Keepalive;
 use crate::proxy_status::ProxyStatus;
+use crate::secure::{self, Failure, SecureError};
 use crate::settings::Settings;
 use crate::stream::{StreamEnd, TunnelStream};
 
@@ -60,6 +64,7 @@ where
     connection: Connection<IO, Bytes>,
     keepalive: Keepalive,
     shared: Arc<Shared>,
+    failure: Failure,
 }
 
 /// Why a tunnel could not be made.
@@ -78,6 +83,9 @@ pub enum ConnectError {
     /// TCP, TLS or HTTP/2 took too long.
     #[error("the peer did not complete the handshake within {0:?}")]
     Timeout(Duration),
+    /// There is no TLS connection, or its peer is not whom we expect.
+    #[error("no trusted connection to the peer")]
+    Secure(#[source] SecureError),
     /// HTTP/2 did not start.
     #[error("the peer does not speak HTTP/2")]
     H2(#[source] h2::Error),
@@ -130,9 +138,43 @@ pub enum Lost {
     /// The peer answered no ping for this long.
     #[error("the peer did not answer a ping within {0:?}")]
     Unresponsive(Duration),
-    /// The connection failed, which includes a TLS alert of the peer.
+    /// TLS failed. Most often the peer refused our certificate: in TLS 1.3 that is known only
+    /// after the handshake.
+    #[error("the tunnel's TLS connection failed")]
+    Tls(#[source] TlsFailure),
+    /// The connection failed.
     #[error("the tunnel's connection failed")]
     Failed(#[source] Arc<h2::Error>),
+}
+
+/// Opens a tunnel over a TCP connection: handshakes as `cert`, makes sure that the peer is one of
+/// `expected`, and starts HTTP/2. What moves the tunnel's bytes is spawned as a local task, which
+/// ends with the tunnel.
+///
+/// # Errors
+/// See [`ConnectError`].
+///
+/// # Panics
+/// Outside of a [`tokio::task::LocalSet`], as `spawn_local` does.
+pub async fn connect(
+    tcp: TcpStream,
+    cert: &WorkloadCert,
+    expected: &[Identity],
+    settings: Settings,
+) -> Result<Tunnel, ConnectError> {
+    let limit = settings.handshake_timeout;
+    let handshakes = async {
+        let (io, peer) = secure::connect(tcp, cert, expected)
+            .await
+            .map_err(ConnectError::Secure)?;
+        let failure = io.failure();
+        start(io, Some(peer), settings, failure).await
+    };
+    let (tunnel, driver) = timeout(limit, handshakes)
+        .await
+        .map_err(|_elapsed| ConnectError::Timeout(limit))??;
+    spawn_local(driver);
+    Ok(tunnel)
 }
 
 /// Starts HTTP/2 on an established TLS connection whose peer has been verified to be `peer`.
@@ -145,6 +187,18 @@ pub async fn handshake<IO>(
     io: IO,
     peer: Option<Identity>,
     settings: Settings,
+) -> Result<(Tunnel, Driver<IO>), ConnectError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    start(io, peer, settings, Failure::default()).await
+}
+
+async fn start<IO>(
+    io: IO,
+    peer: Option<Identity>,
+    settings: Settings,
+    failure: Failure,
 ) -> Result<(Tunnel, Driver<IO>), ConnectError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -166,6 +220,7 @@ where
         keepalive: Keepalive::new(connection.ping_pong(), &settings),
         connection,
         shared: Arc::clone(&shared),
+        failure,
     };
     Ok((Tunnel { sender, shared }, driver))
 }
@@ -176,16 +231,22 @@ impl Tunnel {
     /// # Errors
     /// See [`OpenError`]; [`OpenError::is_unprocessed`] says whether another tunnel may be tried.
     pub async fn open(&self, request: &ConnectRequest) -> Result<TunnelStream, OpenError> {
-        self.reserve().ok_or(OpenError::Full)?.open(request).await
+        self.reserve()?.open(request).await
     }
 
-    /// Takes the right to open one more stream, unless the tunnel is full or closing.
-    pub fn reserve(&self) -> Option<Reservation> {
-        if self.open_streams() >= self.max_streams() || self.is_closed() {
-            return None;
+    /// Takes the right to open one more stream.
+    ///
+    /// # Errors
+    /// The tunnel is full, or it takes no new streams: see [`OpenError`].
+    pub fn reserve(&self) -> Result<Reservation, OpenError> {
+        if let Some(error) = self.closed() {
+            return Err(self.shared.unsent(error));
+        }
+        if self.open_streams() >= self.max_streams() {
+            return Err(OpenError::Full);
         }
         self.shared.streams.fetch_add(1, Ordering::Relaxed);
-        Some(Reservation {
+        Ok(Reservation {
             sender: self.sender.clone(),
             slot: Slot(Arc::clone(&self.shared)),
         })
@@ -211,9 +272,16 @@ impl Tunnel {
     /// Whether the tunnel takes no new streams: it is lost, or the peer sent GOAWAY. Streams that
     /// are open may still live.
     pub fn is_closed(&self) -> bool {
+        self.closed().is_some()
+    }
+
+    fn closed(&self) -> Option<h2::Error> {
         let mut sender = self.sender.clone();
         let mut context = Context::from_waker(Waker::noop());
-        matches!(sender.poll_ready(&mut context), Poll::Ready(Err(_)))
+        match sender.poll_ready(&mut context) {
+            Poll::Ready(Err(error)) => Some(error),
+            _ => None,
+        }
     }
 
     /// Why the tunnel ended, once it has.
@@ -299,7 +367,12 @@ where
             .poll(cx)
             .map(|result| match result {
                 Ok(()) => Lost::Closed,
-                Err(error) => Lost::Failed(Arc::new(error)),
+                Err(error) => match self.failure.get() {
+                    Some(failure) if !matches!(failure, TlsFailure::Io(_)) => {
+                        Lost::Tls(failure.clone())
+                    }
+                    _ => Lost::Failed(Arc::new(error)),
+                },
             })
     }
 }

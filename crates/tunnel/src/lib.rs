@@ -15,6 +15,7 @@ pub mod copy;
 pub mod forwarded;
 pub mod pool;
 pub mod proxy_status;
+pub mod secure;
 pub mod server;
 pub mod settings;
 

@@ -204,8 +204,11 @@ impl Pool {
                 Found::Connecting(connecting) => connecting,
             };
             let tunnel = connecting.await.map_err(PoolError::Connect)?;
-            if let Some(reservation) = tunnel.reserve() {
-                return Ok((reservation, Origin::Fresh));
+            match tunnel.reserve() {
+                Ok(reservation) => return Ok((reservation, Origin::Fresh)),
+                Err(OpenError::Full) => {}
+                // Making yet another would end the same way.
+                Err(error) => return Err(PoolError::Open(error)),
             }
         }
         Err(PoolError::Open(OpenError::Full))
@@ -226,7 +229,11 @@ impl Pool {
         };
         let retired = entry.renew(generation);
         let dead = entry.forget_dead();
-        let found = match entry.tunnels.iter().find_map(Tunnel::reserve) {
+        let found = match entry
+            .tunnels
+            .iter()
+            .find_map(|tunnel| tunnel.reserve().ok())
+        {
             Some(reservation) => Found::Room(reservation),
             None => {
                 let room = self.inner.config.waiters_per_tunnel;

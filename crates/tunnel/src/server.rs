@@ -11,7 +11,9 @@ use h2::server::{Connection, SendResponse};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use model::Identity;
 use thiserror::Error;
+use tls::WorkloadCert;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -20,12 +22,13 @@ use crate::client::{BAGGAGE, TRACEPARENT, header_text};
 use crate::forwarded::Forwarded;
 use crate::keepalive::Keepalive;
 use crate::proxy_status::{self, ErrorType, ProxyStatus};
+use crate::secure::{self, SecureError, ServerIo};
 use crate::settings::Settings;
 use crate::stream::{StreamEnd, TunnelStream};
 
 /// An accepted tunnel. Call [`ServerTunnel::next`] all the time: it also moves the bytes of the
 /// streams. Dropping it resets them.
-pub struct ServerTunnel<IO>
+pub struct ServerTunnel<IO = ServerIo>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -61,6 +64,9 @@ pub enum AcceptError {
     /// The peer took too long.
     #[error("the peer did not complete the handshake within {0:?}")]
     Timeout(Duration),
+    /// There is no TLS connection, or we refused its peer.
+    #[error("no trusted connection from the peer")]
+    Secure(#[source] SecureError),
     /// HTTP/2 did not start.
     #[error("the peer does not speak HTTP/2")]
     H2(#[source] h2::Error),
@@ -93,6 +99,29 @@ pub enum NextError {
     Failed(#[source] h2::Error),
 }
 
+/// Accepts a tunnel on a TCP connection: handshakes as `cert`, which makes sure that the peer is of
+/// our trust domain, and starts HTTP/2.
+///
+/// # Errors
+/// See [`AcceptError`]. A peer that we refuse gets up to a second to read the alert; the time-out of
+/// the handshake covers that.
+pub async fn accept(
+    tcp: TcpStream,
+    cert: &WorkloadCert,
+    settings: Settings,
+) -> Result<ServerTunnel, AcceptError> {
+    let handshakes = async {
+        let (io, peer) = secure::accept(tcp, cert)
+            .await
+            .map_err(AcceptError::Secure)?;
+        start(io, Some(peer), settings).await
+    };
+    let limit = settings.handshake_timeout;
+    timeout(limit, handshakes)
+        .await
+        .map_err(|_elapsed| AcceptError::Timeout(limit))?
+}
+
 /// Starts HTTP/2 on an established TLS connection whose peer has been verified to be `peer`.
 ///
 /// # Errors
@@ -106,9 +135,23 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let limit = settings.handshake_timeout;
-    let mut connection = timeout(limit, settings.server_builder().handshake(io))
+    timeout(limit, start(io, peer, settings))
         .await
         .map_err(|_elapsed| AcceptError::Timeout(limit))?
+}
+
+async fn start<IO>(
+    io: IO,
+    peer: Option<Identity>,
+    settings: Settings,
+) -> Result<ServerTunnel<IO>, AcceptError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut connection = settings
+        .server_builder()
+        .handshake(io)
+        .await
         .map_err(AcceptError::H2)?;
     let streams = usize::try_from(settings.max_concurrent_streams).unwrap_or(usize::MAX);
     Ok(ServerTunnel {

@@ -41,7 +41,6 @@ pub const MAX_PENDING_RESETS: usize = 64;
 
 /// The limits and timeouts of one tunnel. [`Settings::default`] is right unless a test wants less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Settings {
     /// See [`STREAM_WINDOW`].
     pub stream_window: u32,

@@ -10,6 +10,7 @@ mod copying;
 mod ending;
 mod foreign;
 mod memory;
+mod mtls;
 mod pooling;
 mod support;
 mod tunnelling;

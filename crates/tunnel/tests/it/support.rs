@@ -29,6 +29,16 @@ pub(crate) fn local<T>(test: impl Future<Output = T>) -> T {
     LocalSet::new().block_on(&runtime, limited)
 }
 
+/// The same with a clock that jumps to the next timer when nothing moves: for tests without TCP.
+pub(crate) fn local_paused<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, test)
+}
+
 /// Two connected TCP sockets.
 pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -143,10 +153,14 @@ pub(crate) fn copying(tcp: TcpStream, stream: TunnelStream) -> Copying {
 
 impl Path {
     pub(crate) async fn new() -> Self {
+        Self::to_server(tcp_pair().await).await
+    }
+
+    /// With these two ends of the connection to the server.
+    pub(crate) async fn to_server((server_app, server_leg): (TcpStream, TcpStream)) -> Self {
         let (tunnel, server, driver) = tunnel().await;
         let accepted = Rc::new(RefCell::new(None));
         let slot = Rc::clone(&accepted);
-        let (server_app, server_leg) = tcp_pair().await;
         let mut server_leg = Some(server_leg);
         let serving = serve(server, move |incoming| {
             let stream = incoming.accept(None).unwrap();

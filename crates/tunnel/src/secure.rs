@@ -1,0 +1,184 @@
+//! How a TCP connection becomes a TLS connection whose peer is known, before any byte of HTTP/2.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use model::Identity;
+use thiserror::Error;
+use tls::{TlsFailure, WorkloadCert, classify_io, peer_identity, server_name, verify_expected};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+/// Why there is no TLS connection to go on with.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum SecureError {
+    /// The handshake failed, or the peer is not whom we expect.
+    #[error(transparent)]
+    Tls(TlsFailure),
+    /// The peer did not choose `h2` (RFC 7301).
+    #[error("the peer did not agree to speak h2")]
+    Alpn,
+}
+
+impl SecureError {
+    /// The word for metrics and logs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Tls(failure) => failure.code(),
+            Self::Alpn => "alpn",
+        }
+    }
+}
+
+/// The client's TLS connection. It remembers how it failed: in TLS 1.3 a server's refusal of our
+/// certificate comes after the handshake, and HTTP/2 keeps only its text.
+#[derive(Debug)]
+pub struct ClientIo {
+    tls: client::TlsStream<TcpStream>,
+    failure: Failure,
+}
+
+/// The server's TLS connection.
+pub type ServerIo = server::TlsStream<TcpStream>;
+
+/// How a connection failed, once it has.
+pub(crate) type Failure = Arc<OnceLock<TlsFailure>>;
+
+/// Handshakes with a peer that must be one of `expected`.
+pub(crate) async fn connect(
+    tcp: TcpStream,
+    cert: &WorkloadCert,
+    expected: &[Identity],
+) -> Result<(ClientIo, Identity), SecureError> {
+    no_delay(&tcp);
+    let tls = TlsConnector::from(cert.client())
+        .connect(server_name(), tcp)
+        .await
+        .map_err(|error| SecureError::Tls(classify_io(&error)))?;
+    let session = tls.get_ref().1;
+    let chain = session.peer_certificates().unwrap_or_default();
+    let peer = verify_expected(chain, expected)
+        .map_err(|error| SecureError::Tls(TlsFailure::Peer(error)))?;
+    check_alpn(session.alpn_protocol())?;
+    let failure = Failure::default();
+    Ok((ClientIo { tls, failure }, peer))
+}
+
+/// Handshakes with a peer that must be of our trust domain.
+pub(crate) async fn accept(
+    tcp: TcpStream,
+    cert: &WorkloadCert,
+) -> Result<(ServerIo, Identity), SecureError> {
+    no_delay(&tcp);
+    let accepted = TlsAcceptor::from(cert.server())
+        .accept(tcp)
+        .into_fallible()
+        .await;
+    let tls = match accepted {
+        Ok(tls) => tls,
+        Err((error, tcp)) => {
+            deliver_alert(tcp).await;
+            return Err(SecureError::Tls(classify_io(&error)));
+        }
+    };
+    let session = tls.get_ref().1;
+    let chain = session.peer_certificates().unwrap_or_default();
+    let peer = peer_identity(chain, &cert.identity().trust_domain)
+        .map_err(|error| SecureError::Tls(TlsFailure::Peer(error)))?;
+    check_alpn(session.alpn_protocol())?;
+    Ok((tls, peer))
+}
+
+/// How long a refused peer may take to hang up.
+const ALERT_LINGER: Duration = Duration::from_secs(1);
+
+/// How much of what a refused peer still sends is read.
+const ALERT_LINGER_BYTES: u64 = 64 << 10;
+
+/// Waits until a refused peer has hung up. Closing at once would be a reset, because its first
+/// HTTP/2 bytes are unread, and a reset can overtake the alert that tells it why.
+async fn deliver_alert(mut tcp: TcpStream) {
+    let delivered = async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(ALERT_LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    let _gone = timeout(ALERT_LINGER, delivered).await.is_err();
+}
+
+fn no_delay(tcp: &TcpStream) {
+    // Only latency suffers where it fails, on a socket that is dead anyway.
+    let _dead = tcp.set_nodelay(true).is_err();
+}
+
+fn check_alpn(chosen: Option<&[u8]>) -> Result<(), SecureError> {
+    if chosen == Some(b"h2") {
+        Ok(())
+    } else {
+        Err(SecureError::Alpn)
+    }
+}
+
+impl ClientIo {
+    pub(crate) fn failure(&self) -> Failure {
+        Arc::clone(&self.failure)
+    }
+
+    fn remember<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &result {
+            self.failure.get_or_init(|| classify_io(error));
+        }
+        result
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.tls).poll_read(cx, buffer);
+        self.remember(result)
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.tls).poll_write(cx, bytes);
+        self.remember(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.tls).poll_write_vectored(cx, slices);
+        self.remember(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.tls).poll_flush(cx);
+        self.remember(result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.tls).poll_shutdown(cx);
+        self.remember(result)
+    }
+}
