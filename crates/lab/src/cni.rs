@@ -49,6 +49,18 @@ pub(crate) fn del(socket: &Path, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
+/// The pods that the agent knows.
+///
+/// # Errors
+/// No agent answers.
+pub(crate) fn pods(socket: &Path) -> Result<Vec<Value>> {
+    let mut answer = ask(socket, &json!({"list": {}}))?;
+    match answer.get_mut("pods").map(Value::take) {
+        Some(Value::Array(pods)) => Ok(pods),
+        _ => bail!("the agent's list holds no pods: {answer}"),
+    }
+}
+
 /// Sends one request and returns what stands under `ok` in the answer.
 ///
 /// # Errors

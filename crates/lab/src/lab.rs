@@ -206,28 +206,7 @@ impl Lab {
         key: &str,
         value: Option<&str>,
     ) -> Result<()> {
-        let changed = objects::edit(&self.manifests_dir(), |document| {
-            let same = objects::kind(document) == kind
-                && objects::name(document) == name
-                && namespace.is_none_or(|namespace| objects::namespace(document) == namespace);
-            if same {
-                match value {
-                    Some(value) => {
-                        objects::set(document, &["metadata", "labels", key], json!(value))
-                    }
-                    None => {
-                        let labels = document.pointer_mut("/metadata/labels");
-                        labels
-                            .and_then(Value::as_object_mut)
-                            .and_then(|labels| labels.remove(key));
-                    }
-                }
-            }
-            same
-        })?;
-        if changed == 0 {
-            bail!("the live folder holds no {kind} {name}");
-        }
+        objects::label(&self.manifests_dir(), kind, namespace, name, (key, value))?;
         self.reconcile()
     }
 

@@ -60,6 +60,7 @@ pub use pod_spec::PodSpec;
 pub use process::{Placement, Process};
 pub use programs::{
     AgentOptions, ControllerOptions, directory as programs_directory, find as find_program,
+    use_directory as use_programs_directory,
 };
 pub use remove::{all, remove, remove_all_stale, unique_id};
 pub use standing::{Standing, StandingNode, StandingPod};

@@ -115,7 +115,7 @@ impl Lab {
             ("--state-dir", path(&directory.join("state"))),
             ("--runtime-dir", path(&directory.join("runtime"))),
             ("--bpf-dir", path(&self.bpf_dir(node.name()))),
-            ("--cgroup-root", path(node.cgroup().path())),
+            ("--cgroup-root", path(&cgroup2_root()?)),
             (
                 "--kubelet-cgroup",
                 path(node.cgroup().child("kubelet")?.path()),
@@ -250,11 +250,7 @@ impl Lab {
     /// # Errors
     /// No agent answers.
     pub fn agent_pods(&self, node: &str) -> Result<Vec<Value>> {
-        let mut answer = cni::ask(&self.agent_socket(node), &json!({"list": {}}))?;
-        match answer.get_mut("pods").map(Value::take) {
-            Some(Value::Array(pods)) => Ok(pods),
-            _ => bail!("the agent's list holds no pods: {answer}"),
-        }
+        cni::pods(&self.agent_socket(node))
     }
 
     /// What the agent answered when the pod was announced; `None` if it never was.

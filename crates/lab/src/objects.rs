@@ -102,6 +102,37 @@ pub(crate) fn edit(folder: &Path, mut change: impl FnMut(&mut Value) -> bool) ->
     Ok(changes)
 }
 
+/// Sets or, without a value, removes a label of one object; `None` is any namespace.
+pub(crate) fn label(
+    folder: &Path,
+    kind_wanted: &str,
+    namespace_wanted: Option<&str>,
+    name_wanted: &str,
+    (key, value): (&str, Option<&str>),
+) -> Result<()> {
+    let changed = edit(folder, |document| {
+        let same = kind(document) == kind_wanted
+            && name(document) == name_wanted
+            && namespace_wanted.is_none_or(|wanted| namespace(document) == wanted);
+        if !same {
+            return false;
+        }
+        if let Some(value) = value {
+            set(document, &["metadata", "labels", key], json!(value));
+        } else {
+            let labels = document.pointer_mut("/metadata/labels");
+            labels
+                .and_then(Value::as_object_mut)
+                .and_then(|labels| labels.remove(key));
+        }
+        true
+    })?;
+    if changed == 0 {
+        bail!("the live folder holds no {kind_wanted} {name_wanted}");
+    }
+    Ok(())
+}
+
 /// Removes the documents for which `gone` holds, and files that are then empty.
 pub(crate) fn delete(folder: &Path, gone: impl Fn(&Value) -> bool) -> Result<usize> {
     let mut deleted = 0;

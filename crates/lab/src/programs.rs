@@ -2,8 +2,9 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -52,11 +53,28 @@ impl Default for AgentOptions {
     }
 }
 
-/// The directory with the workspace's programs: `KEELSON_BIN_DIR`, or where this program lies.
+/// Names the directory with the workspace's programs, once and for the whole process.
+///
+/// # Errors
+/// Another directory has been named before.
+pub fn use_directory(directory: &Path) -> Result<()> {
+    if DIRECTORY.get_or_init(|| directory.to_owned()) != directory {
+        bail!("the programs' directory has been chosen before");
+    }
+    Ok(())
+}
+
+static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+
+/// The directory with the workspace's programs: as chosen by [`use_directory`], else
+/// `KEELSON_BIN_DIR`, else where this program lies.
 ///
 /// # Errors
 /// This program's own path cannot be read.
 pub fn directory() -> Result<PathBuf> {
+    if let Some(directory) = DIRECTORY.get() {
+        return Ok(directory.clone());
+    }
     if let Some(directory) = env::var_os("KEELSON_BIN_DIR") {
         return Ok(directory.into());
     }

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::cgroup::Cgroup;
+use crate::cni;
 use crate::netns::Netns;
+use crate::objects;
 use crate::process::Placement;
 use crate::run_dir::RunDir;
 
@@ -79,6 +82,31 @@ impl Standing {
     /// The id is malformed.
     pub fn run_dir(&self) -> Result<PathBuf> {
         Ok(RunDir::of(&self.id)?.path().to_owned())
+    }
+
+    /// The pods that a node's agent knows, as the agent answers now.
+    ///
+    /// # Errors
+    /// No agent runs there.
+    pub fn agent_pods(&self, node: &str) -> Result<Vec<Value>> {
+        cni::pods(&RunDir::of(&self.id)?.node(node).join("cni.sock"))
+    }
+
+    /// Writes a manifest into the live folder; the lab's owner acts on it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn apply(&self, file: &str, text: &str) -> Result<()> {
+        objects::write(&RunDir::of(&self.id)?.manifests().join(file), text)
+    }
+
+    /// Sets or, with `None`, removes a label of a Namespace object in the live folder.
+    ///
+    /// # Errors
+    /// The live folder holds no Namespace of that name.
+    pub fn label_namespace(&self, namespace: &str, key: &str, value: Option<&str>) -> Result<()> {
+        let folder = RunDir::of(&self.id)?.manifests();
+        objects::label(&folder, "Namespace", None, namespace, (key, value))
     }
 
     /// The place of a process in the pod `namespace/name` or on the node `n1`, `n2`, ...

@@ -1,0 +1,40 @@
+//! Which programs are built, and where they then lie.
+
+use std::env;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use crate::shell;
+
+/// How to build.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// With all optimisations, for measuring and for use.
+    #[arg(long)]
+    pub(crate) release: bool,
+}
+
+/// Builds, with cargo's own progress visible.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut command = shell::cargo(&["build"])?;
+    for package in PACKAGES {
+        command.args(["--package", package]);
+    }
+    if args.release {
+        command.arg("--release");
+    }
+    shell::run(&mut command)
+}
+
+/// Where the programs of a profile lie.
+pub(crate) fn programs(release: bool) -> Result<PathBuf> {
+    let own = env::current_exe().context("finding this program")?;
+    let target = own
+        .parent()
+        .and_then(|profile| profile.parent())
+        .context("this program lies in a directory of cargo's")?;
+    Ok(target.join(if release { "release" } else { "debug" }))
+}
+
+const PACKAGES: [&str; 3] = ["node-agent", "controller", "testkit"];

@@ -1,0 +1,15 @@
+//! The order in which CI does things: what fails fast comes first.
+
+use anyhow::Result;
+
+use crate::{lint, setup, shell, test};
+
+/// Sets up, checks and tests; stops at the first part that fails.
+pub(crate) fn run() -> Result<()> {
+    shell::heading("setup");
+    setup::run(&setup::Args::default())?;
+    shell::heading("lint");
+    lint::run(&lint::Args::default())?;
+    shell::heading("test");
+    test::run(&test::Args::default())
+}

@@ -1,0 +1,228 @@
+//! The workspace's own rules, which no other tool knows.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::lint::metadata::{Metadata, Package};
+use crate::shell;
+
+/// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
+/// may depend on nothing here; tests' dependencies are free.
+const ARROWS: [(&str, &[&str]); 16] = [
+    ("abi", &[]),
+    ("model", &[]),
+    ("ebpf", &["abi"]),
+    ("proto", &["model"]),
+    ("k8s-api", &["model"]),
+    ("tls", &["model"]),
+    ("tunnel", &["model", "tls"]),
+    ("runtime", &[]),
+    ("xds-client", &["model", "proto", "runtime", "tls"]),
+    (
+        "node-agent",
+        &[
+            "abi",
+            "model",
+            "proto",
+            "runtime",
+            "tls",
+            "tunnel",
+            "xds-client",
+        ],
+    ),
+    (
+        "waypoint",
+        &["model", "proto", "runtime", "tls", "tunnel", "xds-client"],
+    ),
+    (
+        "controller",
+        &["k8s-api", "model", "proto", "runtime", "tls"],
+    ),
+    ("lab", &[]),
+    ("testkit", &[]),
+    (
+        "tests-lab",
+        &[
+            "abi",
+            "controller",
+            "k8s-api",
+            "lab",
+            "model",
+            "node-agent",
+            "proto",
+            "runtime",
+            "testkit",
+            "tls",
+            "tunnel",
+            "xds-client",
+        ],
+    ),
+    ("xtask", &["lab", "testkit"]),
+];
+
+/// What must not be linked into a package, however indirectly. A star ends a prefix.
+const ABSENT: [(&str, &[&str]); 5] = [
+    ("abi", &["tokio", "libc"]),
+    ("model", &["tokio", "prost", "aya*", "kube*", "k8s-openapi"]),
+    ("node-agent", &["kube*", "k8s-openapi", "k8s-api"]),
+    (
+        "waypoint",
+        &["aya*", "kube*", "k8s-openapi", "k8s-api", "abi"],
+    ),
+    ("controller", &["aya*", "abi", "tunnel"]),
+];
+
+/// Checks every rule and names every breach.
+pub(crate) fn check() -> Result<()> {
+    println!("{} tidy", shell::dim("$"));
+    let metadata = Metadata::read()?;
+    let mut breaches = Vec::new();
+    for member in metadata.members() {
+        arrows(&metadata, member, &mut breaches);
+        absences(member, &mut breaches)?;
+        manifest(member, &mut breaches)?;
+        for file in sources(member.directory())? {
+            source(&file, &mut breaches)?;
+        }
+    }
+    for breach in &breaches {
+        println!("  {} {breach}", shell::red("NO"));
+    }
+    if !breaches.is_empty() {
+        bail!("{} breaches of the workspace's rules", breaches.len());
+    }
+    Ok(())
+}
+
+fn arrows(metadata: &Metadata, member: &Package, breaches: &mut Vec<String>) {
+    let allowed = ARROWS.iter().find(|(name, _)| *name == member.name);
+    let Some((_, allowed)) = allowed else {
+        breaches.push(format!(
+            "{} has no line in ARROWS: say there what it may depend on",
+            member.name
+        ));
+        return;
+    };
+    let members: Vec<&str> = metadata.members().map(|member| &*member.name).collect();
+    for name in metadata.direct(member) {
+        if members.contains(&name) && !allowed.contains(&name) {
+            breaches.push(format!(
+                "{} depends on {name}, which no arrow allows",
+                member.name
+            ));
+        }
+    }
+}
+
+fn absences(member: &Package, breaches: &mut Vec<String>) -> Result<()> {
+    let Some((_, absent)) = ABSENT.iter().find(|(name, _)| *name == member.name) else {
+        return Ok(());
+    };
+    for name in Metadata::linked(member)? {
+        if absent.iter().any(|pattern| matches(pattern, &name)) {
+            breaches.push(format!("{} must not link {name}", member.name));
+        }
+    }
+    Ok(())
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => name == prefix || name.starts_with(&format!("{prefix}-")),
+        None => name == pattern,
+    }
+}
+
+fn manifest(member: &Package, breaches: &mut Vec<String>) -> Result<()> {
+    let directory = member.directory();
+    let in_crates = directory
+        .parent()
+        .is_some_and(|parent| parent.ends_with("crates"));
+    if in_crates && !directory.ends_with(&member.name) {
+        breaches.push(format!(
+            "{} lies in {}: directory and crate have one name",
+            member.name,
+            directory.display()
+        ));
+    }
+    let path = directory.join("Cargo.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let manifest: toml::Table = text
+        .parse()
+        .with_context(|| format!("{}", path.display()))?;
+    let lints = manifest
+        .get("lints")
+        .and_then(|lints| lints.get("workspace"));
+    if lints.and_then(toml::Value::as_bool) != Some(true) {
+        breaches.push(format!(
+            "{} does not inherit the workspace's lints",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+fn source(path: &Path, breaches: &mut Vec<String>) -> Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    if path.ends_with("mod.rs") {
+        breaches.push(format!(
+            "{}: modules are foo.rs beside foo/, never mod.rs",
+            path.display()
+        ));
+    }
+    // A module of tests is named by its place.
+    if !text.starts_with("//!") && !path.ends_with("tests.rs") {
+        breaches.push(format!(
+            "{}:1: the first line is not `//!`, which says what the file is for",
+            path.display()
+        ));
+    }
+    let lines = text.lines().count();
+    if lines > LONG {
+        println!("  note: {} has {lines} lines", path.display());
+    }
+    Ok(())
+}
+
+/// The Rust files of a member, those of members inside it excluded.
+fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut next = vec![
+        directory.join("src"),
+        directory.join("tests"),
+        directory.join("benches"),
+    ];
+    while let Some(directory) = next.pop() {
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() && !path.join("Cargo.toml").exists() {
+                next.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+const LONG: usize = 800;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_matches_a_family_of_crates_and_no_other() {
+        assert!(matches("aya*", "aya"));
+        assert!(matches("aya*", "aya-obj"));
+        assert!(!matches("aya*", "ayah"));
+        assert!(matches("tokio", "tokio"));
+        assert!(!matches("tokio", "tokio-util"));
+    }
+}
