@@ -304,7 +304,11 @@ async fn report_captured(
 
 async fn follow_readiness(mut status: watch::Receiver<Status>, configuration: Condition) {
     loop {
-        let synced = status.borrow_and_update().types.values().all(|t| t.synced || t.restored);
+        let synced = status
+            .borrow_and_update()
+            .types
+            .values()
+            .all(|t| t.synced || t.restored);
         configuration.set(synced);
         if status.changed().await.is_err() {
             return;

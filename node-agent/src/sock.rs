@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd,
     time::Duration,
 };
@@ -39,7 +39,9 @@ const SO_BINDTOIFINDEX: libc::c_int = 62;
 /// # Errors
 /// When the kernel refuses.
 pub fn listen(port: u16) -> io::Result<std::net::TcpListener> {
-    let v6 = || listen_at(SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0).into());
+    // The mapped form: a socket bound to `::1` would be IPv6 only, whatever its options say.
+    let loopback = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+    let v6 = || listen_at(SocketAddrV6::new(loopback, port, 0, 0).into());
     let v4 = || listen_at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into());
     match v6() {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse && port != 0 => listen(0),
