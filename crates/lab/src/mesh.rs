@@ -98,6 +98,14 @@ impl Lab {
         cluster.write_state()
     }
 
+    /// Makes the CNI of a node call whatever listens on [`Lab::agent_socket`], for every pod from
+    /// now on. [`Lab::start_agent`] does this for the agent that it starts.
+    pub fn install_cni(&self, node: &str) {
+        let socket = self.agent_socket(node);
+        let sockets = &mut self.cluster().mesh.sockets;
+        sockets.insert(node.to_owned(), socket);
+    }
+
     /// Starts an agent that belongs to the caller, such as a second one beside the first.
     ///
     /// # Errors

@@ -6,13 +6,15 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lab::{Lab, Node, Pod, PodSpec};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -299,20 +301,54 @@ fn an_id_in_use_is_refused_without_harm_to_its_owner() -> Result<()> {
     Ok(())
 }
 
+/// Not a test by itself: what the next ones run in a process of their own.
+#[test]
+fn a_lab_in_a_process_of_its_own() -> Result<()> {
+    let Ok(id) = std::env::var(CHILD_LAB) else {
+        return Ok(());
+    };
+    let lab = Lab::builder(id).build()?;
+    lab.create(&PodSpec::new("shop", "a", "n1").container("main", &["sleep", "1000"]))?;
+    thread::sleep(Duration::from_secs(60));
+    Ok(())
+}
+
+/// Ends a process that owns a lab, and returns what the lab left behind.
+fn end_owner(id: &str, signal: Signal) -> Result<Vec<String>> {
+    let mut owner = Command::new(std::env::current_exe()?)
+        .args(["--exact", "a_lab_in_a_process_of_its_own"])
+        .env(CHILD_LAB, id)
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
+    let pods = lab::cgroup2_root()?.join(format!("keelson-lab-{id}/n1/kubepods"));
+    lab::wait_until("the owner's pod runs", Duration::from_secs(20), || {
+        let pods = std::fs::read_dir(&pods)?.flatten();
+        let threads =
+            pods.map(|pod| std::fs::read_to_string(pod.path().join("app/cgroup.threads")));
+        Ok(threads.flatten().any(|threads| !threads.is_empty()))
+    })?;
+    kill(Pid::from_raw(owner.id().cast_signed()), signal)?;
+    let status = owner.wait()?;
+    assert_eq!(status.signal(), Some(signal as i32));
+    Ok(traces(id))
+}
+
+#[test]
+fn ctrl_c_removes_the_lab_before_the_program_ends() -> Result<()> {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        assert_eq!(end_owner(&lab::unique_id(), signal)?, Vec::<String>::new());
+    }
+    Ok(())
+}
+
 #[test]
 fn a_lab_whose_owner_was_killed_is_removed_by_the_next_one() -> Result<()> {
     let id = lab::unique_id();
-    let lab = Lab::builder(&id).build()?;
-    lab.create(&PodSpec::new("shop", "a", "n1").container("main", &["sleep", "1000"]))?;
-    // As if the owner had died: a start time that no process has.
-    let owner = lab.run_dir().join("owner");
-    std::fs::write(&owner, format!("{} 1\n", std::process::id()))?;
-    assert!(lab::remove_all_stale()?.contains(&id));
+    let left = end_owner(&id, Signal::SIGKILL)?;
+    assert!(left.len() >= 4, "{left:?}");
+    lab::remove_all_stale()?;
     assert_eq!(traces(&id), Vec::<String>::new());
-    assert!(
-        !Path::new("/proc/self/root/run/keelson-lab")
-            .join(&id)
-            .exists()
-    );
     Ok(())
 }
+
+const CHILD_LAB: &str = "KEELSON_CHILD_LAB";

@@ -31,6 +31,7 @@ pub enum Behaviour {
 #[derive(Debug)]
 pub struct Peer {
     address: SocketAddr,
+    listener: TcpListener,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -49,15 +50,15 @@ impl Peer {
     /// # Errors
     /// The listener has no address, or no thread can be started.
     pub fn serve(listener: TcpListener, behaviour: Behaviour) -> Result<Self> {
-        listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared::default());
         let address = listener.local_addr()?;
-        let state = Arc::clone(&shared);
+        let (state, accepting) = (Arc::clone(&shared), listener.try_clone()?);
         let acceptor = thread::Builder::new()
             .name("peer".to_owned())
-            .spawn(move || accept(&listener, &behaviour, &state))?;
+            .spawn(move || accept(&accepting, &behaviour, &state))?;
         Ok(Self {
             address,
+            listener,
             shared,
             acceptor: Some(acceptor),
         })
@@ -92,6 +93,8 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
+        // Wakes the thread in accept(2), which then fails.
+        drop(SockRef::from(&self.listener).shutdown(Shutdown::Both));
         if let Some(acceptor) = self.acceptor.take() {
             drop(acceptor.join());
         }
@@ -100,6 +103,7 @@ impl Drop for Peer {
 
 fn accept(listener: &TcpListener, behaviour: &Behaviour, shared: &Arc<Shared>) {
     while !shared.stop.load(Ordering::Relaxed) {
+        // Out of descriptors, or a client that has gone already: neither ends the server.
         let Ok((stream, client)) = listener.accept() else {
             thread::sleep(Duration::from_millis(1));
             continue;
@@ -124,7 +128,6 @@ fn serve(
     behaviour: &Behaviour,
     shared: &Shared,
 ) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     match behaviour {
         Behaviour::Echo => read_all(stream, shared, |bytes| stream.write_all(bytes)),
