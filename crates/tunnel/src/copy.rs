@@ -145,34 +145,39 @@ pub async fn bidirectional(
         Poll::Pending
     })
     .await;
-    let mut result = CopyEnd {
-        end,
-        sent: outward.total(),
-        received: inward.total(),
-    };
-    match &result.end {
-        End::Clean => tcp.finish(),
+    let end = match end {
+        End::Clean => {
+            tcp.finish();
+            End::Clean
+        }
         End::Tcp { .. } => {
             // What the application sent before its reset would be on its way without a mesh.
             outward.flush(&tcp, &mut send, counters);
-            result.sent = outward.total();
             for _ in 0..FLUSH_TURNS {
                 tokio::task::yield_now().await;
             }
             send.send_reset(stream_end.reset_reason());
+            end
         }
-        End::Aborted(_) => send.send_reset(stream_end.reset_reason()),
+        End::Aborted(_) => {
+            send.send_reset(stream_end.reset_reason());
+            end
+        }
         End::StreamReset(_) | End::TunnelLost(_) => {
             // The same the other way round: what came before the reset is delivered if the
-            // application takes it, and tells more precisely what happened.
+            // application takes it at once, and may tell more precisely what happened.
             let last = poll_fn(|cx| Poll::Ready(inward.poll(&tcp, counters, cx))).await;
-            if let Poll::Ready(Err(end)) = last {
-                result.end = end;
+            match last {
+                Poll::Ready(Err(precise)) => precise,
+                _ => end,
             }
-            result.received = inward.total();
         }
+    };
+    CopyEnd {
+        end,
+        sent: outward.total(),
+        received: inward.total(),
     }
-    result
 }
 
 /// Moves bytes between two TCP connections, with the same promises.

@@ -149,3 +149,25 @@ fn a_server_may_speak_first() {
         assert_eq!(read_all(&mut path.server).await, b"");
     });
 }
+
+#[test]
+fn copies_and_drivers_may_run_on_any_executor() {
+    fn check<T: Send>(_: &T) {}
+    local(async {
+        let (near, far) = tokio::io::duplex(1 << 10);
+        let settings = tunnel::Settings::default();
+        let client = tunnel::client::handshake(near, None, settings);
+        let server = tunnel::server::handshake(far, None, settings);
+        check(&client);
+        check(&server);
+        let (client, server) = tokio::join!(client, server);
+        let (tunnel, driver) = client.unwrap();
+        check(&tunnel);
+        check(&driver);
+        check(&server.unwrap().next());
+        check(&tunnel.open(&request()));
+        let (first, second) = tcp_pair().await;
+        let counters = Counters::default();
+        check(&tcp(first, second, &counters, pending()));
+    });
+}
