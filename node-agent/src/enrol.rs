@@ -233,6 +233,7 @@ impl Enroller {
             }
         }
         if let Some(entry) = self.entries.get_mut(&name) {
+            entry.asked = Instant::now();
             entry.waiting.push(reply);
         }
     }

@@ -54,6 +54,7 @@ pub(super) fn step(context: &Context<'_>, entry: &mut Entry, wanted: Option<&Wan
         Some(wanted) if wanted.capture => towards_captured(context, entry, wanted),
         Some(wanted) => {
             entry.reason.clone_from(&wanted.reason);
+            entry.wanted_since = None;
             towards_exempt(context, entry);
         }
         // Not known to the controller (yet): a captured pod stays captured.
@@ -97,10 +98,15 @@ fn towards_captured(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
     let ready = pod.cert.borrow().is_some();
     entry.pod = Some(Arc::clone(&pod));
     if !ready
-        && entry.since.elapsed() < context.config.certificate_wait
+        && entry
+            .wanted_since
+            .get_or_insert_with(Instant::now)
+            .elapsed()
+            < context.config.certificate_wait
         && !is_captured_in_kernel(context, entry)
     {
         "waiting for the pod's certificate".clone_into(&mut entry.reason);
+        entry.phase = Phase::Unknown;
         return;
     }
     match capture(context, entry, &pod) {

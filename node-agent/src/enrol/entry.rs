@@ -37,7 +37,10 @@ pub(super) struct Entry {
     pub(super) netns: Netns,
     pub(super) phase: Phase,
     pub(super) reason: String,
-    pub(super) since: Instant,
+    /// When the CNI asked last.
+    pub(super) asked: Instant,
+    /// Since when the pod should be captured and is not.
+    pub(super) wanted_since: Option<Instant>,
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) waiting: Vec<oneshot::Sender<Result<Added, String>>>,
 }
@@ -50,7 +53,8 @@ impl Entry {
             netns,
             phase: Phase::Unknown,
             reason: "the controller has not said whether the pod belongs to the mesh".to_owned(),
-            since: Instant::now(),
+            asked: Instant::now(),
+            wanted_since: None,
             pod: None,
             waiting: Vec::new(),
         }
@@ -66,7 +70,7 @@ impl Entry {
         let capture = match self.phase {
             Phase::Captured => "captured",
             Phase::Exempt => "exempt",
-            _ if self.since.elapsed() < ANSWER_WITHIN => return,
+            _ if self.asked.elapsed() < ANSWER_WITHIN => return,
             _ => {
                 for reply in self.waiting.drain(..) {
                     drop(reply.send(Err(format!("pod {}: {}", self.sandbox.pod, self.reason))));
