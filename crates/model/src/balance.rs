@@ -76,53 +76,63 @@ pub fn pick<R: Rng + ?Sized>(
     source: &Workload,
     rng: &mut R,
 ) -> Result<Endpoint, NoEndpoint> {
+    pick_among(state, service, port, family, source, rng, |_, _| true)
+}
+
+/// Like [`pick`], among those endpoints (workload, target port) that `allowed` accepts; among all if
+/// it accepts none.
+///
+/// For a caller that has drawn already and knows that the ticket fell on one of these: drawing among
+/// them again by their weights keeps the shares of all.
+///
+/// # Errors
+/// No endpoint can take the connection.
+pub fn pick_among<R: Rng + ?Sized>(
+    state: &MeshState,
+    service: &Service,
+    port: u16,
+    family: Family,
+    source: &Workload,
+    rng: &mut R,
+    allowed: impl Fn(&Workload, u16) -> bool,
+) -> Result<Endpoint, NoEndpoint> {
     let key = service.key();
-    draw(state, service, &key, port, family, source, rng).map_err(|reason| NoEndpoint {
+    let drawn = Wanted::new(service, &key, port, family, source)
+        .and_then(|wanted| wanted.draw(state.endpoints(&key), rng, allowed));
+    drawn.map_err(|reason| NoEndpoint {
         service: key,
         port,
         reason,
     })
 }
 
-fn draw<R: Rng + ?Sized>(
+/// The endpoints that [`pick`] draws from, with their weights; never empty, no weight is zero.
+///
+/// # Errors
+/// No endpoint can take the connection.
+pub fn candidates(
     state: &MeshState,
     service: &Service,
-    key: &ServiceKey,
     port: u16,
     family: Family,
     source: &Workload,
-    rng: &mut R,
-) -> Result<Endpoint, Missing> {
-    let wanted = Wanted {
-        service,
-        key,
-        port: service.port(port).ok_or(Missing::Port)?,
-        family,
-        source,
-    };
-    // Twice over the endpoints instead of once into a list: no allocation, one random number.
-    let (rank, total) = wanted.best(state.endpoints(key))?;
-    let mut ticket = rng.random_range(0..total);
-    for workload in state.endpoints(key) {
-        let Ok(candidate) = wanted.candidate(workload) else {
-            continue;
-        };
-        if candidate.rank != rank {
-            continue;
-        }
-        match ticket.checked_sub(candidate.weight) {
-            Some(rest) => ticket = rest,
-            None => {
-                return Ok(Endpoint {
-                    workload: Arc::clone(workload),
-                    ip: candidate.ip,
-                    target_port: candidate.target_port,
-                });
-            }
-        }
-    }
-    // The weights of the first pass add up to more than any ticket.
-    Err(Missing::Capacity)
+) -> Result<Vec<(Endpoint, u64)>, NoEndpoint> {
+    let key = service.key();
+    let listed = Wanted::new(service, &key, port, family, source).and_then(|wanted| {
+        let endpoints = state.endpoints(&key);
+        let (rank, _) = wanted.best(endpoints)?;
+        let of_rank = endpoints.iter().filter_map(|workload| {
+            let candidate = wanted.candidate(workload).ok()?;
+            let weight = candidate.weight;
+            (candidate.rank == rank).then(|| (candidate.endpoint(workload), weight))
+        });
+        Ok(of_rank.collect())
+    });
+    listed.map_err(|reason| NoEndpoint {
+        service: key,
+        port,
+        reason,
+    })
 }
 
 /// What a connection needs of an endpoint.
@@ -134,6 +144,16 @@ struct Wanted<'a> {
     source: &'a Workload,
 }
 
+impl Candidate {
+    fn endpoint(self, workload: &Arc<Workload>) -> Endpoint {
+        Endpoint {
+            workload: Arc::clone(workload),
+            ip: self.ip,
+            target_port: self.target_port,
+        }
+    }
+}
+
 /// An endpoint that can take the connection.
 struct Candidate {
     ip: IpAddr,
@@ -143,7 +163,58 @@ struct Candidate {
     rank: usize,
 }
 
-impl Wanted<'_> {
+impl<'a> Wanted<'a> {
+    fn new(
+        service: &'a Service,
+        key: &'a ServiceKey,
+        port: u16,
+        family: Family,
+        source: &'a Workload,
+    ) -> Result<Self, Missing> {
+        Ok(Self {
+            service,
+            key,
+            port: service.port(port).ok_or(Missing::Port)?,
+            family,
+            source,
+        })
+    }
+
+    fn draw<R: Rng + ?Sized>(
+        &self,
+        endpoints: &[Arc<Workload>],
+        rng: &mut R,
+        allowed: impl Fn(&Workload, u16) -> bool,
+    ) -> Result<Endpoint, Missing> {
+        // Twice over the endpoints instead of once into a list: no allocation, one random number.
+        let (rank, all) = self.best(endpoints)?;
+        let of_rank = |workload| {
+            let candidate = self.candidate(workload).ok()?;
+            (candidate.rank == rank).then_some(candidate)
+        };
+        let part: u64 = endpoints
+            .iter()
+            .filter_map(|workload| of_rank(workload).map(|candidate| (workload, candidate)))
+            .filter(|(workload, candidate)| allowed(workload, candidate.target_port))
+            .map(|(_, candidate)| candidate.weight)
+            .fold(0, u64::saturating_add);
+        let mut ticket = rng.random_range(0..if part == 0 { all } else { part });
+        for workload in endpoints {
+            let Some(candidate) = of_rank(workload) else {
+                continue;
+            };
+            if part != 0 && !allowed(workload, candidate.target_port) {
+                continue;
+            }
+            match ticket.checked_sub(candidate.weight) {
+                Some(rest) => ticket = rest,
+                None => return Ok(candidate.endpoint(workload)),
+            }
+        }
+        // The weights of the first pass add up to more than any ticket.
+        Err(Missing::Capacity)
+    }
+
     /// The highest rank, and the sum of the weights of that rank; never zero.
     fn best(&self, endpoints: &[Arc<Workload>]) -> Result<(usize, u64), Missing> {
         let mut best: Option<(usize, u64)> = None;

@@ -97,19 +97,34 @@ pub fn route<R: Rng + ?Sized>(
     destination: SocketAddr,
     rng: &mut R,
 ) -> Result<Route, RouteError> {
+    route_among(state, source, destination, rng, |_, _| true)
+}
+
+/// Like [`route`], to those endpoints of a service that `allowed` accepts; see
+/// [`balance::pick_among`].
+///
+/// # Errors
+/// The connection has to be refused.
+pub fn route_among<R: Rng + ?Sized>(
+    state: &MeshState,
+    source: &Workload,
+    destination: SocketAddr,
+    rng: &mut R,
+    allowed: impl Fn(&Workload, u16) -> bool,
+) -> Result<Route, RouteError> {
     let ip = destination.ip().to_canonical();
     let destination = SocketAddr::new(ip, destination.port());
     let network = &source.network;
     let client = Some(&*source.namespace);
 
     if let Some(service) = state.service_by_exact_vip(network, ip, client) {
-        return to_service(state, source, service, destination, rng);
+        return to_service(state, source, service, destination, rng, allowed);
     }
     if let Some(workload) = state.workload_by_ip(network, ip) {
         return to_address(source, workload, destination);
     }
     if let Some(service) = state.service_by_range(network, ip, client) {
-        return to_service(state, source, service, destination, rng);
+        return to_service(state, source, service, destination, rng, allowed);
     }
     Ok(plain(destination, None, None))
 }
@@ -120,6 +135,7 @@ fn to_service<R: Rng + ?Sized>(
     service: &Arc<Service>,
     destination: SocketAddr,
     rng: &mut R,
+    allowed: impl Fn(&Workload, u16) -> bool,
 ) -> Result<Route, RouteError> {
     let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
     if let Some(waypoint) = service
@@ -137,7 +153,8 @@ fn to_service<R: Rng + ?Sized>(
         return Ok(plain(destination, None, Some(service)));
     }
     let family = Family::of(destination.ip());
-    let endpoint = balance::pick(state, service, destination.port(), family, source, rng)?;
+    let port = destination.port();
+    let endpoint = balance::pick_among(state, service, port, family, source, rng, allowed)?;
     to_endpoint(source, endpoint, Some(service))
 }
 
