@@ -1,2 +1,13 @@
-//! x
-fn main() {}
+//! The datapath of a real mesh on two nodes: what applications see, and what the wire carries.
+//!
+//! Asserted against the requirements, never against the code: A, P and F ids are those of the
+//! requirements list. Needs root; build the programs first (`cargo xtask build`).
+
+#![expect(clippy::unwrap_used, reason = "a failed assertion ends a test")]
+
+mod flow;
+mod matrix;
+mod ports;
+mod probes;
+mod sockets;
+mod support;

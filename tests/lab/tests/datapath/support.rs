@@ -1,0 +1,327 @@
+//! The mesh that most themes share, and what every test does in it: serve, dial, look at the wire.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::{AgentOptions, Capture, ControllerOptions, Lab, Node, Pod, PodSpec};
+use testkit::{Behaviour, Peer};
+use tests_lab::{Shared, Turn, headless, mtls, namespace, service, turn};
+
+/// A pod of the shared mesh: its name is unique, and so is the last part of its Service's VIPs.
+type Place = (&'static str, &'static str, &'static str, u8);
+
+/// Namespace, name, node, VIP. `mesh` is captured and permissive, `strict` captured and STRICT.
+const PLACES: [Place; 8] = [
+    ("mesh", "a", "n1", 11),
+    ("mesh", "b", "n1", 12),
+    ("mesh", "c", "n2", 13),
+    ("strict", "s", "n1", 21),
+    ("strict", "t", "n2", 22),
+    ("plain", "p", "n1", 31),
+    ("plain", "q", "n1", 32),
+    ("plain", "r", "n2", 33),
+];
+
+/// The port behind port 80 of every pod's Service and behind its headless Service.
+pub(crate) const DECLARED: u16 = 8080;
+/// The port behind UDP port 53 of every pod's Service.
+pub(crate) const DNS: u16 = 5353;
+/// A Service that has no endpoints.
+pub(crate) const NOBODY: u8 = 99;
+/// How long one step of a conversation may take before it counts as hung.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// Within which a connection that cannot be must have ended.
+pub(crate) const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+/// How long a change of configuration may take to show.
+pub(crate) const APPLIES: Duration = Duration::from_secs(15);
+
+/// The shared mesh and the right to use it.
+pub(crate) struct World {
+    lab: &'static Lab,
+    _turn: Turn,
+}
+
+impl Deref for World {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        self.lab
+    }
+}
+
+/// The shared mesh, made by the first test that asks.
+pub(crate) fn world() -> Result<World> {
+    static WORLD: Shared = Shared::new(build);
+    let turn = turn()?;
+    let lab = WORLD.lab().context("making the shared mesh")?;
+    Ok(World { lab, _turn: turn })
+}
+
+fn build() -> Result<Lab> {
+    let lab = Lab::builder(lab::unique_id()).build()?;
+    let mut text = namespace("mesh", &[("keelson.io/mesh", "enabled")]);
+    text += &namespace("strict", &[("keelson.io/mesh", "enabled")]);
+    text += &namespace("plain", &[]);
+    text += &mtls("strict", "STRICT");
+    text += &service("mesh", "nobody", NOBODY, &[("TCP", 80, DECLARED)]);
+    for (space, name, _, host) in PLACES {
+        text += &service(
+            space,
+            name,
+            host,
+            &[("TCP", 80, DECLARED), ("UDP", 53, DNS)],
+        );
+        let ports = [("TCP", DECLARED, DECLARED)];
+        text += &headless(space, &format!("{name}-headless"), name, &ports);
+    }
+    lab.apply("mesh.yaml", &text)?;
+    lab.start_controller(&ControllerOptions::default())?;
+    for node in ["n1", "n2"] {
+        lab.start_agent(node, &AgentOptions::default())?;
+    }
+    for (space, name, node, _) in PLACES {
+        lab.create(&PodSpec::new(space, name, node).service_account(name))?;
+    }
+    for (client, server) in [("mesh/a", "mesh/c"), ("mesh/c", "mesh/a"), ("mesh/a", "strict/t")] {
+        wait_encrypted(&lab, &lab.pod(client)?, &lab.pod(server)?)?;
+    }
+    Ok(lab)
+}
+
+/// Waits until connections of two pods on two nodes are no longer readable on the link.
+pub(crate) fn wait_encrypted(lab: &Lab, client: &Pod, server: &Pod) -> Result<()> {
+    wait_wire(lab, client, server, false)
+}
+
+/// Waits until connections of two pods on two nodes are readable on the link.
+pub(crate) fn wait_readable(lab: &Lab, client: &Pod, server: &Pod) -> Result<()> {
+    wait_wire(lab, client, server, true)
+}
+
+fn wait_wire(lab: &Lab, client: &Pod, server: &Pod, readable: bool) -> Result<()> {
+    let (from, to) = (client.key(), server.key());
+    let echo = echo(server, SETTLING)?;
+    let address = SocketAddr::new(server.v4()?.into(), SETTLING);
+    let link = link(lab)?;
+    let what = format!("{from} to {to} is readable on the link: {readable}");
+    let waited = testkit::eventually(&what, APPLIES, || {
+        link.clear();
+        let token = token();
+        let stream = dial(client, address)?;
+        round_trip(&stream, &token)?;
+        let is = link.contains(&token)?;
+        ensure!(is == readable, "{is}");
+        Ok(())
+    });
+    drop(echo);
+    waited.with_context(|| evidence(lab))
+}
+
+const SETTLING: u16 = 4999;
+
+/// A capture of the link between the nodes.
+pub(crate) fn link(lab: &Lab) -> Result<Capture> {
+    lab.node("n1")?.capture_uplink()
+}
+
+/// The addresses of a pod's Service, IPv4 first.
+pub(crate) fn vips(pod: &Pod) -> Result<[IpAddr; 2]> {
+    let place = PLACES.iter().find(|place| place.1 == pod.name());
+    let (_, _, _, host) = place.context("a pod without a Service")?;
+    vip(*host)
+}
+
+/// The addresses of the Service with this number, IPv4 first.
+pub(crate) fn vip(host: u8) -> Result<[IpAddr; 2]> {
+    Ok([
+        Ipv4Addr::new(10, 96, 0, host).into(),
+        format!("fd00:10:96::{host}").parse()?,
+    ])
+}
+
+/// Bytes that occur nowhere else; short, so that they stay in one segment.
+pub(crate) fn token() -> Vec<u8> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("<token {}-{number}>", std::process::id()).into_bytes()
+}
+
+/// Listens on `[::]:port` of a pod, which takes IPv4 too.
+pub(crate) fn listen(pod: &Pod, port: u16) -> Result<TcpListener> {
+    listen_on(pod, SocketAddr::from(([0; 16], port)))
+}
+
+/// Listens on one address of a pod.
+pub(crate) fn listen_on(pod: &Pod, address: SocketAddr) -> Result<TcpListener> {
+    let listener = pod.run(|| TcpListener::bind(address))?;
+    listener.with_context(|| format!("listening on {address} in {}", pod.key()))
+}
+
+/// Serves `[::]:port` of a pod.
+pub(crate) fn serve(pod: &Pod, port: u16, behaviour: Behaviour) -> Result<Peer> {
+    Peer::serve(listen(pod, port)?, behaviour)
+}
+
+/// Echoes on `[::]:port` of a pod.
+pub(crate) fn echo(pod: &Pod, port: u16) -> Result<Peer> {
+    serve(pod, port, Behaviour::Echo)
+}
+
+/// Connects from a pod; reads and writes of the connection end after [`PATIENCE`].
+pub(crate) fn dial(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
+    let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
+    let stream = stream.with_context(|| format!("{} connects to {to}", from.key()))?;
+    patient(&stream)?;
+    Ok(stream)
+}
+
+/// Makes what hangs fail.
+pub(crate) fn patient(stream: &TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream.set_nodelay(true)?)
+}
+
+/// Sends bytes to an echo and gets them back.
+pub(crate) fn round_trip(mut stream: &TcpStream, bytes: &[u8]) -> Result<()> {
+    stream.write_all(bytes).context("writing to an echo")?;
+    let mut back = vec![0; bytes.len()];
+    stream
+        .read_exact(&mut back)
+        .context("reading from an echo")?;
+    ensure!(back == bytes, "other bytes came back: {back:?}");
+    Ok(())
+}
+
+/// Both ends of one new connection between two pods.
+pub(crate) fn both_ends(from: &Pod, to: &Pod, port: u16) -> Result<(TcpStream, TcpStream)> {
+    let listener = listen(to, port)?;
+    let client = dial(from, SocketAddr::new(to.v4()?.into(), port))?;
+    listener.set_nonblocking(true)?;
+    let (server, _) = testkit::eventually("the server accepts", PATIENCE, || {
+        Ok(listener.accept()?)
+    })?;
+    server.set_nonblocking(false)?;
+    patient(&server)?;
+    Ok((client, server))
+}
+
+/// How an attempt to talk to an echo ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The bytes came back.
+    Echoed,
+    /// `connect` said `ECONNREFUSED`.
+    Refused,
+    /// `ECONNRESET` or `EPIPE`, during or after `connect`.
+    Reset,
+    /// An orderly end, as if the server had nothing to say.
+    Closed,
+    /// No answer and no end.
+    Hung,
+    /// Some other error.
+    Other(ErrorKind),
+}
+
+impl Ended {
+    /// Whether the client was told at once that this cannot be.
+    pub(crate) fn is_refusal(self) -> bool {
+        matches!(self, Self::Refused | Self::Reset)
+    }
+}
+
+/// Tries to talk to an echo from the calling thread; how it ended and how long that took.
+pub(crate) fn attempt_here(to: SocketAddr, bytes: &[u8]) -> (Ended, Duration) {
+    let start = Instant::now();
+    let conversation = || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(bytes)?;
+        let mut back = vec![0; bytes.len()];
+        stream.read_exact(&mut back)
+    };
+    let ended = match conversation() {
+        Ok(()) => Ended::Echoed,
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => Ended::Refused,
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ended::Reset,
+            ErrorKind::UnexpectedEof => Ended::Closed,
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Ended::Hung,
+            other => Ended::Other(other),
+        },
+    };
+    (ended, start.elapsed())
+}
+
+/// As [`attempt_here`], from a pod.
+pub(crate) fn attempt(from: &Pod, to: SocketAddr) -> Result<(Ended, Duration)> {
+    let bytes = token();
+    from.run(|| attempt_here(to, &bytes))
+}
+
+/// The addresses of a pod with this port, IPv4 first.
+pub(crate) fn addresses(pod: &Pod, port: u16) -> Vec<SocketAddr> {
+    let ips = pod.ips().iter();
+    ips.map(|ip| SocketAddr::new(*ip, port)).collect()
+}
+
+/// Requires that an attempt is refused within [`REFUSED_WITHIN`].
+pub(crate) fn expect_refused(from: &Pod, to: SocketAddr) -> Result<()> {
+    let (ended, took) = attempt(from, to)?;
+    judge_refusal(ended, took).with_context(|| format!("{} to {to}", from.key()))
+}
+
+/// Requires a refusal within [`REFUSED_WITHIN`].
+pub(crate) fn judge_refusal(ended: Ended, took: Duration) -> Result<()> {
+    ensure!(ended.is_refusal(), "not refused but {ended:?} in {took:?}");
+    ensure!(took < REFUSED_WITHIN, "{ended:?} only after {took:?}");
+    Ok(())
+}
+
+/// Requires that an attempt is answered.
+pub(crate) fn expect_echo(from: &Pod, to: SocketAddr) -> Result<()> {
+    let (ended, took) = attempt(from, to)?;
+    ensure!(
+        ended == Ended::Echoed,
+        "{} to {to}: {ended:?} in {took:?}",
+        from.key()
+    );
+    Ok(())
+}
+
+/// What went wrong in the cells of a table; all of them are tried.
+#[derive(Default)]
+pub(crate) struct Failures(Vec<String>);
+
+impl Failures {
+    /// Notes how one cell went.
+    pub(crate) fn note(&mut self, cell: &str, result: Result<()>) {
+        if let Err(error) = result {
+            self.0.push(format!("{cell}: {error:#}"));
+        }
+    }
+
+    /// Fails if any cell did, with what the agents say about it.
+    pub(crate) fn judge(self, lab: &Lab) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        bail!("{}\n{}", self.0.join("\n"), evidence(lab));
+    }
+}
+
+/// What the agents have to say: their last refusals and log lines.
+pub(crate) fn evidence(lab: &Lab) -> String {
+    let mut text = String::new();
+    for node in lab.nodes().iter().map(Node::name) {
+        let log = lab.agent_log(node);
+        let skip = log.lines().count().saturating_sub(6);
+        let tail: Vec<&str> = log.lines().skip(skip).collect();
+        text += &format!("--- agent of {node}, last lines:\n{}\n", tail.join("\n"));
+    }
+    text
+}
