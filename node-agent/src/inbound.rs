@@ -9,13 +9,11 @@ use model::{
     policy::{Connection, DenyReason, Verdict},
     service::ServiceKey,
 };
-use tls::{classify_io, peer_identity};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tunnel::{
     ErrorType, ProxyStatus, copy,
-    server::{Incoming, NextError},
+    server::{AcceptError, Incoming, NextError, ServerTunnel},
 };
 
 use crate::{
@@ -123,9 +121,11 @@ pub(crate) async fn serve_tunnel(
     }
 }
 
-type Accepted = tunnel::server::ServerTunnel<tokio_rustls::server::TlsStream<TcpStream>>;
-
-async fn accept_tunnel(worker: &Worker, pod: &Pod, stream: TcpStream) -> Result<Accepted, Refusal> {
+async fn accept_tunnel(
+    worker: &Worker,
+    pod: &Pod,
+    stream: TcpStream,
+) -> Result<ServerTunnel, Refusal> {
     let cert = identity::current(&pod.cert).await.ok_or_else(|| Refusal {
         flags: "IDENTITY_ERROR",
         reason: "no_certificate",
@@ -134,38 +134,19 @@ async fn accept_tunnel(worker: &Worker, pod: &Pod, stream: TcpStream) -> Result<
             pod.identity
         ),
     })?;
-    let settings = worker.shared.tunnel;
-    let handshake = TlsAcceptor::from(cert.server()).accept(stream);
-    let stream = tokio::time::timeout(settings.handshake_timeout, handshake)
+    tunnel::server::accept(stream, &cert, worker.shared.tunnel)
         .await
-        .map_err(|_elapsed| Refusal {
-            flags: "TLS_FAILURE",
-            reason: "handshake_timeout",
-            text: format!(
-                "the peer did not complete the TLS handshake within {:?}",
-                settings.handshake_timeout
-            ),
-        })?
         .map_err(|error| {
-            let failure = classify_io(&error);
+            let (flags, reason) = match &error {
+                AcceptError::Secure(error) => ("TLS_FAILURE", error.code()),
+                AcceptError::H2(_) => ("H2_HANDSHAKE_FAILURE", "h2_handshake_failed"),
+                _ => ("TLS_FAILURE", "handshake_timeout"),
+            };
             Refusal {
-                flags: "TLS_FAILURE",
-                reason: failure.code(),
-                text: crate::enrol::describe(&failure),
+                flags,
+                reason,
+                text: crate::enrol::describe(&error),
             }
-        })?;
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer = peer_identity(chain, &pod.identity.trust_domain).map_err(|error| Refusal {
-        flags: "TLS_FAILURE",
-        reason: error.code(),
-        text: error.to_string(),
-    })?;
-    tunnel::server::handshake(stream, Some(peer), settings)
-        .await
-        .map_err(|error| Refusal {
-            flags: "H2_HANDSHAKE_FAILURE",
-            reason: "h2_handshake_failed",
-            text: crate::enrol::describe(&error),
         })
 }
 

@@ -6,12 +6,11 @@ use model::{
     Identity, Workload,
     outbound::{Route, RouteError, RouteKind, route},
 };
-use tls::{WorkloadCert, classify_io, verify_expected};
+use tls::WorkloadCert;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tunnel::{
     ConnectRequest, Tunnel, TunnelStream,
-    client::{ConnectError, OpenError},
+    client::{ConnectError, Lost, OpenError},
     copy,
     forwarded::Forwarded,
     pool::{Key, PoolError},
@@ -258,25 +257,7 @@ async fn connect_tunnel(
             address: dial,
             source,
         })?;
-    let limit = shared.tunnel.handshake_timeout;
-    let handshake = TlsConnector::from(cert.client()).connect(tls::server_name(), tcp);
-    let stream = tokio::time::timeout(limit, handshake)
-        .await
-        .map_err(|_elapsed| ConnectError::Timeout(limit))?
-        .map_err(|error| ConnectError::Dial {
-            address: dial,
-            source: io::Error::other(classify_io(&error)),
-        })?;
-    let chain = stream.get_ref().1.peer_certificates();
-    let peer = verify_expected(chain.unwrap_or_default(), expected).map_err(|error| {
-        ConnectError::Dial {
-            address: dial,
-            source: io::Error::other(error),
-        }
-    })?;
-    let (tunnel, driver) = tunnel::client::handshake(stream, Some(peer), shared.tunnel).await?;
-    tokio::task::spawn_local(driver);
-    Ok(tunnel)
+    tunnel::client::connect(tcp, cert, expected, shared.tunnel).await
 }
 
 fn request(
@@ -336,6 +317,9 @@ fn pool_failure(error: &PoolError) -> Attempt {
             ("DENY", "denied_by_peer", false)
         }
         PoolError::Open(OpenError::Refused { .. }) => ("CONNECT", "refused_by_peer", true),
+        PoolError::Open(OpenError::Lost(Lost::Tls(failure))) => {
+            ("TLS_FAILURE", failure.code(), false)
+        }
         PoolError::Open(_) => ("CONNECT", "tunnel_failed", true),
         _ => ("CONNECT", "agent_stopping", false),
     };
@@ -351,24 +335,11 @@ fn pool_failure(error: &PoolError) -> Attempt {
 
 fn connect_failure(error: &Arc<ConnectError>) -> (&'static str, &'static str, bool) {
     match &**error {
-        ConnectError::Dial { source, .. } => match peer_reason(source) {
-            Some(reason) => ("TLS_FAILURE", reason, false),
-            None => ("CONNECT", connect_reason(source), true),
-        },
+        ConnectError::Dial { source, .. } => ("CONNECT", connect_reason(source), true),
+        ConnectError::Secure(error) => ("TLS_FAILURE", error.code(), false),
         ConnectError::H2(_) => ("H2_HANDSHAKE_FAILURE", "h2_handshake_failed", true),
         _ => ("CONNECT", "handshake_timeout", true),
     }
-}
-
-/// The reason of a refusal by TLS, if that is what the error is.
-fn peer_reason(error: &io::Error) -> Option<&'static str> {
-    let inner = error.get_ref()?;
-    if let Some(error) = inner.downcast_ref::<tls::PeerError>() {
-        return Some(error.code());
-    }
-    inner
-        .downcast_ref::<tls::TlsFailure>()
-        .map(tls::TlsFailure::code)
 }
 
 fn connect_reason(error: &io::Error) -> &'static str {
