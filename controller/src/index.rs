@@ -233,3 +233,6 @@ impl Index {
 fn name(text: Option<&str>) -> Arc<str> {
     text.unwrap_or_default().into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,7 +139,7 @@ impl Stream {
     /// The next response that may be sent, given what is known now. Call it until there is none.
     pub(super) fn next(&mut self, now: &Snapshot) -> Option<Response> {
         for (kind, subscription) in &mut self.subscriptions {
-            if !subscription.is_behind(now) {
+            if !subscription.is_behind(*kind, now, &self.node) {
                 continue;
             }
             if subscription.unanswered.is_some() {
@@ -228,8 +228,19 @@ impl Subscription {
         }
     }
 
-    fn is_behind(&self, now: &Snapshot) -> bool {
-        self.told.is_none() || !self.asked.is_empty() || self.generation != now.generation
+    /// Whether there is something to say. A new generation that changed nothing here is noted on the way.
+    fn is_behind(&mut self, kind: Type, now: &Snapshot, node: &str) -> bool {
+        let Some(told) = self.told.as_ref().filter(|_| self.asked.is_empty()) else {
+            return true;
+        };
+        if self.generation == now.generation {
+            return false;
+        }
+        let is_same = told.diff(&kind.view(now, node)).next().is_none();
+        if is_same {
+            self.generation = now.generation;
+        }
+        !is_same
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -254,20 +265,22 @@ impl Subscription {
         for name in gone {
             // Taken back when nothing names it any more; see the module's first lines.
             if kind == Type::Authorization {
-                self.withheld.insert(name)
+                self.withheld.insert(name);
             } else {
                 removed.push(name);
-                true
-            };
+            }
         }
         for name in std::mem::take(&mut self.asked) {
             match view
                 .get(name.as_str())
                 .and_then(|resource| kind.project(resource))
             {
+                // In the first response everything that is wanted has been looked at.
+                Some(_) if is_first => {}
                 Some(resource) => {
                     changed.insert(Arc::clone(&resource.name), resource);
                 }
+                None if removed.iter().any(|known| **known == *name) => {}
                 None => removed.push(name.into()),
             }
         }
@@ -341,3 +354,6 @@ fn workload_of(address: &Resource) -> Option<Resource> {
 
 /// Subscribes to everything.
 const WILDCARD: &str = "*";
+
+#[cfg(test)]
+mod tests;

@@ -366,6 +366,10 @@ impl<'a> Reader<'a> {
             metadata.namespace = kind.is_namespaced().then(|| namespace.to_owned());
         }
         self.pod_addresses(node, &mut object);
+        if self.failed {
+            // What follows from a lost field would only distract.
+            return Some(object);
+        }
         let problems = validate::object(&object, self.root_namespace);
         let lines = if problems.is_empty() {
             FieldLines::default()
@@ -480,3 +484,6 @@ fn namespace_for(kind: Kind, written: Option<&str>) -> &str {
 const DEFAULT_NAMESPACE: &str = "default";
 /// Comma-separated addresses of a pod that no kubelet reports on.
 pub(crate) const POD_IPS_ANNOTATION: &str = "keelson.io/pod-ips";
+
+#[cfg(test)]
+mod tests;

@@ -72,6 +72,7 @@ impl Context {
         if error.line == 0 {
             error.line = node.line;
             error.field = self.render(None);
+            error.message = in_words(&error.message);
             let unquoted = matches!(&node.value, Value::Scalar(s) if !matches!(s, Scalar::Text(_) | Scalar::Null));
             if unquoted && error.message.contains("expected a string") {
                 error.message.push_str("; put the value in quotes");
@@ -120,6 +121,18 @@ impl Context {
             field,
             message,
         });
+    }
+}
+
+/// Serde's words for shapes, replaced by those of people who write YAML.
+fn in_words(message: &str) -> String {
+    let message = message
+        .replace("invalid type: map,", "invalid type: a mapping,")
+        .replace("invalid type: sequence,", "invalid type: a list,")
+        .replace("expected a sequence", "expected a list");
+    match message.split_once("expected struct ") {
+        Some((before, _)) => format!("{before}expected a mapping"),
+        None => message,
     }
 }
 

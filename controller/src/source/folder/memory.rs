@@ -468,3 +468,6 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 /// File times move in ticks of the kernel; within this time two writes may look like one.
 const RACY: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests;
