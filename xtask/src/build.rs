@@ -8,15 +8,22 @@ use anyhow::{Context as _, Result};
 use crate::shell;
 
 /// How to build.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
+#[group(id = "build")]
 pub(crate) struct Args {
     /// With all optimisations, for measuring and for use.
     #[arg(long)]
     pub(crate) release: bool,
+    /// Take the programs as they were built last.
+    #[arg(long)]
+    pub(crate) no_build: bool,
 }
 
 /// Builds, with cargo's own progress visible.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.no_build {
+        return Ok(());
+    }
     let mut command = shell::cargo(&["build"])?;
     for package in PACKAGES {
         command.args(["--package", package]);

@@ -17,9 +17,8 @@ use crate::shell::{self, is_root};
 /// How to run the demo.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Programs with all optimisations; takes longer to build.
-    #[arg(long)]
-    release: bool,
+    #[command(flatten)]
+    build: build::Args,
     /// Samples per row of the table.
     #[arg(long, default_value_t = 3000)]
     samples: usize,
@@ -38,14 +37,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     shell::heading("Setup: what is needed");
     setup::run(&setup::Args::default())?;
     shell::heading("Build");
-    build::run(&build::Args {
-        release: args.release,
-    })?;
-    lab::use_programs_directory(&build::programs(args.release)?)?;
+    build::run(&args.build)?;
+    lab::use_programs_directory(&build::programs(args.build.release)?)?;
     let start = Instant::now();
     let demo = Demo::start()?;
     let shown = demo.show(args);
-    if shown.is_err() {
+    if lab::interrupted() {
+        println!("\ninterrupted; removing the lab");
+    } else if shown.is_err() {
         demo.save_logs()?;
     }
     drop(demo);
@@ -107,7 +106,7 @@ impl Demo {
             );
         }
         shell::good("no container was restarted during all this");
-        table.print(args.release);
+        table.print(args.build.release);
         Ok(())
     }
 

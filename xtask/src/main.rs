@@ -81,3 +81,13 @@ fn run(command: Command) -> Result<()> {
         Command::Ci => ci::run(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Args::command().debug_assert();
+    }
+}

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     // Tests start programs of other packages, which `cargo test` does not build for them.
-    crate::build::run(&crate::build::Args { release: false })?;
+    crate::build::run(&crate::build::Args::default())?;
     let mut command = shell::cargo(&["test", "--no-fail-fast"])?;
     if args.packages.is_empty() {
         command.arg("--workspace");

@@ -62,5 +62,5 @@ pub use programs::{
     AgentOptions, ControllerOptions, directory as programs_directory, find as find_program,
     use_directory as use_programs_directory,
 };
-pub use remove::{all, remove, remove_all_stale, unique_id};
+pub use remove::{all, interrupted, remove, remove_all_stale, unique_id};
 pub use standing::{Standing, StandingNode, StandingPod};

@@ -4,9 +4,10 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
@@ -22,6 +23,17 @@ use crate::run_dir::{self, RunDir};
 /// # Errors
 /// Something resisted. The rest is removed nevertheless; calling again tries again.
 pub fn remove(id: &str) -> Result<()> {
+    let _alone = removing();
+    remove_alone(id)
+}
+
+/// Two threads that remove the same things would each see the other's half as failures.
+fn removing() -> MutexGuard<'static, ()> {
+    static REMOVING: Mutex<()> = Mutex::new(());
+    REMOVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn remove_alone(id: &str) -> Result<()> {
     let run_dir = RunDir::of(id)?;
     let cgroup = Cgroup::at(cgroup::mount_point()?.join(format!("keelson-lab-{id}")));
     let steps = [
@@ -78,6 +90,13 @@ pub fn unique_id() -> String {
     format!("{:x}x{number:x}", std::process::id())
 }
 
+/// Whether a signal is ending this process: labs are being removed, and whatever fails now fails
+/// because of that.
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 pub(crate) fn register(id: &str) {
     live().push(id.to_owned());
 }
@@ -132,9 +151,18 @@ fn install() -> Result<()> {
 fn remove_on_signal(read: &OwnedFd, _write_stays_open: OwnedFd) {
     let mut number = [0];
     while !matches!(nix::unistd::read(read, &mut number), Ok(1)) {}
-    let ids = live().clone();
-    for id in ids {
-        if let Err(error) = remove(&id) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    // Kept until the process ends: a main thread that fails because its lab vanishes must not
+    // end the process before all is gone.
+    let _alone = removing();
+    for id in live().clone() {
+        let mut removed = remove_alone(&id);
+        // Another thread may have been making things meanwhile.
+        for _ in 0..2 {
+            thread::sleep(Duration::from_millis(100));
+            removed = remove_alone(&id);
+        }
+        if let Err(error) = removed {
             tracing::error!(error = format!("{error:#}"), "not wholly removed");
         }
     }
@@ -159,5 +187,6 @@ extern "C" fn note_signal(signal: libc::c_int) {
     let _written = unsafe { libc::write(pipe, byte.as_ptr().cast(), 1) };
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 const CAUGHT: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];

@@ -280,19 +280,12 @@ fn refusal(pod: &Pod, server: SocketAddr) -> Result<String> {
     Ok(error.root_cause().to_string())
 }
 
-/// The smallest object that has `text` in one of its fields, as one line.
-fn find_text(value: &Value, text: &str) -> Option<String> {
-    match value {
-        Value::Array(items) => items.iter().rev().find_map(|item| find_text(item, text)),
-        Value::Object(fields) => {
-            let own = fields
-                .values()
-                .any(|field| field.as_str().is_some_and(|field| field.contains(text)));
-            if own {
-                return Some(value.to_string());
-            }
-            fields.values().find_map(|field| find_text(field, text))
-        }
+/// The newest field of a page that has `part` in it.
+fn find_text(page: &Value, part: &str) -> Option<String> {
+    match page {
+        Value::String(text) => text.contains(part).then(|| text.clone()),
+        Value::Array(items) => items.iter().rev().find_map(|item| find_text(item, part)),
+        Value::Object(fields) => fields.values().find_map(|field| find_text(field, part)),
         _ => None,
     }
 }

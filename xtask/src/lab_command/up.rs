@@ -21,17 +21,14 @@ pub(crate) struct Args {
     /// Start without the mesh label on the namespace `shop`.
     #[arg(long)]
     plain: bool,
-    /// Programs with all optimisations.
-    #[arg(long)]
-    release: bool,
+    #[command(flatten)]
+    build: build::Args,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let id = &args.lab.id;
     setup::run(&setup::Args::default())?;
-    build::run(&build::Args {
-        release: args.release,
-    })?;
+    build::run(&args.build)?;
     lab::remove_all_stale()?;
     if lab::all().iter().any(|(known, _)| known == id) {
         bail!("the lab {id} stands already; `cargo xtask lab down` removes it");
@@ -40,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let output = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
     let mut owner = Command::new(env::current_exe()?)
         .args(["lab", "supervise", "--id", id])
-        .env("KEELSON_BIN_DIR", build::programs(args.release)?)
+        .env("KEELSON_BIN_DIR", build::programs(args.build.release)?)
         .env("CARGO_MANIFEST_DIR", shell::root()?.join("xtask"))
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)

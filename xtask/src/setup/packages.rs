@@ -13,19 +13,7 @@ use crate::shell::{self, is_root};
 /// other distributions count too.
 pub(crate) fn needs() -> Vec<Need> {
     let llvm = shell::llvm_prefix();
-    let library = |name: &str| {
-        let places = [
-            "/usr/lib/x86_64-linux-gnu",
-            "/usr/lib/aarch64-linux-gnu",
-            "/usr/lib64",
-            "/usr/lib",
-            "/lib64",
-        ];
-        places
-            .iter()
-            .any(|place| Path::new(place).join(name).exists())
-    };
-    let table: [(&str, bool, &'static str); 9] = [
+    let table: [(&str, bool, &'static str); 7] = [
         (
             "a C compiler and linker",
             shell::which("cc").is_some(),
@@ -45,16 +33,6 @@ pub(crate) fn needs() -> Vec<Need> {
             "LLVM 22's Polly library",
             llvm.join("lib/libPolly.a").exists(),
             "libpolly-22-dev",
-        ),
-        (
-            "zlib's development files (for LLVM)",
-            library("libz.so"),
-            "zlib1g-dev",
-        ),
-        (
-            "zstd's development files (for LLVM)",
-            library("libzstd.so"),
-            "libzstd-dev",
         ),
         (
             "ip (the lab's interfaces)",
