@@ -146,6 +146,7 @@ impl Prepared {
         pipeline.start(first);
         let pipeline = tokio::spawn(pipeline.run(batches, reports));
         let renewal = tokio::spawn(Arc::clone(&self.certificates).renew());
+        let stopping = CancellationToken::new();
         let services = Services {
             authenticator: self.tokens,
             published,
@@ -155,21 +156,15 @@ impl Prepared {
             cert_ttl: self.options.cert_ttl,
             status,
             metrics,
+            stopping: stopping.clone(),
         };
-        let stopping = CancellationToken::new();
-        let server = serve::serve(
-            listener,
-            self.certificates,
-            services,
-            stopping.clone().cancelled_owned(),
-        );
+        let server = serve::serve(listener, self.certificates, services);
         let server = tokio::spawn(server);
         synced.set(true);
         info!("ready");
 
         stop.await;
         stopping.cancel();
-        // Discovery streams never end by themselves.
         let served = tokio::time::timeout(STOP_WITHIN, server).await;
         for task in [source, pipeline, renewal] {
             task.abort();

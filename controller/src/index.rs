@@ -77,7 +77,7 @@ pub struct Index {
     nodes: HashMap<Arc<str>, Option<Locality>>,
 
     /// By the name of their resource.
-    pods: HashMap<Arc<str>, PodFacts>,
+    pods: HashMap<Arc<str>, Arc<PodFacts>>,
     pods_by_namespace: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     pods_by_node: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     pods_by_address: HashMap<IpAddr, BTreeSet<Arc<str>>>,
@@ -142,9 +142,7 @@ impl Index {
                 );
             }
             Object::ServiceAccount(_) => {}
-            Object::Pod(pod) => {
-                self.set_pod(&PodFacts::read(pod).key.clone(), Some(PodFacts::read(pod)))
-            }
+            Object::Pod(pod) => self.set_pod(&pod.key, Some(Arc::clone(pod))),
             Object::Service(service) => {
                 let facts = ServiceFacts::read(service);
                 self.set_service(&facts.key.clone(), Some(facts));

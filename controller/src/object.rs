@@ -11,6 +11,8 @@ use k8s_api::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::store::PodFacts;
+
 /// Where an object was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Origin {
@@ -186,14 +188,14 @@ pub struct BrokenPolicy {
     pub reason: String,
 }
 
-/// An object of a supported kind.
+/// An object of a supported kind. Pods are many, so of them only the facts are kept.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the kind of its name")]
 pub enum Object {
     Namespace(Box<Namespace>),
     Node(Box<Node>),
     ServiceAccount(Box<ServiceAccount>),
-    Pod(Box<Pod>),
+    Pod(Arc<PodFacts>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     PeerAuthentication(Box<PeerAuthentication>),
@@ -209,7 +211,7 @@ impl Object {
             Self::Namespace(o) => (Kind::Namespace, &o.metadata),
             Self::Node(o) => (Kind::Node, &o.metadata),
             Self::ServiceAccount(o) => (Kind::ServiceAccount, &o.metadata),
-            Self::Pod(o) => (Kind::Pod, &o.metadata),
+            Self::Pod(o) => return ObjectKey::new(Kind::Pod, &o.key.namespace, &o.key.name),
             Self::Service(o) => (Kind::Service, &o.metadata),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, &o.metadata),
             Self::PeerAuthentication(o) => (Kind::PeerAuthentication, &o.metadata),
@@ -227,19 +229,25 @@ impl Object {
         )
     }
 
-    /// Its metadata, to fill in what a manifest may leave out.
-    pub(crate) fn metadata_mut(&mut self) -> Option<&mut ObjectMeta> {
-        Some(match self {
-            Self::Broken(_) => return None,
+    /// Puts the object into a namespace; empty takes it out of any.
+    pub(crate) fn set_namespace(&mut self, namespace: &str) {
+        let metadata: &mut ObjectMeta = match self {
+            Self::Broken(_) => return,
+            Self::Pod(o) => {
+                if *o.key.namespace != *namespace {
+                    Arc::make_mut(o).key.namespace = namespace.into();
+                }
+                return;
+            }
             Self::Namespace(o) => &mut o.metadata,
             Self::Node(o) => &mut o.metadata,
             Self::ServiceAccount(o) => &mut o.metadata,
-            Self::Pod(o) => &mut o.metadata,
             Self::Service(o) => &mut o.metadata,
             Self::EndpointSlice(o) => &mut o.metadata,
             Self::PeerAuthentication(o) => &mut o.metadata,
             Self::AuthorizationPolicy(o) => &mut o.metadata,
-        })
+        };
+        metadata.namespace = (!namespace.is_empty()).then(|| namespace.to_owned());
     }
 
     /// The object as JSON, for the snapshot on disk.
@@ -260,7 +268,18 @@ impl Object {
         }
     }
 
-    /// Reads an object of `kind`.
+    /// Reads what [`Object::to_json`] wrote of an object of `kind`.
+    ///
+    /// # Errors
+    /// What the first wrong field is.
+    pub fn from_json(kind: Kind, value: serde_json::Value) -> serde_json::Result<Self> {
+        match kind {
+            Kind::Pod => serde_json::from_value(value).map(|facts| Self::Pod(Arc::new(facts))),
+            _ => Self::decode(kind, value),
+        }
+    }
+
+    /// Reads a manifest of `kind`.
     ///
     /// # Errors
     /// What the first wrong field is.
@@ -274,7 +293,9 @@ impl Object {
             Kind::Namespace => boxed(from).map(Self::Namespace),
             Kind::Node => boxed(from).map(Self::Node),
             Kind::ServiceAccount => boxed(from).map(Self::ServiceAccount),
-            Kind::Pod => boxed(from).map(Self::Pod),
+            Kind::Pod => {
+                Pod::deserialize(from).map(|pod| Self::Pod(Arc::new(PodFacts::read(&pod))))
+            }
             Kind::Service => boxed(from).map(Self::Service),
             Kind::EndpointSlice => boxed(from).map(Self::EndpointSlice),
             Kind::PeerAuthentication => boxed(from).map(Self::PeerAuthentication),

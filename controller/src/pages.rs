@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prost::Message;
-use proto::{agent, istio};
+use proto::agent::{Capture, NodePod};
+use proto::convert;
 use runtime::admin::{Reply, Server};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -51,11 +52,11 @@ fn dump(snapshot: &Snapshot) -> Value {
     let policies = snapshot
         .authorizations
         .values()
-        .map(|r| entry(r, debug::<istio::security::Authorization>(r)));
+        .map(|resource| entry(resource, policy(resource)));
     let nodes = snapshot.nodes.iter().map(|(node, pods)| {
         let pods = pods
             .values()
-            .map(|pod| entry(&pod.resource, debug::<agent::NodePod>(&pod.resource)));
+            .map(|pod| entry(&pod.resource, node_pod(&pod.resource)));
         (node.to_string(), Value::Array(pods.collect()))
     });
     json!({
@@ -66,21 +67,33 @@ fn dump(snapshot: &Snapshot) -> Value {
     })
 }
 
-fn entry(resource: &Resource, text: String) -> Value {
-    json!({ "name": &*resource.name, "version": &*resource.version, "resource": text })
+fn entry(resource: &Resource, content: Value) -> Value {
+    json!({ "name": &*resource.name, "version": &*resource.version, "resource": content })
 }
 
-fn address(resource: &Resource) -> String {
-    use istio::workload::address::Type;
-    match istio::workload::Address::decode(resource.body.clone()).map(|address| address.r#type) {
-        Ok(Some(Type::Workload(workload))) => format!("{workload:?}"),
-        Ok(Some(Type::Service(service))) => format!("{service:?}"),
-        Ok(None) => String::new(),
-        Err(error) => error.to_string(),
+fn address(resource: &Resource) -> Value {
+    match convert::address(&resource.body) {
+        Ok(convert::Address::Workload(workload)) => json!({ "workload": workload }),
+        Ok(convert::Address::Service(service)) => json!({ "service": service }),
+        Err(error) => json!({ "error": error.to_string() }),
     }
 }
 
-fn debug<M: Message + Default + std::fmt::Debug>(resource: &Resource) -> String {
-    M::decode(resource.body.clone())
-        .map_or_else(|error| error.to_string(), |message| format!("{message:?}"))
+fn policy(resource: &Resource) -> Value {
+    match convert::authorization(&resource.name, &resource.body) {
+        Ok(policy) => json!(policy),
+        Err(rejected) => json!({ "error": rejected.to_string() }),
+    }
+}
+
+fn node_pod(resource: &Resource) -> Value {
+    match NodePod::decode(resource.body.clone()) {
+        Ok(pod) => json!({
+            "podUid": pod.pod_uid,
+            "serviceAccount": pod.service_account,
+            "capture": pod.capture() == Capture::Capture,
+            "reason": pod.reason,
+        }),
+        Err(error) => json!({ "error": error.to_string() }),
+    }
 }

@@ -20,6 +20,7 @@ use proto::agent::node_service_server::NodeServiceServer;
 use proto::istio::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use self::auth::Authenticator;
@@ -46,9 +47,11 @@ pub struct Services {
     pub status: Arc<Mutex<SyncStatus>>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Ends discovery streams, which never end by themselves.
+    pub stopping: CancellationToken,
 }
 
-/// Serves until `stop` resolves.
+/// Serves until [`Services::stopping`] says otherwise, and a little longer for calls that are open.
 ///
 /// # Errors
 /// What the transport says when it cannot go on.
@@ -56,8 +59,8 @@ pub async fn serve(
     listener: TcpListener,
     certificates: Arc<tls::ServingCertificates>,
     services: Services,
-    stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
+    let stop = services.stopping.clone().cancelled_owned();
     let discovery = discovery::DiscoveryServer::new(services.clone());
     let certificate = IstioCertificateServiceServer::new(ca::CertificateService::new(&services));
     let node = NodeServiceServer::new(node::Reports::new(&services))

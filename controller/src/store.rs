@@ -8,7 +8,10 @@ mod service;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 pub use endpoint_slice::{SliceEndpoint, SliceFacts};
+pub(crate) use pod::POD_IPS;
 pub use pod::{ContainerPort, OwnerType, PodFacts};
 pub use policy::{PeerAuthenticationFacts, PolicyFacts, PolicyWish};
 pub use service::{ServiceFacts, ServicePortFacts, TargetPort};
@@ -17,7 +20,7 @@ pub use service::{ServiceFacts, ServicePortFacts, TargetPort};
 pub type Labels = BTreeMap<String, String>;
 
 /// Namespace and name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamespacedName {
     /// The namespace.
     pub namespace: Arc<str>,

@@ -68,7 +68,7 @@ impl Index {
         }
     }
 
-    pub(super) fn set_pod(&mut self, key: &NamespacedName, facts: Option<PodFacts>) {
+    pub(super) fn set_pod(&mut self, key: &NamespacedName, facts: Option<Arc<PodFacts>>) {
         let uid: Arc<str> = workload::pod_uid(&self.mesh, key).into();
         if self.pods.get(&uid) == facts.as_ref() {
             return;

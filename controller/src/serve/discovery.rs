@@ -128,6 +128,7 @@ impl Connection {
 
     async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
         let mut published = self.services.published.clone();
+        let stopping = self.services.stopping.clone();
         let mut push_at: Option<Instant> = None;
         loop {
             let due = push_at.unwrap_or_else(|| Instant::now() + IDLE);
@@ -157,6 +158,7 @@ impl Connection {
                     }
                 }
                 () = self.out.closed() => return,
+                () = stopping.cancelled() => return,
             }
         }
     }

@@ -1,12 +1,12 @@
 //! One document of a file as objects and findings. A document that is wrong says so and yields what is left to know
 //! of it: the key, so that its last good version can stay, and for policies a refusal on their scope.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_api::ObjectMeta;
-use k8s_openapi::api::core::v1::{PodIP, PodStatus};
 use serde::Deserialize;
 
 use super::document::{Document, Salvage, salvage};
@@ -15,6 +15,7 @@ use super::tree::{self, Node};
 use super::{FieldLines, Upsert, names, validate};
 use crate::diagnostics::{Diagnostic, Severity};
 use crate::object::{BrokenPolicy, Kind, Object, ObjectKey, Origin};
+use crate::store::POD_IPS;
 
 /// What a document, or one item of a list in it, turned out to be.
 #[derive(Clone, Debug)]
@@ -330,8 +331,10 @@ impl<'a> Reader<'a> {
 
     fn typed(&mut self, node: &Node, kind: Kind, namespace: &str) -> Option<Object> {
         // As `kubectl apply` does: the status in a manifest is nobody's wish.
-        let mut wish = node.clone();
-        if let tree::Value::Mapping(entries) = &mut wish.value {
+        let mut wish = Cow::Borrowed(node);
+        if node.get("status").is_some()
+            && let tree::Value::Mapping(entries) = &mut wish.to_mut().value
+        {
             entries.retain(|entry| entry.key != "status");
         }
         let (result, surplus) = read(&wish, |fields| Object::decode(kind, fields));
@@ -362,10 +365,11 @@ impl<'a> Reader<'a> {
             }
         };
         self.name(node, Some(kind));
-        if let Some(metadata) = object.metadata_mut() {
-            metadata.namespace = kind.is_namespaced().then(|| namespace.to_owned());
+        object.set_namespace(namespace);
+        if kind == Kind::Pod {
+            self.pod_addresses(node);
         }
-        self.pod_addresses(node, &mut object);
+        self.waypoint_label(node);
         if self.failed {
             // What follows from a lost field would only distract.
             return Some(object);
@@ -383,41 +387,41 @@ impl<'a> Reader<'a> {
         Some(object)
     }
 
-    /// Gives a pod the addresses that its annotation lists; in a cluster they are in the status.
-    fn pod_addresses(&mut self, node: &Node, object: &mut Object) {
-        let Object::Pod(pod) = object else { return };
-        let listed = pod
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get(POD_IPS_ANNOTATION));
-        let Some(listed) = listed.cloned() else {
+    /// Checks the addresses that a pod's annotation lists; in a cluster they are in the status.
+    fn pod_addresses(&mut self, node: &Node) {
+        let annotations = node
+            .get("metadata")
+            .and_then(|metadata| metadata.get("annotations"));
+        let Some(entry) = annotations.and_then(|annotations| annotations.entry(POD_IPS)) else {
             return;
         };
-        let mut addresses = Vec::new();
-        for word in listed
+        let words = entry
+            .value
+            .text()
+            .unwrap_or_default()
             .split(',')
-            .map(str::trim)
-            .filter(|word| !word.is_empty())
-        {
-            match word.parse::<IpAddr>() {
-                Ok(address) => addresses.push(PodIP {
-                    ip: address.to_string(),
-                }),
-                Err(_) => {
-                    let field = format!("metadata.annotations[{POD_IPS_ANNOTATION:?}]");
-                    let line = FieldLines::of(node).line(&field).unwrap_or(node.line);
-                    let message = format!(
-                        "{word:?} is not an IP address; write for example 10.244.1.10,fd00::10"
-                    );
-                    self.say(Severity::Error, line, &field, message);
-                }
-            }
+            .map(str::trim);
+        for word in words.filter(|word| !word.is_empty() && word.parse::<IpAddr>().is_err()) {
+            let field = format!("metadata.annotations[{POD_IPS:?}]");
+            let message =
+                format!("{word:?} is not an IP address; write for example 10.244.1.10,fd00::10");
+            self.say(Severity::Error, entry.line, &field, message);
         }
-        pod.status = Some(PodStatus {
-            pod_ips: Some(addresses),
-            ..PodStatus::default()
-        });
+    }
+
+    /// Says what a label asks for that does not exist yet.
+    fn waypoint_label(&mut self, node: &Node) {
+        let labels = node
+            .get("metadata")
+            .and_then(|metadata| metadata.get("labels"));
+        let Some(entry) = labels.and_then(|labels| labels.entry(USE_WAYPOINT)) else {
+            return;
+        };
+        if entry.value.text().is_some_and(|name| name != "none") {
+            let field = format!("metadata.labels[{USE_WAYPOINT:?}]");
+            let message = "waypoints are not supported yet: traffic goes without one, and policies that need one refuse";
+            self.say(Severity::Warning, entry.line, &field, message);
+        }
     }
 }
 
@@ -482,8 +486,8 @@ fn namespace_for(kind: Kind, written: Option<&str>) -> &str {
 
 /// Where objects without a namespace go, as with `kubectl`.
 const DEFAULT_NAMESPACE: &str = "default";
-/// Comma-separated addresses of a pod that no kubelet reports on.
-pub(crate) const POD_IPS_ANNOTATION: &str = "keelson.io/pod-ips";
+/// Istio's label that sends traffic through a waypoint.
+const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 
 #[cfg(test)]
 mod tests;

@@ -337,6 +337,12 @@ impl Problems {
                 self.error(field, format!("{ip:?} is not an IP address or None"));
             }
         }
+        let has_address = spec.is_some_and(|s| s.cluster_ip.is_some() || s.cluster_ips.is_some());
+        let is_alias = spec.is_some_and(|s| s.type_.as_deref() == Some("ExternalName"));
+        if !has_address && !is_alias {
+            let message = "there is no clusterIP, and nobody allocates one for a manifest in a folder; write one, or None";
+            self.push(Severity::Info, "spec.clusterIP", message);
+        }
     }
 
     fn endpoint_slice(&mut self, slice: &EndpointSlice) {

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_api::{OwnerReference, Pod};
+use serde::{Deserialize, Serialize};
 
 use super::{Labels, NamespacedName};
 
 /// What the mesh needs to know of a pod.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PodFacts {
     /// Who it is.
     pub key: NamespacedName,
@@ -37,7 +38,7 @@ pub struct PodFacts {
 }
 
 /// A named TCP port of a container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
     /// The name that a Service's `targetPort` may use.
     pub name: String,
@@ -46,7 +47,7 @@ pub struct ContainerPort {
 }
 
 /// What made a pod, as far as the workload API tells kinds apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OwnerType {
     /// A Deployment, through a ReplicaSet.
     Deployment,
@@ -65,20 +66,20 @@ impl PodFacts {
         let status = pod.status.clone().unwrap_or_default();
         let key = NamespacedName::of(&pod.metadata);
         let labels = pod.metadata.labels.clone().unwrap_or_default();
-        let all = pod.metadata.annotations.clone().unwrap_or_default();
-        let annotations = all
+        let annotations = pod.metadata.annotations.clone().unwrap_or_default();
+        let written = annotations
+            .get(POD_IPS)
             .into_iter()
-            .filter(|(name, _)| DECIDING.contains(&name.as_str()))
-            .collect();
-        let listed = status
+            .flat_map(|list| list.split(','));
+        let reported = status
             .pod_ips
             .unwrap_or_default()
             .into_iter()
             .map(|ip| ip.ip);
-        let mut addresses: Vec<IpAddr> = listed
+        let listed = reported
             .chain(status.pod_ip)
-            .filter_map(|ip| ip.parse().ok())
-            .collect();
+            .chain(written.map(|ip| ip.trim().to_owned()));
+        let mut addresses: Vec<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
         let mut seen = Vec::new();
         addresses.retain(|ip| {
             let new = !seen.contains(ip);
@@ -102,7 +103,10 @@ impl PodFacts {
             ),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             labels,
-            annotations,
+            annotations: annotations
+                .into_iter()
+                .filter(|(name, _)| DECIDING.contains(&name.as_str()))
+                .collect(),
             node: spec.node_name.unwrap_or_default().into(),
             service_account: account.as_deref().unwrap_or("default").into(),
             addresses,
@@ -169,6 +173,8 @@ fn cron_job(job: &str) -> Option<&str> {
     (time && !name.is_empty()).then_some(name)
 }
 
+/// Comma-separated addresses of a pod that no kubelet reports on.
+pub(crate) const POD_IPS: &str = "keelson.io/pod-ips";
 /// The annotations that are kept.
 const DECIDING: &[&str] = &[
     "keelson.io/mesh",

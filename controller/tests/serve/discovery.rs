@@ -113,7 +113,7 @@ async fn a_second_stream_brings_what_it_has_and_gets_the_rest() {
     controller
         .until(
             "read",
-            |page| page.contains("10, 244, 2, 11"),
+            |page| page.contains("10.244.2.11"),
             "/debug/config_dump",
         )
         .await;

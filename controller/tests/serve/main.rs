@@ -1,5 +1,11 @@
 //! The whole controller over loopback TLS, spoken to by generated clients.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "these are tests, also where clippy does not see it"
+)]
+
 mod certificates;
 mod discovery;
 mod restart;

@@ -38,10 +38,13 @@ fn rename(upsert: &mut Upsert, number: usize) {
         panic!("a pod")
     };
     let service = number / 50;
-    pod.metadata.name = Some(format!("pod{number}"));
-    pod.metadata.namespace = Some(format!("ns{}", service % NAMESPACES));
-    pod.metadata.labels = Some([("app".to_owned(), format!("app{}", service / NAMESPACES))].into());
-    pod.spec.as_mut().expect("has a spec").node_name = Some(format!("n{}", number % 100));
+    let pod = Arc::make_mut(pod);
+    pod.key = NamespacedName::new(
+        &format!("ns{}", service % NAMESPACES),
+        &format!("pod{number}"),
+    );
+    pod.labels = [("app".to_owned(), format!("app{}", service / NAMESPACES))].into();
+    pod.node = format!("n{}", number % 100).into();
 }
 
 #[test]

@@ -165,7 +165,7 @@ fn a_wrong_value_names_its_line_its_field_and_what_would_be_right() {
         ("apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  annotations:\n    keelson.io/pod-ips: 10.244.1.x\n".into(), "f.yaml:6: error: Pod default/p: metadata.annotations[\"keelson.io/pod-ips\"]: \"10.244.1.x\" is not an IP address; write for example 10.244.1.10,fd00::10"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: Cart_1}\n".into(), "f.yaml:3: error: Pod default/Cart_1: metadata.name: \"Cart_1\" must be at most 253 lower-case letters, digits, `-` and `.`, starting and ending with a letter or digit"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {generateName: x-}\n".into(), "f.yaml:3: error: Pod: metadata.name: metadata.name is missing; generateName works only through the Kubernetes API"),
-        ("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  ports:\n  - port: 70000\n".into(), "f.yaml:6: error: Service default/s: spec.ports[0].port: 70000 is not a port (1-65535)"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  clusterIP: None\n  ports:\n  - port: 70000\n".into(), "f.yaml:7: error: Service default/s: spec.ports[0].port: 70000 is not a port (1-65535)"),
         ("apiVersion: security.istio.io/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: p}\n".into(), "f.yaml:1: error: PeerAuthentication default/p: apiVersion: security.istio.io/v1alpha1 is not served; write security.istio.io/v1"),
         ("ApiVersion: v1\nkind: Pod\nmetadata: {name: p}\n".into(), "f.yaml:1: error: apiVersion: unknown field ApiVersion, did you mean apiVersion"),
         ("kind: Pod\nmetadata: {name: p}\n".into(), "f.yaml:1: error: apiVersion: apiVersion is missing; every object needs apiVersion, kind and metadata.name"),
@@ -182,12 +182,12 @@ fn a_wrong_value_names_its_line_its_field_and_what_would_be_right() {
 
 #[test]
 fn unknown_fields_are_warnings_in_kubernetes_kinds_and_errors_in_policies() {
-    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  selecter: {app: x}\n  sesionAffinity: None\n";
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  clusterIP: None\n  selecter: {app: x}\n  sesionAffinity: None\n";
     let decoded = check(
         service,
         &[
-            "f.yaml:5: warning: Service default/s: spec.selecter: unknown field spec.selecter, did you mean spec.selector",
-            "f.yaml:6: warning: Service default/s: spec.sesionAffinity: unknown field spec.sesionAffinity, did you mean spec.sessionAffinity",
+            "f.yaml:6: warning: Service default/s: spec.selecter: unknown field spec.selecter, did you mean spec.selector",
+            "f.yaml:7: warning: Service default/s: spec.sesionAffinity: unknown field spec.sesionAffinity, did you mean spec.sessionAffinity",
         ],
     );
     assert_eq!(good(&decoded), ["Service default/s"]);
@@ -229,6 +229,7 @@ items:
   kind: Service
   metadata: {name: s, namespace: a}
   spec:
+    clusterIP: None
     selector:
       <<: *labels
     ports: [{port: 80, targetPort: \"8080\"}, {port: 81, targetPort: 8081, name: b}]

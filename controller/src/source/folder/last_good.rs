@@ -92,7 +92,7 @@ fn decode(line: &str) -> serde_json::Result<Option<Upsert>> {
     let Some(kind) = Kind::ALL.into_iter().find(|known| known.as_str() == kind) else {
         return Ok(None);
     };
-    let object = Object::decode(kind, object)?;
+    let object = Object::from_json(kind, object)?;
     Ok(Some(Upsert {
         object,
         origin,
