@@ -10,7 +10,9 @@ use lab::{Pod, Process};
 use socket2::SockRef;
 use testkit::{Pattern, duplex, receive};
 
-use crate::support::{Failures, PATIENCE, both_ends, dial, listen, patient, token, world};
+use crate::support::{
+    Failures, PATIENCE, both_ends, dial, fresh_port, listen, patient, token, world,
+};
 
 /// Client and server: both captured near and far, and each kind of half.
 const PAIRS: [(&str, &str); 5] = [
@@ -21,7 +23,6 @@ const PAIRS: [(&str, &str); 5] = [
     ("plain/p", "plain/r"),
 ];
 
-const PORT: u16 = 5200;
 const MIB: u64 = 1 << 20;
 
 /// `KEELSON_BULK_MIB` for all bulk tests, or what each of them takes by itself.
@@ -37,7 +38,7 @@ fn check_bulk(client: &str, server: &str, default_mib: u64) -> Result<()> {
     let world = world()?;
     let (client, server) = (world.pod(client)?, world.pod(server)?);
     let length = bulk_mib(default_mib)? * MIB;
-    let (near, far) = both_ends(&client, &server, PORT)?;
+    let (near, far) = both_ends(&client, &server)?;
     std::thread::scope(|scope| {
         let served = scope.spawn(|| duplex(&far, (2, length), (1, length)));
         duplex(&near, (1, length), (2, length)).context("the client's end")?;
@@ -64,9 +65,9 @@ fn bulk_each_way_between_a_captured_and_a_plain_pod_arrives_whole() -> Result<()
 fn check_ends(check: impl Fn(TcpStream, TcpStream) -> Result<()>) -> Result<()> {
     let world = world()?;
     let mut failures = Failures::default();
-    for (port, (client, server)) in (PORT + 1..).zip(PAIRS) {
+    for (client, server) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let (near, far) = both_ends(&client, &server, port)?;
+        let (near, far) = both_ends(&client, &server)?;
         let cell = format!("{} to {}", client.key(), server.key());
         failures.note(&cell, check(near, far));
     }
@@ -79,7 +80,9 @@ fn check_half_close(mut one: TcpStream, mut other: TcpStream) -> Result<()> {
     one.write_all(&first)?;
     one.shutdown(Shutdown::Write)?;
     let mut heard = Vec::new();
-    other.read_to_end(&mut heard).context("reading to the end of the closed half")?;
+    other
+        .read_to_end(&mut heard)
+        .context("reading to the end of the closed half")?;
     ensure!(heard == first, "{heard:?} before the end");
     // More than all buffers hold, so that the open half must really flow.
     let length = 32 * MIB;
@@ -91,7 +94,8 @@ fn check_half_close(mut one: TcpStream, mut other: TcpStream) -> Result<()> {
     other.write_all(&later)?;
     other.shutdown(Shutdown::Write)?;
     let mut heard = Vec::new();
-    one.read_to_end(&mut heard).context("reading to the end of the open half")?;
+    one.read_to_end(&mut heard)
+        .context("reading to the end of the open half")?;
     ensure!(heard == later, "{heard:?} at the end");
     Ok(())
 }
@@ -112,7 +116,9 @@ fn an_orderly_close_is_seen_as_an_end() -> Result<()> {
     let check = |one: TcpStream, mut other: TcpStream| {
         drop(one);
         let mut rest = Vec::new();
-        other.read_to_end(&mut rest).context("an end, not a reset")?;
+        other
+            .read_to_end(&mut rest)
+            .context("an end, not a reset")?;
         ensure!(rest.is_empty(), "{rest:?}");
         Ok(())
     };
@@ -179,14 +185,19 @@ fn check_stalled(writer: TcpStream, reader: TcpStream) -> Result<()> {
                     written += taken as u64;
                     left = &left[taken..];
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
                     rest = left.to_vec();
                     break;
                 }
                 Err(error) => return Err(error).context("writing to one who does not read"),
             }
         }
-        ensure!(written < BOUND, "{written} bytes taken that nobody has read");
+        ensure!(
+            written < BOUND,
+            "{written} bytes taken that nobody has read"
+        );
     }
     std::thread::scope(|scope| -> Result<()> {
         let reading = scope.spawn(|| receive(&reader, 9, written + rest.len() as u64));
@@ -217,14 +228,14 @@ fn a_stalled_connection_does_not_stall_its_neighbours() -> Result<()> {
     for (client, server) in [("mesh/a", "mesh/b"), ("mesh/a", "mesh/c")] {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
         let mut stalled = Vec::new();
-        for port in PORT + 20..PORT + 24 {
-            let (near, far) = both_ends(&client, &server, port)?;
+        for _ in 0..4 {
+            let (near, far) = both_ends(&client, &server)?;
             near.set_write_timeout(Some(Duration::from_millis(200)))?;
             let zeros = vec![0; 1 << 20];
             while (&near).write_all(&zeros).is_ok() {}
             stalled.push((near, far));
         }
-        let (near, far) = both_ends(&client, &server, PORT + 24)?;
+        let (near, far) = both_ends(&client, &server)?;
         std::thread::scope(|scope| {
             let served = scope.spawn(|| duplex(&far, (2, 32 * MIB), (1, 32 * MIB)));
             duplex(&near, (1, 32 * MIB), (2, 32 * MIB))?;
@@ -263,8 +274,9 @@ fn a_killed_servers_client_sees_the_end() -> Result<()> {
     let mut failures = Failures::default();
     for (client, server) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let mut process = app(&server, &["tcp-echo", "--port", "5290"])?;
-        let to = SocketAddr::new(server.v4()?.into(), 5290);
+        let port = fresh_port();
+        let mut process = app(&server, &["tcp-echo", "--port", &port.to_string()])?;
+        let to = SocketAddr::new(server.v4()?.into(), port);
         let stream = testkit::eventually("the server serves", PATIENCE, || {
             let stream = dial(&client, to)?;
             crate::support::round_trip(&stream, &token())?;
@@ -284,8 +296,9 @@ fn a_killed_clients_server_sees_the_end() -> Result<()> {
     let mut failures = Failures::default();
     for (client, server) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let listener = listen(&server, 5291)?;
-        let to = SocketAddr::new(server.v4()?.into(), 5291);
+        let port = fresh_port();
+        let listener = listen(&server, port)?;
+        let to = SocketAddr::new(server.v4()?.into(), port);
         let mut process = app(&client, &["http-client", "--keep", &to.to_string()])?;
         let stream = accept(&listener)?;
         (&stream).read_exact(&mut [0; 16]).context("the request")?;

@@ -5,9 +5,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed assertion ends a test")]
 
+mod addresses;
+mod bypass;
+mod enrolment;
 mod flow;
+mod maps;
 mod matrix;
 mod ports;
 mod probes;
+mod scale;
 mod sockets;
+mod spoofing;
 mod support;

@@ -235,7 +235,11 @@ fn a_pod_reaches_itself_by_its_own_address_and_by_loopback() -> Result<()> {
 fn a_listener_of_one_family_is_reached_in_that_family_only() -> Result<()> {
     let world = world()?;
     let mut failures = Failures::default();
-    for (client, server) in [("mesh/a", "mesh/b"), ("mesh/a", "mesh/c"), ("plain/p", "mesh/b")] {
+    for (client, server) in [
+        ("mesh/a", "mesh/b"),
+        ("mesh/a", "mesh/c"),
+        ("plain/p", "mesh/b"),
+    ] {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
         let v4_only = listen_on(&server, SocketAddr::from(([0, 0, 0, 0], UNDECLARED)))?;
         let _v4_only = Peer::serve(v4_only, testkit::Behaviour::Echo)?;

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{Capture, Frame, Lab, Pod};
 
 use crate::support::{
-    DECLARED, DNS, Ended, Failures, NOBODY, PATIENCE, addresses, attempt, dial, echo,
-    expect_echo, expect_refused, judge_refusal, link, round_trip, token, vip, vips, world,
+    DECLARED, DNS, Ended, Failures, NOBODY, PATIENCE, addresses, attempt, dial, echo, expect_echo,
+    expect_refused, judge_refusal, link, round_trip, token, vip, vips, world,
 };
 
 /// No Service and no container declares these.
@@ -104,7 +104,10 @@ fn a_port_that_nobody_listens_on_is_refused_at_once() -> Result<()> {
     let mut failures = Failures::default();
     let clients = ["mesh/a", "mesh/c", "plain/p", "plain/r"];
     let servers = ["mesh/b", "mesh/c", "strict/s", "plain/q", "plain/r"];
-    for (client, server) in clients.iter().flat_map(|client| servers.map(|s| (*client, s))) {
+    for (client, server) in clients
+        .iter()
+        .flat_map(|client| servers.map(|s| (*client, s)))
+    {
         if client == server {
             continue;
         }
@@ -160,7 +163,11 @@ fn a_service_without_endpoints_is_refused_at_once() -> Result<()> {
 #[test]
 fn a_port_serves_when_its_listener_comes_and_refuses_when_it_goes() -> Result<()> {
     let world = world()?;
-    for (client, server) in [("mesh/a", "mesh/b"), ("mesh/a", "mesh/c"), ("plain/p", "mesh/c")] {
+    for (client, server) in [
+        ("mesh/a", "mesh/b"),
+        ("mesh/a", "mesh/c"),
+        ("plain/p", "mesh/c"),
+    ] {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
         for to in addresses(&server, COMES_AND_GOES) {
             for _ in 0..3 {
@@ -220,7 +227,10 @@ fn check_udp(world: &Lab, client: &Pod, to: SocketAddr, padding: usize) -> Resul
     let mut bytes = name.clone();
     bytes.resize(name.len() + padding, b'.');
     udp_round_trip(client, to, &bytes)?;
-    ensure!(frames_with(&link, &name) == 2, "not there and back on the link");
+    ensure!(
+        frames_with(&link, &name) == 2,
+        "not there and back on the link"
+    );
     Ok(())
 }
 

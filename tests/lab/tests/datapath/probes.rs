@@ -31,7 +31,12 @@ impl From {
 /// A declared port and two that only a probe knows.
 const PORTS: [u16; 3] = [DECLARED, 8086, 10_254];
 
-fn check(from: From, node: &str, pod: &Pod, expected: fn(Ended, Duration) -> Result<()>) -> Result<()> {
+fn check(
+    from: From,
+    node: &str,
+    pod: &Pod,
+    expected: fn(Ended, Duration) -> Result<()>,
+) -> Result<()> {
     let world = world()?;
     let node = world.node(node)?;
     let mut failures = Failures::default();

@@ -12,8 +12,8 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use testkit::{Behaviour, Peer};
 
 use crate::support::{
-    Ended, Failures, PATIENCE, addresses, attempt, echo, expect_echo, expect_refused, link,
-    listen_on, patient, round_trip, serve, token, world,
+    Ended, Failures, PATIENCE, addresses, attempt, echo, expect_echo, expect_refused, fresh_port,
+    link, listen_on, patient, round_trip, serve, token, world,
 };
 
 /// Client, server, and whether the link may carry the conversation in the clear.
@@ -26,8 +26,6 @@ const PAIRS: [(&str, &str, bool); 6] = [
     ("plain/p", "plain/r", true),
 ];
 
-const PORT: u16 = 5100;
-
 /// Opens a connection from every kind of client to every kind of server in an unusual way, and
 /// requires that it echoes, that both sides see each other's real address, and that the link
 /// carries it encrypted where it should.
@@ -36,13 +34,13 @@ fn check(open: impl Fn(SocketAddr) -> Result<TcpStream> + Sync) -> Result<()> {
     let mut failures = Failures::default();
     for (client, server, readable) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let echo = echo(&server, PORT)?;
-        for to in addresses(&server, PORT) {
+        let port = fresh_port();
+        let echo = echo(&server, port)?;
+        for to in addresses(&server, port) {
             let cell = format!("{} to {} at {to}", client.key(), server.key());
             let stream = client.run(|| open(to))?;
-            let went = stream.and_then(|stream| {
-                check_stream(&world, &client, stream, to, &echo, readable)
-            });
+            let went = stream
+                .and_then(|stream| check_stream(&world, &client, stream, to, &echo, readable));
             failures.note(&cell, went);
         }
     }
@@ -61,11 +59,18 @@ fn check_stream(
     let link = link(lab)?;
     let bytes = token();
     round_trip(&stream, &bytes)?;
-    ensure!(stream.peer_addr()? == to, "getpeername says {:?}", stream.peer_addr());
+    ensure!(
+        stream.peer_addr()? == to,
+        "getpeername says {:?}",
+        stream.peer_addr()
+    );
     let own = stream.local_addr()?.ip();
     ensure!(client.ips().contains(&own), "getsockname says {own}");
     let seen = echo.clients().last().map(|seen| seen.ip().to_canonical());
-    ensure!(seen == Some(own), "the server saw {seen:?} instead of {own}");
+    ensure!(
+        seen == Some(own),
+        "the server saw {seen:?} instead of {own}"
+    );
     let is = link.contains(&bytes)?;
     ensure!(readable || !is, "readable on the link");
     Ok(())
@@ -117,7 +122,8 @@ fn a_non_blocking_connect_to_an_unused_port_ends_in_an_error() -> Result<()> {
     let mut failures = Failures::default();
     for (client, server, _) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        for to in addresses(&server, PORT) {
+        let port = fresh_port();
+        for to in addresses(&server, port) {
             let went = client.run(|| -> Result<()> {
                 let socket = tcp(to)?;
                 socket.set_nonblocking(true)?;
@@ -208,13 +214,14 @@ fn an_mptcp_listener_is_reached_and_refuses_when_closed() -> Result<()> {
     let own = [("mesh/c", "mesh/c", false)];
     for (client, server, _) in PAIRS.into_iter().chain(own) {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let echo = Peer::serve(mptcp_listener(&server)?, Behaviour::Echo)?;
-        for to in addresses(&server, PORT) {
+        let port = fresh_port();
+        let echo = Peer::serve(mptcp_listener(&server, port)?, Behaviour::Echo)?;
+        for to in addresses(&server, port) {
             let cell = format!("{} to {to}", client.key());
             failures.note(&cell, expect_echo(&client, to));
         }
         drop(echo);
-        for to in addresses(&server, PORT) {
+        for to in addresses(&server, port) {
             let cell = format!("{} to {to} when closed", client.key());
             failures.note(&cell, expect_refused(&client, to));
         }
@@ -222,11 +229,11 @@ fn an_mptcp_listener_is_reached_and_refuses_when_closed() -> Result<()> {
     failures.judge(&world)
 }
 
-fn mptcp_listener(pod: &Pod) -> Result<std::net::TcpListener> {
+fn mptcp_listener(pod: &Pod, port: u16) -> Result<std::net::TcpListener> {
     pod.run(|| {
         let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::MPTCP))?;
         socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from(([0; 16], PORT)).into())?;
+        socket.bind(&SocketAddr::from(([0; 16], port)).into())?;
         socket.listen(128)?;
         Ok(socket.into())
     })?
@@ -239,8 +246,9 @@ fn a_socket_bound_to_the_pods_address_and_a_port_works() -> Result<()> {
     let mut failures = Failures::default();
     for (own_port, (client, server, readable)) in (41_000..).zip(PAIRS) {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let echo = echo(&server, PORT)?;
-        for (own, to) in client.ips().iter().zip(addresses(&server, PORT)) {
+        let port = fresh_port();
+        let echo = echo(&server, port)?;
+        for (own, to) in client.ips().iter().zip(addresses(&server, port)) {
             let own = SocketAddr::new(*own, own_port);
             let stream = client.run(|| -> Result<TcpStream> {
                 let socket = tcp(to)?;
@@ -264,11 +272,12 @@ fn two_connections_share_one_bound_port() -> Result<()> {
     let world = world()?;
     let client = world.pod("mesh/a")?;
     let (near, far) = (world.pod("mesh/b")?, world.pod("mesh/c")?);
-    let _echo = (echo(&near, PORT)?, echo(&far, PORT)?);
+    let port = fresh_port();
+    let _echo = (echo(&near, port)?, echo(&far, port)?);
     let own = SocketAddr::new(client.v4()?.into(), 41_900);
     let mut streams = Vec::new();
     for server in [&near, &far] {
-        let to = SocketAddr::new(server.v4()?.into(), PORT);
+        let to = SocketAddr::new(server.v4()?.into(), port);
         let stream: TcpStream = client.run(|| -> Result<TcpStream> {
             let socket = tcp(to)?;
             socket.set_reuse_address(true)?;
@@ -290,8 +299,9 @@ fn two_connections_share_one_bound_port() -> Result<()> {
 fn a_socket_bound_to_loopback_never_speaks_in_the_clear() -> Result<()> {
     let world = world()?;
     let server = world.pod("mesh/c")?;
-    let echo = echo(&server, PORT)?;
-    let to = SocketAddr::new(server.v4()?.into(), PORT);
+    let port = fresh_port();
+    let echo = echo(&server, port)?;
+    let to = SocketAddr::new(server.v4()?.into(), port);
     let link = link(&world)?;
     let bytes = token();
     for client in ["mesh/a", "plain/p"] {
@@ -316,7 +326,9 @@ fn a_socket_bound_to_loopback_never_speaks_in_the_clear() -> Result<()> {
             );
         }
         let strays = echo.clients();
-        let strays = strays.iter().filter(|seen| seen.ip().to_canonical().is_loopback());
+        let strays = strays
+            .iter()
+            .filter(|seen| seen.ip().to_canonical().is_loopback());
         ensure!(strays.count() == 0, "the server saw a loopback address");
     }
     ensure!(!link.contains(&bytes)?, "readable on the link");
@@ -331,11 +343,14 @@ fn a_server_may_speak_first() -> Result<()> {
     let greeting = b"220 ready".to_vec();
     for (client, server, _) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let _server = serve(&server, PORT, Behaviour::GreetThenEcho(greeting.clone()))?;
-        for to in addresses(&server, PORT) {
+        let port = fresh_port();
+        let _server = serve(&server, port, Behaviour::GreetThenEcho(greeting.clone()))?;
+        for to in addresses(&server, port) {
             let went = crate::support::dial(&client, to).and_then(|mut stream| {
                 let mut heard = vec![0; greeting.len()];
-                stream.read_exact(&mut heard).context("waiting for the greeting")?;
+                stream
+                    .read_exact(&mut heard)
+                    .context("waiting for the greeting")?;
                 ensure!(heard == greeting, "{heard:?}");
                 round_trip(&stream, &token())
             });
@@ -352,8 +367,9 @@ fn a_server_may_speak_and_leave() -> Result<()> {
     let mut failures = Failures::default();
     for (client, server, _) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let _server = serve(&server, PORT, Behaviour::TellPeer)?;
-        for (own, to) in client.ips().iter().zip(addresses(&server, PORT)) {
+        let port = fresh_port();
+        let _server = serve(&server, port, Behaviour::TellPeer)?;
+        for (own, to) in client.ips().iter().zip(addresses(&server, port)) {
             let went = crate::support::dial(&client, to).and_then(|mut stream| {
                 let mut told = String::new();
                 stream.read_to_string(&mut told)?;
@@ -373,9 +389,10 @@ fn listeners_that_share_a_port_serve_until_the_last_is_closed() -> Result<()> {
     let world = world()?;
     for (client, server, _) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        let to = SocketAddr::new(server.v4()?.into(), PORT);
-        let first = Peer::serve(sharing_listener(&server)?, Behaviour::Echo)?;
-        let second = Peer::serve(sharing_listener(&server)?, Behaviour::Echo)?;
+        let port = fresh_port();
+        let to = SocketAddr::new(server.v4()?.into(), port);
+        let first = Peer::serve(sharing_listener(&server, port)?, Behaviour::Echo)?;
+        let second = Peer::serve(sharing_listener(&server, port)?, Behaviour::Echo)?;
         for _ in 0..10 {
             expect_echo(&client, to)?;
         }
@@ -389,11 +406,11 @@ fn listeners_that_share_a_port_serve_until_the_last_is_closed() -> Result<()> {
     Ok(())
 }
 
-fn sharing_listener(pod: &Pod) -> Result<std::net::TcpListener> {
+fn sharing_listener(pod: &Pod, port: u16) -> Result<std::net::TcpListener> {
     pod.run(|| {
         let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
         socket.set_reuse_port(true)?;
-        socket.bind(&SocketAddr::from(([0; 16], PORT)).into())?;
+        socket.bind(&SocketAddr::from(([0; 16], port)).into())?;
         socket.listen(128)?;
         Ok(socket.into())
     })?
@@ -405,10 +422,11 @@ fn a_listener_on_the_pods_address_only_is_reached_there() -> Result<()> {
     let mut failures = Failures::default();
     for (client, server, _) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
+        let port = fresh_port();
         for ip in server.ips() {
-            let address = SocketAddr::new(*ip, PORT);
+            let address = SocketAddr::new(*ip, port);
             let _echo = Peer::serve(listen_on(&server, address)?, Behaviour::Echo)?;
-            for to in addresses(&server, PORT) {
+            for to in addresses(&server, port) {
                 let cell = format!("{} to {to}, bound to {ip}", client.key());
                 let went = if to == address {
                     expect_echo(&client, to)
@@ -418,8 +436,12 @@ fn a_listener_on_the_pods_address_only_is_reached_there() -> Result<()> {
                 failures.note(&cell, went);
             }
             let loopback: IpAddr = Ipv4Addr::LOCALHOST.into();
-            let (ended, _) = attempt(&server, SocketAddr::new(loopback, PORT))?;
-            ensure!(ended == Ended::Refused, "loopback of {}: {ended:?}", server.key());
+            let (ended, _) = attempt(&server, SocketAddr::new(loopback, port))?;
+            ensure!(
+                ended == Ended::Refused,
+                "loopback of {}: {ended:?}",
+                server.key()
+            );
         }
     }
     failures.judge(&world)
@@ -432,13 +454,17 @@ fn a_listener_on_loopback_only_is_not_reached_from_outside() -> Result<()> {
     let mut failures = Failures::default();
     for (client, server, _) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
-        for (loopback, to) in ["127.0.0.1", "::1"].iter().zip(addresses(&server, PORT)) {
-            let address = SocketAddr::new(loopback.parse()?, PORT);
+        let port = fresh_port();
+        for (loopback, to) in ["127.0.0.1", "::1"].iter().zip(addresses(&server, port)) {
+            let address = SocketAddr::new(loopback.parse()?, port);
             let echo = Peer::serve(listen_on(&server, address)?, Behaviour::Echo)?;
             let cell = format!("{} to {to}", client.key());
             failures.note(&cell, expect_refused(&client, to));
             failures.note(&cell, expect_refused(&server, to));
-            ensure!(echo.accepted() == 0, "{cell}: the application saw a stranger");
+            ensure!(
+                echo.accepted() == 0,
+                "{cell}: the application saw a stranger"
+            );
             failures.note(&cell, expect_echo(&server, address));
         }
     }

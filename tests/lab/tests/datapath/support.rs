@@ -3,7 +3,9 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -53,11 +55,25 @@ impl Deref for World {
     }
 }
 
-/// The shared mesh, made by the first test that asks.
+/// The shared mesh, made by the first test that asks. Its configuration stays as it is.
 pub(crate) fn world() -> Result<World> {
     static WORLD: Shared = Shared::new(build);
     let turn = turn()?;
     let lab = WORLD.lab().context("making the shared mesh")?;
+    Ok(World { lab, _turn: turn })
+}
+
+/// A second mesh like the first, for tests that kill agents, label namespaces and make pods. All
+/// agents run when a test gets it, whatever the test before did.
+pub(crate) fn changing_world() -> Result<World> {
+    static WORLD: Shared = Shared::new(build);
+    let turn = turn()?;
+    let lab = WORLD.lab().context("making the changing mesh")?;
+    for node in ["n1", "n2"] {
+        if lab.agent_pid(node).is_none() {
+            lab.start_agent(node, &AgentOptions::default())?;
+        }
+    }
     Ok(World { lab, _turn: turn })
 }
 
@@ -86,7 +102,11 @@ fn build() -> Result<Lab> {
     for (space, name, node, _) in PLACES {
         lab.create(&PodSpec::new(space, name, node).service_account(name))?;
     }
-    for (client, server) in [("mesh/a", "mesh/c"), ("mesh/c", "mesh/a"), ("mesh/a", "strict/t")] {
+    for (client, server) in [
+        ("mesh/a", "mesh/c"),
+        ("mesh/c", "mesh/a"),
+        ("mesh/a", "strict/t"),
+    ] {
         wait_encrypted(&lab, &lab.pod(client)?, &lab.pod(server)?)?;
     }
     Ok(lab)
@@ -104,8 +124,9 @@ pub(crate) fn wait_readable(lab: &Lab, client: &Pod, server: &Pod) -> Result<()>
 
 fn wait_wire(lab: &Lab, client: &Pod, server: &Pod, readable: bool) -> Result<()> {
     let (from, to) = (client.key(), server.key());
-    let echo = echo(server, SETTLING)?;
-    let address = SocketAddr::new(server.v4()?.into(), SETTLING);
+    let port = fresh_port();
+    let echo = echo(server, port)?;
+    let address = SocketAddr::new(server.v4()?.into(), port);
     let link = link(lab)?;
     let what = format!("{from} to {to} is readable on the link: {readable}");
     let waited = testkit::eventually(&what, APPLIES, || {
@@ -120,8 +141,6 @@ fn wait_wire(lab: &Lab, client: &Pod, server: &Pod, readable: bool) -> Result<()
     drop(echo);
     waited.with_context(|| evidence(lab))
 }
-
-const SETTLING: u16 = 4999;
 
 /// A capture of the link between the nodes.
 pub(crate) fn link(lab: &Lab) -> Result<Capture> {
@@ -148,6 +167,12 @@ pub(crate) fn token() -> Vec<u8> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("<token {}-{number}>", std::process::id()).into_bytes()
+}
+
+/// A port that no other test uses, below those that kernels and proxies choose by themselves.
+pub(crate) fn fresh_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(2000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Listens on `[::]:port` of a pod, which takes IPv4 too.
@@ -198,13 +223,13 @@ pub(crate) fn round_trip(mut stream: &TcpStream, bytes: &[u8]) -> Result<()> {
 }
 
 /// Both ends of one new connection between two pods.
-pub(crate) fn both_ends(from: &Pod, to: &Pod, port: u16) -> Result<(TcpStream, TcpStream)> {
+pub(crate) fn both_ends(from: &Pod, to: &Pod) -> Result<(TcpStream, TcpStream)> {
+    let port = fresh_port();
     let listener = listen(to, port)?;
     let client = dial(from, SocketAddr::new(to.v4()?.into(), port))?;
     listener.set_nonblocking(true)?;
-    let (server, _) = testkit::eventually("the server accepts", PATIENCE, || {
-        Ok(listener.accept()?)
-    })?;
+    let (server, _) =
+        testkit::eventually("the server accepts", PATIENCE, || Ok(listener.accept()?))?;
     server.set_nonblocking(false)?;
     patient(&server)?;
     Ok((client, server))
@@ -291,6 +316,35 @@ pub(crate) fn expect_echo(from: &Pod, to: SocketAddr) -> Result<()> {
         from.key()
     );
     Ok(())
+}
+
+/// Attempts to talk to an echo, one after another, from a thread of a pod until it is asked to end.
+pub(crate) struct Hammer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Vec<(Ended, Duration)>>>,
+}
+
+impl Hammer {
+    /// Starts to send these bytes again and again.
+    pub(crate) fn start(from: &Pod, to: SocketAddr, bytes: Vec<u8>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (pod, stopped) = (from.clone(), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            pod.enter()?;
+            let mut outcomes = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                outcomes.push(attempt_here(to, &bytes));
+            }
+            Ok(outcomes)
+        });
+        Self { stop, thread }
+    }
+
+    /// Ends it; how its attempts ended, in order.
+    pub(crate) fn stop(self) -> Result<Vec<(Ended, Duration)>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
 
 /// What went wrong in the cells of a table; all of them are tried.

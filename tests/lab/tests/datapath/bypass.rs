@@ -1,0 +1,380 @@
+//! Never bypassed: what dies, starts late or cheats gets refused, and the wire shows nothing.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{AgentOptions, Capture, Lab, Pod, PodSpec};
+use testkit::{Behaviour, Peer};
+use tests_lab::{mtls, namespace};
+
+use crate::ports::{check_loopback, speak_encrypted, udp_echo, udp_round_trip};
+use crate::support::{
+    APPLIES, Ended, Failures, Hammer, PATIENCE, addresses, attempt_here, both_ends, changing_world,
+    dial, echo, evidence, expect_echo, expect_refused, fresh_port, judge_refusal, link, round_trip,
+    token, vips, wait_encrypted,
+};
+
+/// Within which a captured pod without an agent is told no.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+/// What left a pod by its interface and should not have.
+fn judge_silence(pod: &Pod, eth0: &Capture, link: &Capture, bytes: &[u8]) -> Result<()> {
+    for ip in pod.ips() {
+        let syns = eth0.syns_from(*ip) + link.syns_from(*ip);
+        ensure!(syns == 0, "{syns} SYN from {ip}");
+    }
+    ensure!(!eth0.contains(bytes)?, "readable at the pod");
+    ensure!(!link.contains(bytes)?, "readable on the link");
+    Ok(())
+}
+
+/// A65's other half: without its agent a captured pod is refused at once, wherever it wants to go.
+#[test]
+fn without_an_agent_new_connections_are_refused_at_once_and_nothing_leaves() -> Result<()> {
+    let lab = changing_world()?;
+    let client = lab.pod("mesh/a")?;
+    let port = fresh_port();
+    let mut peers = Vec::new();
+    let mut targets = Vec::new();
+    for server in ["mesh/b", "mesh/c", "strict/t", "plain/q", "plain/r"] {
+        let server = lab.pod(server)?;
+        peers.push(echo(&server, port)?);
+        targets.extend(addresses(&server, port));
+        targets.extend(vips(&server)?.map(|ip| SocketAddr::new(ip, 80)));
+    }
+    expect_echo(&client, targets[0])?;
+    lab.kill_agent("n1")?;
+    let served: u64 = peers.iter().map(Peer::accepted).sum();
+    let (eth0, link) = (client.capture()?, link(&lab)?);
+    let mut failures = Failures::default();
+    let bytes = token();
+    for to in &targets {
+        for _ in 0..10 {
+            let inside = client.run(|| attempt_here(*to, &bytes))?;
+            let outside = client.run_outside_cgroup(|| attempt_here(*to, &bytes))?;
+            for (ended, took) in [inside, outside] {
+                let refused = ended == Ended::Refused && took < AT_ONCE;
+                let went = refused
+                    .then_some(())
+                    .context(format!("{ended:?} in {took:?}"));
+                failures.note(&to.to_string(), went);
+            }
+        }
+    }
+    failures.note("silence", judge_silence(&client, &eth0, &link, &bytes));
+    let now: u64 = peers.iter().map(Peer::accepted).sum();
+    ensure!(now == served, "{} connections came through", now - served);
+    failures.judge(&lab)
+}
+
+#[test]
+fn without_an_agent_nobody_reaches_a_captured_pod() -> Result<()> {
+    let lab = changing_world()?;
+    let port = fresh_port();
+    let mut failures = Failures::default();
+    for server in ["mesh/a", "strict/s"] {
+        let server = lab.pod(server)?;
+        let echo = echo(&server, port)?;
+        expect_echo(
+            &lab.pod("mesh/c")?,
+            SocketAddr::new(server.v4()?.into(), port),
+        )?;
+        let served = echo.accepted();
+        lab.kill_agent("n1")?;
+        for to in addresses(&server, port) {
+            for client in ["plain/p", "plain/r", "mesh/c"] {
+                for _ in 0..5 {
+                    let went = expect_refused(&lab.pod(client)?, to);
+                    failures.note(&format!("{client} to {to}"), went);
+                }
+            }
+            let bytes = token();
+            let (ended, took) = lab.node("n1")?.run(|| attempt_here(to, &bytes))?;
+            failures.note(&format!("node n1 to {to}"), judge_refusal(ended, took));
+        }
+        ensure!(echo.accepted() == served, "{} was reached", server.key());
+        lab.start_agent("n1", &AgentOptions::default())?;
+    }
+    failures.judge(&lab)
+}
+
+/// P15: those who never asked for a mesh do not notice. UDP and loopback were never captured.
+#[test]
+fn without_an_agent_loopback_udp_and_plain_pods_go_on() -> Result<()> {
+    let lab = changing_world()?;
+    let (captured, far) = (lab.pod("mesh/a")?, lab.pod("mesh/c")?);
+    let (plain, plain_far) = (lab.pod("plain/p")?, lab.pod("plain/r")?);
+    let port = fresh_port();
+    let _echo = (
+        udp_echo(&far, port)?,
+        echo(&plain_far, port)?,
+        echo(&captured, port)?,
+    );
+    let own = dial(&captured, SocketAddr::new("127.0.0.1".parse()?, port))?;
+    round_trip(&own, &token())?;
+    lab.kill_agent("n1")?;
+    round_trip(&own, &token()).context("an open loopback connection")?;
+    check_loopback(&captured)?;
+    expect_echo(&captured, SocketAddr::new(captured.v4()?.into(), port)).context("to itself")?;
+    for to in addresses(&far, port) {
+        udp_round_trip(&captured, to, &token())?;
+    }
+    for to in addresses(&plain_far, port) {
+        expect_echo(&plain, to)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_of_an_agent_that_dies_end_and_do_not_hang() -> Result<()> {
+    let lab = changing_world()?;
+    for (client, server) in [
+        ("mesh/a", "mesh/c"),
+        ("mesh/c", "mesh/a"),
+        ("plain/r", "mesh/a"),
+    ] {
+        let (near, far) = both_ends(&lab.pod(client)?, &lab.pod(server)?)?;
+        lab.kill_agent("n1")?;
+        for (end, mut stream) in [("client", near), ("server", far)] {
+            match std::io::Read::read(&mut stream, &mut [0]) {
+                Ok(0) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+                other => anyhow::bail!("the {end} of {client} to {server}: {other:?}"),
+            }
+        }
+        lab.start_agent("n1", &AgentOptions::default())?;
+    }
+    Ok(())
+}
+
+/// Pins and state are all that a new agent gets: nobody labels anything, no CNI call is repeated.
+#[test]
+fn a_new_agent_takes_over_and_traffic_returns() -> Result<()> {
+    let lab = changing_world()?;
+    let (client, server) = (lab.pod("mesh/a")?, lab.pod("mesh/c")?);
+    let (strict, plain) = (lab.pod("strict/s")?, lab.pod("plain/p")?);
+    let port = fresh_port();
+    let _echo = [&client, &server, &strict].map(|pod| echo(pod, port).unwrap());
+    for node in ["n1", "n2"] {
+        lab.kill_agent(node)?;
+        lab.start_agent(node, &AgentOptions::default())?;
+        let link = link(&lab)?;
+        let to = SocketAddr::new(server.v4()?.into(), port);
+        testkit::eventually("traffic returns", APPLIES, || expect_echo(&client, to))
+            .with_context(|| evidence(&lab))?;
+        for to in addresses(&server, port) {
+            speak_encrypted(&link, &client, to)?;
+        }
+        for to in addresses(&client, port) {
+            speak_encrypted(&link, &server, to)?;
+        }
+        for to in addresses(&strict, port) {
+            expect_refused(&plain, to)?;
+            expect_echo(&client, to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Hammered all the time, through three deaths and births of the agent.
+#[test]
+fn nothing_slips_through_while_agents_come_and_go() -> Result<()> {
+    let lab = changing_world()?;
+    let (client, server) = (lab.pod("mesh/a")?, lab.pod("mesh/c")?);
+    let (strict, plain) = (lab.pod("strict/s")?, lab.pod("plain/p")?);
+    let port = fresh_port();
+    let (_echo, guarded) = (echo(&server, port)?, echo(&strict, port)?);
+    let (link, bytes) = (link(&lab)?, token());
+    let to = SocketAddr::new(server.v4()?.into(), port);
+    let outbound = Hammer::start(&client, to, bytes.clone());
+    let guarded_at = SocketAddr::new(strict.v6()?.into(), port);
+    let inbound = Hammer::start(&plain, guarded_at, token());
+    for _ in 0..3 {
+        lab.kill_agent("n1")?;
+        lab.start_agent("n1", &AgentOptions::default())?;
+        testkit::eventually("traffic returns", APPLIES, || expect_echo(&client, to))?;
+    }
+    let outbound = outbound.stop()?;
+    let inbound = inbound.stop()?;
+    ensure!(!link.contains(&bytes)?, "readable on the link");
+    let syns = link.count(|packet| packet.is_syn() && packet.destination_port == port);
+    ensure!(syns == 0, "{syns} SYN in the clear");
+    ensure!(
+        guarded.accepted() == 0,
+        "STRICT was open {} times",
+        guarded.accepted()
+    );
+    let echoed = outbound.iter().filter(|(ended, _)| *ended == Ended::Echoed);
+    ensure!(
+        echoed.count() > 0,
+        "the client was never served: {outbound:?}"
+    );
+    for (ended, took) in outbound.iter().chain(&inbound) {
+        let hung = *ended == Ended::Hung || *took > PATIENCE;
+        ensure!(!hung, "an attempt ended {ended:?} after {took:?}");
+    }
+    Ok(())
+}
+
+/// `late/name` on n1, in a namespace that is STRICT but not in the mesh yet.
+fn late_pod(lab: &Lab, space: &str) -> Result<Pod> {
+    lab.apply(
+        &format!("{space}.yaml"),
+        &(namespace(space, &[]) + &mtls(space, "STRICT")),
+    )?;
+    lab.create(&PodSpec::new(space, "server", "n1"))
+}
+
+/// A listener that was there before the mesh is covered by it, and so is one that comes later.
+#[test]
+fn a_listener_older_than_enrolment_is_covered() -> Result<()> {
+    let lab = changing_world()?;
+    let server = late_pod(&lab, "older")?;
+    let (client, plain) = (lab.pod("mesh/a")?, lab.pod("plain/p")?);
+    let (both, v4, closed) = (fresh_port(), fresh_port(), fresh_port());
+    let _both = echo(&server, both)?;
+    let listener = crate::support::listen_on(&server, SocketAddr::from(([0; 4], v4)))?;
+    let _v4 = Peer::serve(listener, Behaviour::Echo)?;
+    let closing = echo(&server, closed)?;
+    let [at4, at6] = [server.v4()?.into(), server.v6()?.into()].map(|ip: IpAddr| ip);
+    let old = [
+        (at4, both),
+        (at6, both),
+        (at4, v4),
+        (at4, closed),
+        (at6, closed),
+    ];
+    for to in old {
+        expect_echo(&plain, to.into()).context("before the mesh")?;
+    }
+    lab.label_namespace("older", "keelson.io/mesh", Some("enabled"))?;
+    testkit::eventually("STRICT applies", APPLIES, || {
+        expect_refused(&plain, old[0].into())
+    })
+    .with_context(|| evidence(&lab))?;
+    let mut failures = Failures::default();
+    for to in old {
+        failures.note(
+            &format!("plain to {to:?}"),
+            expect_refused(&plain, to.into()),
+        );
+        failures.note(&format!("mesh to {to:?}"), expect_echo(&client, to.into()));
+    }
+    drop(closing);
+    for to in [(at4, closed), (at6, closed)] {
+        failures.note(
+            &format!("closed {to:?}"),
+            expect_refused(&client, to.into()),
+        );
+    }
+    let newer = fresh_port();
+    let _newer = echo(&server, newer)?;
+    for to in addresses(&server, newer) {
+        failures.note(&format!("plain to newer {to}"), expect_refused(&plain, to));
+        failures.note(&format!("mesh to newer {to}"), expect_echo(&client, to));
+    }
+    failures.judge(&lab)
+}
+
+/// A5, P12: a pod whose program connects from its first instant.
+#[test]
+fn a_new_pod_never_speaks_in_the_clear() -> Result<()> {
+    let lab = changing_world()?;
+    let server = lab.pod("mesh/c")?;
+    let port = fresh_port();
+    let mut command = Command::new("keelson-lab-app");
+    command.args(["http-server", "--port", &port.to_string()]);
+    let _server = server.spawn(command)?;
+    let to = SocketAddr::new(server.v4()?.into(), port);
+    testkit::eventually("the server serves", PATIENCE, || {
+        dial(&lab.pod("mesh/a")?, to)
+    })?;
+    let link = link(&lab)?;
+    for number in 0..5 {
+        let name = format!("eager-{number}");
+        let target = to.to_string();
+        let words = [
+            "keelson-lab-app",
+            "http-client",
+            "--interval",
+            "1ms",
+            &target,
+        ];
+        let pod = lab.create(&PodSpec::new("mesh", &name, "n1").container("app", &words))?;
+        let key = pod.key();
+        testkit::eventually("the new pod is served", APPLIES, || {
+            let log = lab.containers(&key, |containers| containers[0].log());
+            ensure!(log.lines().any(|line| line.starts_with("200 ")), "{log}");
+            Ok(())
+        })
+        .with_context(|| evidence(&lab))?;
+        lab.delete_pod(&key)?;
+        let syns = link.count(|packet| packet.is_syn() && packet.destination_port == port);
+        ensure!(syns == 0, "{syns} SYN of {key} in the clear");
+        ensure!(
+            !link.contains(b"GET / HTTP/1.1")?,
+            "a request of {key} is readable"
+        );
+    }
+    Ok(())
+}
+
+/// A5: no agent, no capture, no start.
+#[test]
+fn a_pods_containers_do_not_start_while_no_agent_runs() -> Result<()> {
+    let lab = changing_world()?;
+    let server = lab.pod("mesh/c")?;
+    lab.kill_agent("n1")?;
+    let spec = PodSpec::new("mesh", "waiting", "n1").container("app", &["sleep", "1000"]);
+    let refused = lab.create(&spec);
+    ensure!(refused.is_err(), "the pod was started without an agent");
+    let started = lab.containers("mesh/waiting", |containers| containers.len());
+    ensure!(started == 0, "{started} containers run");
+    lab.start_agent("n1", &AgentOptions::default())?;
+    lab.reconcile()?;
+    let started = lab.containers("mesh/waiting", |containers| containers.len());
+    ensure!(started == 1, "{started} containers run with an agent");
+    wait_encrypted(&lab, &lab.pod("mesh/waiting")?, &server)?;
+    lab.delete_pod("mesh/waiting")
+}
+
+/// `kubectl debug` and misplaced processes: the namespace counts, not the cgroup.
+#[test]
+fn a_process_in_another_cgroup_is_captured() -> Result<()> {
+    let lab = changing_world()?;
+    let (client, server) = (lab.pod("mesh/a")?, lab.pod("mesh/c")?);
+    let port = fresh_port();
+    let _echo = echo(&server, port)?;
+    let link = link(&lab)?;
+    for to in addresses(&server, port) {
+        let bytes = token();
+        let (ended, took) = client.run_outside_cgroup(|| attempt_here(to, &bytes))?;
+        ensure!(ended == Ended::Echoed, "{ended:?} after {took:?}");
+        ensure!(!link.contains(&bytes)?, "readable on the link");
+    }
+    let syns = link.count(|packet| packet.is_syn() && packet.destination_port == port);
+    ensure!(syns == 0, "{syns} SYN in the clear");
+    Ok(())
+}
+
+/// A listener of a process in another cgroup is covered by the pod's policy as well.
+#[test]
+fn a_listener_in_another_cgroup_is_covered() -> Result<()> {
+    let lab = changing_world()?;
+    let server = lab.pod("strict/s")?;
+    let port = fresh_port();
+    let listener = server.run_outside_cgroup(|| std::net::TcpListener::bind(("::", port)))??;
+    let echo = Peer::serve(listener, Behaviour::Echo)?;
+    for to in addresses(&server, port) {
+        expect_refused(&lab.pod("plain/p")?, to)?;
+        ensure!(echo.accepted() == 0, "a plaintext client came through");
+    }
+    for to in addresses(&server, port) {
+        expect_echo(&lab.pod("mesh/c")?, to)?;
+        expect_echo(&lab.pod("mesh/b")?, to)?;
+    }
+    Ok(())
+}

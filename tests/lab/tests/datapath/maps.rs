@@ -1,0 +1,113 @@
+//! How many entries the pinned maps of an agent hold, asked of the kernel.
+
+#![expect(
+    unsafe_code,
+    reason = "bpf(2) has no safe wrapper that works for any key size"
+)]
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The pinned maps below a directory whose number of entries can change, with that number.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<(String, usize)>> {
+    let mut counts = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        let listed = fs::read_dir(&directory);
+        for entry in listed.with_context(|| format!("reading {}", directory.display()))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                left.push(path);
+            } else if let Some(count) = count(&path)? {
+                counts.push((path.display().to_string(), count));
+            }
+        }
+    }
+    counts.sort();
+    ensure!(
+        !counts.is_empty(),
+        "no map is pinned below {}",
+        directory.display()
+    );
+    Ok(counts)
+}
+
+/// `None` for what is no map, or one whose entries all exist from the beginning.
+fn count(path: &PathBuf) -> Result<Option<usize>> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let get = ObjGet {
+        pathname: name.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    let fd = bpf(OBJ_GET, &get).with_context(|| format!("opening {}", path.display()))?;
+    // SAFETY: the call above has just made this descriptor, and nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let field = |name: &str| -> Option<u32> {
+        let value = info.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().parse().ok()
+    };
+    let (Some(kind), Some(key_size)) = (field("map_type:"), field("key_size:")) else {
+        return Ok(None);
+    };
+    if !HASHES.contains(&kind) {
+        return Ok(None);
+    }
+    let (mut key, mut next) = (vec![0_u8; key_size as usize], vec![0_u8; key_size as usize]);
+    let mut count = 0;
+    loop {
+        let get_next = NextKey {
+            map_fd: fd.as_raw_fd().cast_unsigned(),
+            padding: 0,
+            key: if count == 0 { 0 } else { key.as_ptr() as u64 },
+            next_key: next.as_mut_ptr() as u64,
+        };
+        match bpf(GET_NEXT_KEY, &get_next) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Some(count)),
+            Err(error) => return Err(error).context("walking a map"),
+        }
+        count += 1;
+        key.copy_from_slice(&next);
+        ensure!(count < 1_000_000, "a map without end");
+    }
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
+    let size = size_of::<T>();
+    let attributes = std::ptr::from_ref(attributes);
+    // SAFETY: the attributes are live for the call, of the size given, and laid out as
+    // `union bpf_attr` has them for this command; the pointers in them are to live buffers.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(answer).map_err(io::Error::other)
+}
+
+#[repr(C)]
+struct ObjGet {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+struct NextKey {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    next_key: u64,
+}
+
+const GET_NEXT_KEY: libc::c_int = 4;
+const OBJ_GET: libc::c_int = 7;
+/// Hash, per-CPU hash, both LRU forms, LPM trie, socket hash (`enum bpf_map_type`).
+const HASHES: [u32; 6] = [1, 5, 9, 10, 11, 18];
