@@ -1,2 +1,15 @@
-//! x
-fn main() {}
+//! Whole agents and a controller on two or three nodes: who is let in, on whose word, and who can read about it.
+//!
+//! Asserted against the wire facts and the requirements, with peers that share no code with the mesh.
+
+mod api;
+mod authority;
+mod estate;
+mod fixture;
+mod hbone;
+mod interop;
+mod metrics;
+mod mtls;
+mod policy;
+mod records;
+mod verifier;

@@ -1,0 +1,179 @@
+//! Meshes that tests share, and what every test does in them: serve, call, look at an agent.
+
+use std::fmt;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{Lab, Pod, PodSpec};
+use serde_json::Value;
+use testkit::{Behaviour, Peer};
+
+/// How long a change of a manifest may take until a connection notices it.
+pub(crate) const APPLIES: Duration = Duration::from_secs(10);
+/// How long one call may take before it counts as hung.
+pub(crate) const CALL: Duration = Duration::from_secs(5);
+
+/// A namespace whose pods are captured.
+pub(crate) fn mesh_namespace(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{keelson.io/mesh: enabled}}}}\n"
+    )
+}
+
+/// A namespace whose pods are left alone.
+pub(crate) fn plain_namespace(name: &str) -> String {
+    format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n")
+}
+
+/// A pod whose service account has its own name.
+pub(crate) fn pod(namespace: &str, name: &str, node: &str) -> PodSpec {
+    PodSpec::new(namespace, name, node).service_account(name)
+}
+
+/// How a call ended, as the client saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The answer was what had been sent.
+    Answered,
+    /// Connection refused or reset.
+    Refused,
+    /// An orderly end without an answer.
+    Closed,
+    /// Neither an answer nor an end in time.
+    Hung,
+    /// Something else, such as an unreachable network.
+    Other(ErrorKind),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// Serves an echo on all addresses of a pod.
+pub(crate) fn echo(pod: &Pod, port: u16) -> Result<Peer> {
+    serve(pod, port, Behaviour::Echo)
+}
+
+/// Serves on all addresses of a pod.
+pub(crate) fn serve(pod: &Pod, port: u16, behaviour: Behaviour) -> Result<Peer> {
+    let listener = pod.run(|| TcpListener::bind(("::", port)))?;
+    let listener = listener.with_context(|| format!("listening on {port} in {}", pod.key()))?;
+    Peer::serve(listener, behaviour)
+}
+
+/// Opens a connection from a pod; its reads end after [`CALL`].
+pub(crate) fn connect(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
+    let stream = from.run(|| TcpStream::connect_timeout(&to, CALL))?;
+    let stream = stream.with_context(|| format!("{} connects to {to}", from.key()))?;
+    stream.set_read_timeout(Some(CALL))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Sends some bytes over a new connection to an echo.
+pub(crate) fn call(from: &Pod, to: SocketAddr) -> Result<Ended> {
+    Ok(from.run(|| call_here(to, b"ping over a new connection"))?)
+}
+
+/// As [`call`], from the namespace of the calling thread.
+pub(crate) fn call_here(to: SocketAddr, message: &[u8]) -> Ended {
+    match TcpStream::connect_timeout(&to, CALL) {
+        Ok(stream) => exchange(&stream, message),
+        Err(error) => ended_by(error.kind()),
+    }
+}
+
+/// Sends some bytes over an open connection to an echo.
+pub(crate) fn exchange(mut stream: &TcpStream, message: &[u8]) -> Ended {
+    let mut attempt = || -> std::io::Result<Vec<u8>> {
+        stream.set_read_timeout(Some(CALL))?;
+        stream.write_all(message)?;
+        let mut answer = vec![0; message.len()];
+        stream.read_exact(&mut answer)?;
+        Ok(answer)
+    };
+    match attempt() {
+        Ok(answer) if answer == message => Ended::Answered,
+        Ok(_) => Ended::Other(ErrorKind::InvalidData),
+        Err(error) => ended_by(error.kind()),
+    }
+}
+
+fn ended_by(kind: ErrorKind) -> Ended {
+    match kind {
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            Ended::Refused
+        }
+        ErrorKind::UnexpectedEof => Ended::Closed,
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => Ended::Hung,
+        other => Ended::Other(other),
+    }
+}
+
+/// Waits until calls end as they should, and then makes sure of it once more.
+pub(crate) fn wait_for(from: &Pod, to: SocketAddr, expected: Ended) -> Result<()> {
+    let what = format!("calls of {} to {to} end {expected}", from.key());
+    testkit::eventually(&what, APPLIES, || {
+        let ended = call(from, to)?;
+        ensure!(ended == expected, "the last one ended {ended}");
+        Ok(())
+    })?;
+    let again = call(from, to)?;
+    ensure!(again == expected, "{what}, and then one ended {again}");
+    Ok(())
+}
+
+/// Whether a page of a node's agent holds this text.
+pub(crate) fn agent_holds(lab: &Lab, node: &str, path: &str, text: &str) -> Result<bool> {
+    Ok(lab.agent_get(node, path)?.contains(text))
+}
+
+/// Waits until the configuration of a node's agent holds a text, or holds it no more.
+pub(crate) fn wait_configured(lab: &Lab, node: &str, text: &str, there: bool) -> Result<()> {
+    let what = format!("the agent of {node} knows of {text:?}: {there}");
+    lab::wait_until(&what, APPLIES, || {
+        Ok(agent_holds(lab, node, "/config_dump", text)? == there)
+    })
+}
+
+/// The refusals that an agent remembers, the newest last or first as it gives them.
+pub(crate) fn refusals(lab: &Lab, node: &str) -> Result<Vec<Value>> {
+    let page = lab.agent_json(node, "/refusals")?;
+    let list = page.as_array().or_else(|| page.get("refusals")?.as_array());
+    list.cloned()
+        .with_context(|| format!("/refusals of {node} holds no list: {page}"))
+}
+
+/// Waits for a refusal of which some fields hold all these texts, in whatever fields they stand.
+pub(crate) fn wait_refusal(lab: &Lab, node: &str, texts: &[&str]) -> Result<Value> {
+    let what = format!("a refusal on {node} that holds {texts:?}");
+    testkit::eventually(&what, APPLIES, || {
+        let all = refusals(lab, node)?;
+        let found = all.iter().find(|refusal| {
+            let text = refusal.to_string();
+            texts.iter().all(|wanted| text.contains(wanted))
+        });
+        let newest: Vec<String> = all.iter().rev().take(3).map(Value::to_string).collect();
+        found
+            .cloned()
+            .with_context(|| format!("the last are {}", newest.join("\n")))
+    })
+}
+
+/// `address:port`.
+pub(crate) fn at(ip: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.into(), port)
+}
+
+/// The SPIFFE id of a pod in the default trust domain.
+pub(crate) fn spiffe(pod: &Pod) -> String {
+    format!(
+        "spiffe://cluster.local/ns/{}/sa/{}",
+        pod.namespace(),
+        pod.service_account()
+    )
+}

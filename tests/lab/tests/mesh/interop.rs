@@ -1,0 +1,5 @@
+//! Foreign peers, written from the facts: whoever speaks HBONE and delta xDS can take part.
+
+mod client;
+mod server;
+mod xds;

@@ -1,0 +1,97 @@
+//! The numbers on a metrics page, found by name and labels.
+
+use anyhow::Result;
+use lab::Lab;
+
+/// The samples of one page.
+#[derive(Debug)]
+pub(crate) struct Metrics(String);
+
+/// One line of a metrics page.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample<'a> {
+    name: &'a str,
+    labels: &'a str,
+    pub(crate) value: f64,
+}
+
+impl Metrics {
+    pub(crate) fn of_agent(lab: &Lab, node: &str) -> Result<Self> {
+        Ok(Self(lab.agent_get(node, "/stats/prometheus")?))
+    }
+
+    /// The samples of this name whose labels include these.
+    pub(crate) fn samples(&self, name: &str, labels: &[(&str, &str)]) -> Vec<Sample<'_>> {
+        let samples = self.0.lines().filter_map(Sample::parse);
+        samples
+            .filter(|sample| sample.name == name && sample.has(labels))
+            .collect()
+    }
+
+    /// Their sum; zero where there is none.
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let samples = self.samples(name, labels);
+        samples.iter().map(|sample| sample.value).sum()
+    }
+}
+
+impl<'a> Sample<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        if line.starts_with('#') {
+            return None;
+        }
+        let (series, value) = line.rsplit_once(' ')?;
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        Some(Self {
+            name,
+            labels: labels.strip_suffix('}')?,
+            value: value.parse().ok()?,
+        })
+    }
+
+    fn has(&self, labels: &[(&str, &str)]) -> bool {
+        labels
+            .iter()
+            .all(|(name, value)| self.label(name) == Some(value))
+    }
+
+    /// The value of one label. Values of this mesh hold no quotes.
+    pub(crate) fn label(&self, wanted: &str) -> Option<&'a str> {
+        self.labels.split("\",").find_map(|pair| {
+            let (name, value) = pair.split_once("=\"")?;
+            (name == wanted).then_some(value.trim_end_matches('"'))
+        })
+    }
+
+    /// The names of all labels.
+    pub(crate) fn label_names(&self) -> Vec<&'a str> {
+        let pairs = self.labels.split("\",");
+        pairs
+            .filter_map(|pair| Some(pair.split_once("=\"")?.0))
+            .collect()
+    }
+}
+
+/// How many connections a node's agent has refused for this reason.
+pub(crate) fn refused(lab: &Lab, node: &str, reason: &str) -> Result<f64> {
+    let metrics = Metrics::of_agent(lab, node)?;
+    Ok(metrics.sum("keelson_connections_refused_total", &[("reason", reason)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_found_by_name_and_labels() {
+        let page =
+            "# TYPE a counter\na_total{x=\"1\",y=\"b,c\"} 2\na_total{x=\"2\",y=\"\"} 3\nb 4\n";
+        let metrics = Metrics(page.to_owned());
+        assert!((metrics.sum("a_total", &[]) - 5.0).abs() < 1e-9);
+        assert!((metrics.sum("a_total", &[("x", "1")]) - 2.0).abs() < 1e-9);
+        assert!((metrics.sum("b", &[]) - 4.0).abs() < 1e-9);
+        let samples = metrics.samples("a_total", &[("x", "1")]);
+        assert_eq!(samples[0].label("y"), Some("b,c"));
+        assert_eq!(samples[0].label_names(), ["x", "y"]);
+    }
+}

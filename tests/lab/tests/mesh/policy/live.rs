@@ -1,0 +1,165 @@
+//! Connections that are open when the policy changes, and who can read why one was closed.
+
+use std::net::TcpStream;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::Pod;
+use tests_lab::turn;
+
+use super::town::{Town, town};
+use crate::fixture::{APPLIES, Ended, at, call, connect, exchange, wait_refusal};
+
+fn open(from: &Pod, to: &Pod) -> Result<TcpStream> {
+    let stream = connect(from, at(to.v4()?, 8080))?;
+    ensure!(
+        exchange(&stream, b"hello") == Ended::Answered,
+        "{} at first",
+        from.key()
+    );
+    Ok(stream)
+}
+
+/// Waits until the connection is cut, by exchanging messages over it.
+fn wait_cut(stream: &TcpStream) -> Result<Ended> {
+    let deadline = Instant::now() + APPLIES;
+    loop {
+        match exchange(stream, b"still there?") {
+            Ended::Answered if Instant::now() > deadline => return Ok(Ended::Answered),
+            Ended::Answered => std::thread::sleep(std::time::Duration::from_millis(20)),
+            ended => return Ok(ended),
+        }
+    }
+}
+
+const DENY_BANK: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: not-the-bank, namespace: shop}
+spec: {action: DENY, rules: [{from: [{source: {namespaces: [bank]}}]}]}
+";
+
+fn log_line(log: &str, texts: &[&str]) -> Option<String> {
+    let mut lines = log.lines();
+    let line = lines.find(|line| texts.iter().all(|text| line.contains(text)))?;
+    Some(line.to_owned())
+}
+
+fn wait_log(town: &Town, node: &str, texts: &[&str]) -> Result<String> {
+    testkit::eventually(
+        &format!("the log of {node} tells {texts:?}"),
+        APPLIES,
+        || {
+            let log = town.lab.agent_log(node);
+            let last: Vec<&str> = log.lines().rev().take(5).collect();
+            log_line(&log, texts).with_context(|| last.join("\n"))
+        },
+    )
+}
+
+/// Those that are now refused are cut, with the reason on both nodes; the others do not notice.
+#[test]
+fn a_policy_change_cuts_the_connections_that_it_refuses_and_no_others() -> Result<()> {
+    let _turn = turn()?;
+    let town = town()?;
+    let kept = [
+        open(&town.cart, &town.server)?,
+        open(&town.stranger, &town.server)?,
+        open(&town.web, &town.near)?,
+    ];
+    let cut = [
+        open(&town.teller, &town.server)?,
+        open(&town.teller, &town.near)?,
+    ];
+    town.apply(DENY_BANK, "shop/not-the-bank")?;
+    for stream in &cut {
+        assert_eq!(wait_cut(stream)?, Ended::Refused);
+    }
+    for stream in &kept {
+        assert_eq!(exchange(stream, b"and still"), Ended::Answered);
+    }
+    for node in ["n1", "n2"] {
+        wait_log(&town, node, &["shop/not-the-bank", "ns/bank/sa/teller"])?;
+    }
+    town.clear()?;
+    for stream in &kept {
+        assert_eq!(exchange(stream, b"to the end"), Ended::Answered);
+    }
+    Ok(())
+}
+
+const STRICT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+";
+
+/// An open plain-text connection does not outlive PERMISSIVE.
+#[test]
+fn strict_cuts_open_plain_text_connections_and_no_tunnelled_ones() -> Result<()> {
+    let _turn = turn()?;
+    let town = town()?;
+    let tunnelled = open(&town.cart, &town.server)?;
+    let plain = [
+        open(&town.stranger, &town.server)?,
+        open(&town.stranger, &town.near)?,
+    ];
+    town.lab.apply("policies.yaml", STRICT)?;
+    for stream in &plain {
+        assert_eq!(wait_cut(stream)?, Ended::Refused);
+    }
+    assert_eq!(exchange(&tunnelled, b"and still"), Ended::Answered);
+    town.clear()
+}
+
+/// A selector that begins to match is a change too, and so is one that ends to.
+#[test]
+fn a_label_that_brings_a_pod_into_a_policys_scope_cuts_and_refuses() -> Result<()> {
+    let _turn = turn()?;
+    let town = town()?;
+    let scoped = DENY_BANK.replace("spec: {", "spec: {selector: {matchLabels: {zone: inner}}, ");
+    town.apply(&scoped, "shop/not-the-bank")?;
+    let open = open(&town.teller, &town.server)?;
+    town.lab.label_pod("shop/server", "zone", Some("inner"))?;
+    let cut = wait_cut(&open);
+    let refused = call(&town.teller, town.far()?);
+    town.lab.label_pod("shop/server", "zone", None)?;
+    assert_eq!(cut?, Ended::Refused);
+    assert_eq!(refused?, Ended::Refused);
+    town.wait_verdicts(town.far()?, "AAAA")?;
+    town.clear()
+}
+
+/// A refused client finds the reason where it runs: the policy's name, not only "reset".
+#[test]
+fn the_refused_clients_own_node_tells_which_policy_refused_it() -> Result<()> {
+    let _turn = turn()?;
+    let town = town()?;
+    town.apply(DENY_BANK, "shop/not-the-bank")?;
+    let from = {
+        let stream = connect(&town.teller, town.far()?)?;
+        assert_eq!(exchange(&stream, b"let me in"), Ended::Refused);
+        stream.local_addr()?.to_string()
+    };
+    let told = wait_refusal(town.lab, "n1", &["shop/not-the-bank", &from])?;
+    assert_eq!(told["pod"], "bank/teller", "{told:#}");
+    wait_log(&town, "n1", &["shop/not-the-bank", &from])?;
+    wait_refusal(town.lab, "n2", &["shop/not-the-bank", "ns/bank/sa/teller"])?;
+    town.clear()
+}
+
+/// Where nothing allows, the policies that could have are named.
+#[test]
+fn who_matches_no_allow_policy_is_told_which_there_are() -> Result<()> {
+    let _turn = turn()?;
+    let town = town()?;
+    let allow = DENY_BANK
+        .replace("DENY", "ALLOW")
+        .replace("not-the-bank", "only-the-bank");
+    town.apply(&allow, "shop/only-the-bank")?;
+    assert_eq!(call(&town.cart, town.far()?)?, Ended::Refused);
+    wait_refusal(town.lab, "n1", &["shop/only-the-bank", "shop/cart"])?;
+    wait_refusal(town.lab, "n2", &["shop/only-the-bank", "ns/shop/sa/cart"])?;
+    town.clear()
+}
