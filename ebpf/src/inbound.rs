@@ -6,7 +6,7 @@
 //! the agent's legs to the application. Its `ingress_ifindex` is that of the interface whose address
 //! is dialled, not `lo`, when the pod dials itself; the agent's leg is bound to `lo` to be told apart.
 
-use abi::{Addr, HBONE_PORT, InboundMode, ListenerKind, Reason};
+use abi::{Addr, DirectVerdict, HBONE_PORT, InboundMode, ListenerKind, Reason};
 
 /// A connection as the receiving side sees it.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,9 @@ pub trait Facts {
     fn mode(&self) -> Option<u32>;
     /// Whether the kubelet of this node opened the connection just now.
     fn probe(&self) -> bool;
+    /// What policy says now of a connection that a captured pod of this node opened directly; none
+    /// if this is no such connection.
+    fn direct(&self) -> Option<DirectVerdict>;
     /// Whether an application listens on the dialled port.
     fn listening(&self) -> bool;
 }
@@ -67,6 +70,14 @@ pub fn decide(connection: &Connection, facts: &impl Facts) -> Verdict {
     if released {
         return Verdict::Pass(Reason::InboundReleased);
     }
+    match facts.direct() {
+        None => {}
+        Some(DirectVerdict::Allow) => return Verdict::Pass(Reason::InboundDirect),
+        // What was allowed when it was dialled and is not any more.
+        Some(DirectVerdict::Deny | DirectVerdict::Agent) => {
+            return Verdict::Drop(Reason::InboundDirectDenied);
+        }
+    }
     if facts.probe() {
         return Verdict::Pass(Reason::InboundProbe);
     }
@@ -79,13 +90,14 @@ pub fn decide(connection: &Connection, facts: &impl Facts) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::{Connection, Facts, Verdict, decide};
-    use abi::{Addr, InboundMode, ListenerKind, Reason};
+    use abi::{Addr, DirectVerdict, InboundMode, ListenerKind, Reason};
     use core::net::IpAddr;
 
     #[derive(Clone, Copy)]
     struct Pod {
         mode: Option<u32>,
         probe: bool,
+        direct: Option<DirectVerdict>,
         listening: bool,
     }
 
@@ -101,6 +113,9 @@ mod tests {
         fn probe(&self) -> bool {
             self.probe
         }
+        fn direct(&self) -> Option<DirectVerdict> {
+            self.direct
+        }
         fn listening(&self) -> bool {
             self.listening
         }
@@ -109,6 +124,7 @@ mod tests {
     const CAPTURE: Pod = Pod {
         mode: Some(InboundMode::Capture as u32),
         probe: false,
+        direct: None,
         listening: true,
     };
 
@@ -255,6 +271,28 @@ mod tests {
                 false,
                 Verdict::Drop(Reason::InboundNoMode),
             );
+        }
+    }
+
+    #[test]
+    fn a_direct_connection_passes_by_a_plain_yes_only() {
+        for (direct, expected) in [
+            (DirectVerdict::Allow, Verdict::Pass(Reason::InboundDirect)),
+            (
+                DirectVerdict::Deny,
+                Verdict::Drop(Reason::InboundDirectDenied),
+            ),
+            (
+                DirectVerdict::Agent,
+                Verdict::Drop(Reason::InboundDirectDenied),
+            ),
+        ] {
+            let pod = Pod {
+                direct: Some(direct),
+                ..CAPTURE
+            };
+            check(pod, "10.244.1.7", "10.244.1.10", 80, false, expected);
+            check(pod, "10.244.1.7", "10.244.1.10", 15008, false, HBONE);
         }
     }
 }

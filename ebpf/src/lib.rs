@@ -1,6 +1,6 @@
 //! What the kernel does with a connection of a captured pod, decided in plain functions.
 //!
-//! [`outbound`], [`inbound`] and [`source`] hold the decisions: they see facts, not contexts, and run
+//! [`outbound`], [`direct`], [`inbound`] and [`source`] hold the decisions: they see facts, not contexts, and run
 //! in host tests. The files under `hook` read a kernel context, ask the decision and map its answer
 //! to a verdict in one visible `match`. All of them fail closed: what cannot be decided is refused
 //! and counted.
@@ -11,6 +11,7 @@
     expect(internal_features, reason = "atomic addition")
 )]
 
+pub mod direct;
 pub mod inbound;
 pub mod outbound;
 pub mod source;

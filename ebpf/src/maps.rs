@@ -7,11 +7,15 @@
     reason = "reading a map is a raw kernel call; wrapped here, once"
 )]
 
-use abi::{Flow, ListenerKey, NodeConfig, Pod, PodAddr, PortKey, Reason};
+use abi::{
+    Addr, DirectFlow, DirectSocket, DirectVerdict, Endpoint, Event, Flow, ListenerKey, NodeConfig,
+    Pod, PodAddr, PortKey, Reason, Service, Slot, SlotKey, VerdictKey,
+};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash},
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash},
 };
 
 #[map]
@@ -28,6 +32,20 @@ pub static LISTENERS: SockHash<ListenerKey> = SockHash::pinned(16384, 0);
 pub static AGENTS: HashMap<u64, u32> = HashMap::pinned(64, 0);
 #[map]
 pub static PROBES: LruHashMap<Flow, u64> = LruHashMap::pinned(4096, 0);
+#[map]
+pub static SERVICES: HashMap<Endpoint, Service> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+#[map]
+pub static SLOTS: HashMap<SlotKey, Slot> = HashMap::pinned(65536, BPF_F_NO_PREALLOC);
+#[map]
+pub static LOCAL_PODS: HashMap<Addr, u32> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+#[map]
+pub static VERDICTS: HashMap<VerdictKey, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[btf_map]
+pub static SOCKETS: SkStorage<DirectSocket> = SkStorage::new();
+#[map]
+pub static FLOWS: LruHashMap<Flow, DirectFlow> = LruHashMap::pinned(65536, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 #[map]
 pub static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 #[map]
@@ -67,5 +85,39 @@ pub fn worker() -> u16 {
         0
     } else {
         (cpu % workers) as u16
+    }
+}
+
+/// What policy says of a connection between two captured pods of this node.
+#[inline(always)]
+pub fn verdict(source: u32, destination: u32, port: u16) -> DirectVerdict {
+    let mut key = VerdictKey {
+        source,
+        destination,
+        port,
+        reserved: 0,
+    };
+    // SAFETY: the value is copied out at once; it is one word.
+    let named = unsafe { VERDICTS.get(&key) }.copied();
+    if named.is_some() {
+        return DirectVerdict::from_raw(named);
+    }
+    key.port = abi::ANY_PORT;
+    // SAFETY: as above.
+    DirectVerdict::from_raw(unsafe { VERDICTS.get(&key) }.copied())
+}
+
+/// Whether a setting of the node is on.
+#[inline(always)]
+pub fn is_set(flag: u32) -> bool {
+    CONFIG.get(0).is_some_and(|config| config.flags & flag != 0)
+}
+
+/// Hands an event to the agent, which looks from time to time; it is not woken.
+#[inline(always)]
+pub fn tell(event: &Event) {
+    const NO_WAKEUP: u64 = 1;
+    if EVENTS.output::<Event>(event, NO_WAKEUP).is_err() {
+        count(Reason::EventLost);
     }
 }

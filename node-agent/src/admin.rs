@@ -8,6 +8,7 @@ use tls::SvidStore;
 use tokio::sync::oneshot;
 
 use crate::{
+    direct::DirectHandle,
     enrol::{Command, EnrolHandle},
     mesh::Mesh,
     worker::{Shared, WorkerHandle},
@@ -21,6 +22,7 @@ pub fn pages(
     workers: &[WorkerHandle],
     certs: &SvidStore,
     enrol: &EnrolHandle,
+    direct: &DirectHandle,
 ) -> Server {
     let server = config_dump(server, &shared.mesh, enrol);
     let store = certs.clone();
@@ -35,7 +37,7 @@ pub fn pages(
         "the last refused connections with their reasons (JSON)",
         move |_| Reply::json(&refusals.recorder.refusals.list()),
     );
-    connections(server, workers)
+    connections(server, workers, direct)
 }
 
 fn config_dump(server: Server, mesh: &Arc<Mesh>, enrol: &EnrolHandle) -> Server {
@@ -93,16 +95,17 @@ fn certs_page(store: &SvidStore) -> Reply {
     Reply::json(&certs)
 }
 
-fn connections(server: Server, workers: &[WorkerHandle]) -> Server {
+fn connections(server: Server, workers: &[WorkerHandle], direct: &DirectHandle) -> Server {
     let workers: Arc<[WorkerHandle]> = workers.into();
+    let direct = direct.clone();
     server.route(
         "/connections",
         &[http::Method::GET],
         "live connections (JSON)",
         move |_: Query| {
-            let workers = Arc::clone(&workers);
+            let (workers, direct) = (Arc::clone(&workers), direct.clone());
             async move {
-                let mut all = Vec::new();
+                let mut all = direct.connections().await;
                 for worker in workers.iter() {
                     all.extend(worker.connections().await);
                 }

@@ -28,7 +28,8 @@ use crate::{
     admin,
     bpf::{Kernel, MapSizes},
     cgroup, cni,
-    config::{LogFormat, RunArgs},
+    config::{LogFormat, RunArgs, SameNode},
+    direct::{Direct, DirectHandle},
     enrol::{Command, EnrolConfig, EnrolHandle, Enroller},
     mesh::{Mesh, Resource, Writer},
     metrics::{ConnectionMetrics, EnrolmentMetrics, register_kernel},
@@ -84,21 +85,29 @@ async fn control(args: RunArgs, log: runtime::log::LogHandle) -> anyhow::Result<
     let mesh = Arc::new(Mesh::default());
     let shared = Arc::new(Shared {
         mesh: Arc::clone(&mesh),
-        recorder: Recorder {
+        reached: Arc::default(),
+        recorder: Arc::new(Recorder {
             metrics: ConnectionMetrics::register(&metrics),
             refusals: Refusals::default(),
-        },
+        }),
         tunnel: tunnel::Settings::default(),
         connect_timeout: args.connect_timeout,
         enrol: std::sync::OnceLock::new(),
     });
     let workers = start_workers(&args, &kernel, &shared)?;
+    let direct = Direct::start(
+        Arc::clone(&kernel),
+        Arc::clone(&mesh),
+        Arc::clone(&shared.recorder),
+        Arc::clone(&shared.reached),
+    )?;
     let (enroller, enrol, captured) = Enroller::new(
         Arc::clone(&kernel),
         workers.clone(),
         Arc::new(certs.clone()),
         enrol_config(&args),
         EnrolmentMetrics::register(&metrics),
+        direct.clone(),
     );
     // Set once, before the first connection can ask for it.
     let _fresh = shared.enrol.set(enrol.clone()).is_ok();
@@ -113,7 +122,11 @@ async fn control(args: RunArgs, log: runtime::log::LogHandle) -> anyhow::Result<
         client.run(ToMesh(Writer::new(Arc::clone(&mesh))), until(stopped)),
     );
     tokio::task::spawn_local(follow_wanted(mesh.wanted(), enrol.clone()));
-    tokio::task::spawn_local(follow_policy(mesh.changes(), workers.clone()));
+    tokio::task::spawn_local(follow_policy(
+        mesh.changes(),
+        workers.clone(),
+        direct.clone(),
+    ));
     tokio::task::spawn_local(report_captured(
         NodeClient::new(controller),
         args.node.clone(),
@@ -130,13 +143,14 @@ async fn control(args: RunArgs, log: runtime::log::LogHandle) -> anyhow::Result<
         .with_readiness(readiness)
         .with_metrics(metrics)
         .with_log(log);
-    let server = admin::pages(server, &shared, &workers, &certs, &enrol);
+    let server = admin::pages(server, &shared, &workers, &certs, &enrol, &direct);
     tokio::task::spawn_local(server.run(drain.signal()));
     tracing::info!(node = args.node, admin = %args.admin, workers = workers.len(), abi = ABI_VERSION, "agent started");
 
     let reason = signals.next().await;
     tracing::info!(?reason, deadline = ?args.drain_deadline, "agent stops: draining");
     enrol.send(Command::Stop);
+    direct.stop();
     let deadline = Instant::now() + args.drain_deadline;
     let mut draining = Vec::new();
     for worker in workers {
@@ -195,7 +209,7 @@ fn start_workers(
     let workers = (0..count)
         .map(|index| WorkerHandle::start(index, Arc::clone(shared)))
         .collect::<Result<Vec<_>, _>>()?;
-    kernel.set_workers(u32::try_from(count)?)?;
+    kernel.configure(u32::try_from(count)?, args.same_node == SameNode::Direct)?;
     Ok(workers)
 }
 
@@ -265,8 +279,13 @@ async fn follow_wanted(
     }
 }
 
-async fn follow_policy(mut changes: watch::Receiver<u64>, workers: Vec<WorkerHandle>) {
+async fn follow_policy(
+    mut changes: watch::Receiver<u64>,
+    workers: Vec<WorkerHandle>,
+    direct: DirectHandle,
+) {
     while changes.changed().await.is_ok() {
+        direct.mesh_changed();
         tokio::time::sleep(REAUTHORIZE_AFTER).await;
         changes.mark_unchanged();
         workers.iter().for_each(WorkerHandle::reauthorize);

@@ -5,10 +5,12 @@
 //! when the agent dies, and refuse, because no listener is alive. A new agent with the same ABI
 //! replaces the programs in place (`BPF_LINK_UPDATE`) and keeps the maps.
 
+mod direct;
 mod link;
 mod node;
 mod pod;
 
+pub use direct::DirectMaps;
 pub use link::mount_if_absent;
 pub use node::{Kernel, KernelError, MapSizes};
 pub use pod::PodPrograms;

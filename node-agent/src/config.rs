@@ -49,6 +49,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// How captured pods of one node talk to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SameNode {
+    /// Socket to socket in the kernel where policy is a plain yes; the bytes never leave the kernel
+    /// and are not encrypted.
+    Direct,
+    /// By mutual TLS through the agent, as between nodes.
+    Mtls,
+}
+
 /// How to run.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -85,6 +95,9 @@ pub struct RunArgs {
     /// Address of the admin pages; loopback only.
     #[arg(long, default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,
+    /// How captured pods of this node talk to each other.
+    #[arg(long, value_enum, default_value = "direct")]
+    pub same_node: SameNode,
     /// Threads that carry traffic; 0 is one per core.
     #[arg(long, default_value_t = 0)]
     pub workers: usize,

@@ -29,6 +29,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     bpf::Kernel,
     cgroup,
+    direct::DirectHandle,
     metrics::EnrolmentMetrics,
     pod::{PodName, Sandbox},
     worker::WorkerHandle,
@@ -137,6 +138,8 @@ pub struct Enroller {
     entries: BTreeMap<PodName, Entry>,
     next_id: u32,
     captured: watch::Sender<BTreeSet<String>>,
+    direct: DirectHandle,
+    told: Vec<u32>,
     commands: mpsc::Receiver<Command>,
     audited: Instant,
     dirty: bool,
@@ -151,6 +154,7 @@ impl Enroller {
         certs: Arc<SvidStore>,
         config: EnrolConfig,
         metrics: EnrolmentMetrics,
+        direct: DirectHandle,
     ) -> (Self, EnrolHandle, watch::Receiver<BTreeSet<String>>) {
         let (sender, commands) = mpsc::channel();
         let (captured, captured_receiver) = watch::channel(BTreeSet::new());
@@ -164,6 +168,8 @@ impl Enroller {
             entries: BTreeMap::new(),
             next_id: 1,
             captured,
+            direct,
+            told: Vec::new(),
             commands,
             audited: Instant::now(),
             dirty: false,
@@ -266,7 +272,7 @@ impl Enroller {
                 PodState::Exempt
             };
             self.kernel
-                .set_pod(netns.cookie(), id, state)
+                .set_pod(netns.cookie(), id, state, congestion(&netns))
                 .map_err(|e| describe(&e))?;
         }
         let name = sandbox.pod.clone();
@@ -366,6 +372,7 @@ impl Enroller {
             .filter(|entry| entry.phase == Phase::Captured)
             .filter_map(|entry| entry.pod.as_ref().map(|pod| pod.workload.to_string()))
             .collect();
+        self.tell_direct();
         let missing = self.wanted.as_ref().map_or(0, |wanted| {
             wanted
                 .iter()
@@ -394,6 +401,19 @@ impl Enroller {
                 &self.config.runtime_dir,
                 self.entries.values().map(|entry| &entry.sandbox),
             );
+        }
+    }
+
+    fn tell_direct(&mut self) {
+        let captured = self
+            .entries
+            .values()
+            .filter(|entry| entry.phase == Phase::Captured);
+        let pods: Vec<_> = captured.filter_map(|entry| entry.pod.clone()).collect();
+        let ids: Vec<u32> = pods.iter().map(|pod| pod.id).collect();
+        if self.told != ids {
+            self.told = ids;
+            self.direct.pods(pods);
         }
     }
 
@@ -435,6 +455,17 @@ impl Enroller {
             matches!(entry.phase, Phase::Captured | Phase::Exempt) && entry.waiting.is_empty()
         })
     }
+}
+
+/// The default congestion control of a namespace, as crate `abi` writes it; zeros if unknown.
+fn congestion(netns: &crate::netns::Netns) -> [u8; 8] {
+    let read = netns.run(|| std::fs::read("/proc/sys/net/ipv4/tcp_congestion_control"));
+    let name = read.and_then(|name| name).unwrap_or_default();
+    let mut first = [0; 8];
+    for (to, from) in first.iter_mut().zip(name.trim_ascii_end()) {
+        *to = *from;
+    }
+    first
 }
 
 /// An error and its causes on one line.

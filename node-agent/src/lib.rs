@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod cni;
 pub mod config;
+pub mod direct;
 pub mod enrol;
 mod identity;
 mod inbound;

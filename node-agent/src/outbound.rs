@@ -4,8 +4,9 @@ use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use model::{
     Identity, Workload,
-    outbound::{Route, RouteError, RouteKind, route},
+    outbound::{Route, RouteError, RouteKind, route_among},
 };
+use socket2::SockRef;
 use tls::WorkloadCert;
 use tokio::net::TcpStream;
 use tunnel::{
@@ -39,7 +40,11 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, 
     if target.ip().is_loopback() {
         return copy::reset(stream);
     }
-    let attempt = connect(&worker, &pod, client, target).await;
+    // An endpoint was drawn in the kernel, and it is none that the kernel reaches itself.
+    let drawn = SockRef::from(&stream)
+        .mark()
+        .is_ok_and(|mark| mark & abi::DRAWN != 0);
+    let attempt = connect(&worker, &pod, client, target, drawn).await;
     match attempt {
         Ok(Connected {
             description,
@@ -97,6 +102,7 @@ async fn connect(
     pod: &Arc<Pod>,
     client: SocketAddr,
     target: SocketAddr,
+    drawn: bool,
 ) -> Result<Connected, Box<Failure>> {
     let shared = &worker.shared;
     let state = shared.mesh.state();
@@ -113,16 +119,19 @@ async fn connect(
     };
     let mut last = None;
     for _ in 0..ENDPOINT_ATTEMPTS {
-        let route = route(&state, source, target, &mut rand::rng()).map_err(|error| {
-            fail(
-                pod,
-                client,
-                target,
-                Some(source),
-                None,
-                route_refusal(&error),
-            )
-        })?;
+        let elsewhere =
+            |workload: &Workload, _port| !drawn || !shared.reached.contains(&workload.uid);
+        let route =
+            route_among(&state, source, target, &mut rand::rng(), elsewhere).map_err(|error| {
+                fail(
+                    pod,
+                    client,
+                    target,
+                    Some(source),
+                    None,
+                    route_refusal(&error),
+                )
+            })?;
         match follow(worker, pod, source, client, &route).await {
             Ok(far) => {
                 let (description, labels) =

@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use abi::{APP_MARK, LOOPBACK_IFINDEX};
+use abi::{APP_MARK, APP_MARK_MASK, LOOPBACK_IFINDEX};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
@@ -185,7 +185,7 @@ fn rule(family: AddressFamily) -> RouteNetlinkMessage {
     message.attributes = vec![
         RuleAttribute::Priority(RULE_PREFERENCE),
         RuleAttribute::FwMark(APP_MARK),
-        RuleAttribute::FwMask(u32::MAX),
+        RuleAttribute::FwMask(APP_MARK_MASK),
         RuleAttribute::Table(TABLE),
         RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
     ];

@@ -24,6 +24,8 @@ pub enum Direction {
     Outbound,
     /// The pod serves it.
     Inbound,
+    /// The pod opened it to another pod of this node, socket to socket.
+    Direct,
 }
 
 /// One end of a connection, for people.
@@ -57,7 +59,7 @@ pub struct Description {
     /// The service that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// `mutual_tls` or `none`.
+    /// `mutual_tls`, `none`, or `same_node` for a direct connection.
     pub security: &'static str,
     /// Where the tunnel goes, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,6 +156,35 @@ impl Recorder {
         });
     }
 
+    /// Tells of a direct connection that is over.
+    pub fn closed_direct(
+        &self,
+        connection: &Description,
+        request: u64,
+        response: u64,
+        age: Duration,
+    ) {
+        tracing::info!(
+            target: "access",
+            direction = direction(connection.direction),
+            pod = connection.pod,
+            src.addr = connection.source.addr.map(tracing::field::display),
+            src.workload = connection.source.workload.as_deref(),
+            src.namespace = connection.source.namespace.as_deref(),
+            src.identity = connection.source.identity,
+            dst.addr = connection.destination.addr.map(tracing::field::display),
+            dst.workload = connection.destination.workload.as_deref(),
+            dst.namespace = connection.destination.namespace.as_deref(),
+            dst.identity = connection.destination.identity,
+            dst.service = connection.service,
+            security = connection.security,
+            bytes_sent = response,
+            bytes_recv = request,
+            duration_ms = milliseconds(age),
+            "connection closed"
+        );
+    }
+
     /// Tells of a connection that is established.
     #[must_use]
     pub fn open(
@@ -230,7 +261,9 @@ impl Live {
     /// Bytes from the client and from the server so far.
     fn moved(&self) -> (u64, u64) {
         match self.connection.direction {
-            Direction::Outbound => (self.counters.sent(), self.counters.received()),
+            Direction::Outbound | Direction::Direct => {
+                (self.counters.sent(), self.counters.received())
+            }
             // The first side of an inbound copy is the application.
             Direction::Inbound => (self.counters.received(), self.counters.sent()),
         }
@@ -294,6 +327,7 @@ fn direction(direction: Direction) -> &'static str {
     match direction {
         Direction::Outbound => "outbound",
         Direction::Inbound => "inbound",
+        Direction::Direct => "direct",
     }
 }
 

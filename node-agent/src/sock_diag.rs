@@ -1,21 +1,45 @@
-//! Which ports the applications of a namespace listen on, asked of the kernel (`NETLINK_SOCK_DIAG`).
+//! Which TCP sockets a namespace has, asked of the kernel, and the end of one
+//! (`NETLINK_SOCK_DIAG`).
 //!
-//! Written out by hand: it is one request and two fields of its answers
+//! Written out by hand: it is two requests and a few fields of the answers
 //! (include/uapi/linux/inet_diag.h).
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST_ACK: u16 = 0x5;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NETLINK_HEADER: usize = 16;
-/// `struct inet_diag_req_v2`.
+/// Size of `struct inet_diag_req_v2`, whose last part is a [`SocketId`].
 const REQUEST: usize = 56;
+/// `struct inet_diag_sockid`.
+type SocketId = [u8; 48];
 const IPPROTO_TCP: u8 = 6;
-const TCP_LISTEN: u32 = 10;
+
+/// States of TCP, include/net/tcp_states.h, as bits of a mask.
+const LISTEN: u32 = 1 << 10;
+/// `ESTABLISHED`, `SYN_RECV`, `FIN_WAIT1`, `FIN_WAIT2`, `CLOSE_WAIT`.
+const CONNECTED: u32 = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8;
+
+/// A connected socket of a namespace.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The socket's own address.
+    pub local: SocketAddr,
+    /// Its peer's.
+    pub remote: SocketAddr,
+    family: u8,
+    id: SocketId,
+}
 
 /// Listening sockets of this thread's namespace that are reachable from outside: (port, family 4 or
 /// 6) -> number of sockets. A socket on `::` counts under both families.
@@ -24,58 +48,110 @@ const TCP_LISTEN: u32 = 10;
 /// When the kernel refuses the request.
 pub fn listening_ports() -> io::Result<BTreeMap<(u16, u16), u64>> {
     let mut ports = BTreeMap::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let family = u8::try_from(family).map_err(io::Error::other)?;
-        each_listener(family, |ip, port| {
-            let v4 = matches!(ip, IpAddr::V4(_));
-            let unspecified = ip.is_unspecified();
-            if ip.to_canonical().is_loopback() {
-                return;
-            }
-            if v4 || unspecified {
-                *ports.entry((port, 4)).or_default() += 1;
-            }
-            if !v4 {
-                *ports.entry((port, 6)).or_default() += 1;
-            }
-        })?;
+    for found in dump(LISTEN)? {
+        let (ip, port) = (found.local.ip(), found.local.port());
+        let v4 = ip.is_ipv4();
+        if ip.to_canonical().is_loopback() {
+            continue;
+        }
+        if v4 || ip.is_unspecified() {
+            *ports.entry((port, 4)).or_default() += 1;
+        }
+        if !v4 {
+            *ports.entry((port, 6)).or_default() += 1;
+        }
     }
     Ok(ports)
 }
 
-fn each_listener(family: u8, mut each: impl FnMut(IpAddr, u16)) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(family), 0)?;
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        let mut rest = bytes.as_slice();
-        while let Some((kind, body, next)) = split(rest) {
-            match kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => return Err(error(body)),
-                SOCK_DIAG_BY_FAMILY => {
-                    if let Some((ip, port)) = listener(family, body) {
-                        each(ip, port);
-                    }
-                }
-                _ => {}
+/// Connected sockets of this thread's namespace, with canonical addresses.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub fn connected() -> io::Result<Vec<Found>> {
+    let canonical =
+        |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let found = dump(CONNECTED)?.into_iter().map(|found| Found {
+        local: canonical(found.local),
+        remote: canonical(found.remote),
+        ..found
+    });
+    Ok(found.collect())
+}
+
+/// Ends a socket of this thread's namespace: its application sees an error, its peer a reset. A
+/// socket that is gone already is fine.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub fn destroy(found: &Found) -> io::Result<()> {
+    let socket = open()?;
+    socket.send(
+        &request(SOCK_DESTROY, NLM_F_REQUEST_ACK, found.family, 0, &found.id),
+        0,
+    )?;
+    let (bytes, _) = socket.recv_from_full()?;
+    match split(&bytes) {
+        Some((NLMSG_ERROR, body, _)) => {
+            let error = error(body);
+            if matches!(error.raw_os_error(), Some(0 | libc::ENOENT)) {
+                Ok(())
+            } else {
+                Err(error)
             }
-            rest = next;
         }
+        _ => Err(io::Error::other("the kernel's answer is not understood")),
     }
 }
 
-fn request(family: u8) -> Vec<u8> {
+fn dump(states: u32) -> io::Result<Vec<Found>> {
+    let mut all = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let family = u8::try_from(family).map_err(io::Error::other)?;
+        let socket = open()?;
+        socket.send(
+            &request(
+                SOCK_DIAG_BY_FAMILY,
+                NLM_F_REQUEST_DUMP,
+                family,
+                states,
+                &[0; 48],
+            ),
+            0,
+        )?;
+        'answers: loop {
+            let (bytes, _) = socket.recv_from_full()?;
+            let mut rest = bytes.as_slice();
+            while let Some((kind, body, next)) = split(rest) {
+                match kind {
+                    NLMSG_DONE => break 'answers,
+                    NLMSG_ERROR => return Err(error(body)),
+                    SOCK_DIAG_BY_FAMILY => all.extend(found(family, body)),
+                    _ => {}
+                }
+                rest = next;
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+fn request(kind: u16, flags: u16, family: u8, states: u32, id: &SocketId) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(NETLINK_HEADER + REQUEST);
     bytes.extend_from_slice(&72_u32.to_ne_bytes());
-    bytes.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    bytes.extend_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend_from_slice(&[family, IPPROTO_TCP, 0, 0]);
-    bytes.extend_from_slice(&(1_u32 << TCP_LISTEN).to_ne_bytes());
-    bytes.resize(NETLINK_HEADER + REQUEST, 0);
+    bytes.extend_from_slice(&states.to_ne_bytes());
+    bytes.extend_from_slice(id);
     bytes
 }
 
@@ -88,17 +164,23 @@ fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, next))
 }
 
-/// `struct inet_diag_msg`: four bytes, then `inet_diag_sockid` with the source port (network order)
-/// at 4 and the source address at 8.
-fn listener(family: u8, body: &[u8]) -> Option<(IpAddr, u16)> {
-    let port = u16::from_be_bytes(body.get(4..6)?.try_into().ok()?);
-    let address = body.get(8..24)?;
-    let ip = if i32::from(family) == libc::AF_INET {
-        IpAddr::from(<[u8; 4]>::try_from(address.get(..4)?).ok()?)
-    } else {
-        IpAddr::from(<[u8; 16]>::try_from(address).ok()?)
+/// `struct inet_diag_msg`: four bytes, then `inet_diag_sockid`: ports at 0 and 2 (network order),
+/// addresses at 4 and 20.
+fn found(family: u8, body: &[u8]) -> Option<Found> {
+    let id: SocketId = body.get(4..52)?.try_into().ok()?;
+    let port = |at: usize| Some(u16::from_be_bytes(id.get(at..at + 2)?.try_into().ok()?));
+    let ip = |at: usize| -> Option<IpAddr> {
+        if i32::from(family) == libc::AF_INET {
+            return Some(<[u8; 4]>::try_from(id.get(at..at + 4)?).ok()?.into());
+        }
+        Some(<[u8; 16]>::try_from(id.get(at..at + 16)?).ok()?.into())
     };
-    Some((ip, port))
+    Some(Found {
+        local: SocketAddr::new(ip(4)?, port(0)?),
+        remote: SocketAddr::new(ip(20)?, port(2)?),
+        family,
+        id,
+    })
 }
 
 fn error(body: &[u8]) -> io::Error {
@@ -111,8 +193,11 @@ fn error(body: &[u8]) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::listening_ports;
-    use std::net::{TcpListener, UdpSocket};
+    use super::{connected, destroy, listening_ports};
+    use std::{
+        io::{ErrorKind, Read},
+        net::{TcpListener, TcpStream, UdpSocket},
+    };
 
     #[test]
     fn listeners_on_loopback_are_not_reachable_and_udp_is_no_listener() {
@@ -134,5 +219,27 @@ mod tests {
             (ports.get(&(port, 4)), ports.get(&(port, 6))),
             (Some(&1), Some(&1))
         );
+    }
+
+    #[test]
+    fn a_destroyed_connection_ends_with_an_error_on_both_sides() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, peer) = listener.accept().unwrap();
+        let found = connected()
+            .unwrap()
+            .into_iter()
+            .find(|found| found.remote == peer)
+            .unwrap();
+        destroy(&found).unwrap();
+        assert_eq!(
+            server.read(&mut [0]).unwrap_err().kind(),
+            ErrorKind::ConnectionAborted
+        );
+        assert_eq!(
+            client.read(&mut [0]).unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        destroy(&found).unwrap();
     }
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tunnel::{copy::Abort, pool};
 
 use crate::{
+    direct::Reached,
     enrol::EnrolHandle,
     inbound,
     mesh::Mesh,
@@ -41,7 +42,9 @@ pub struct Shared {
     /// The mesh as the controller tells it.
     pub mesh: Arc<Mesh>,
     /// Where connections are told of.
-    pub recorder: Recorder,
+    pub recorder: Arc<Recorder>,
+    /// Which workloads the kernel reaches itself.
+    pub reached: Arc<Reached>,
     /// Limits and times of tunnels.
     pub tunnel: tunnel::Settings,
     /// How long a TCP connection may take to be established.

@@ -1,7 +1,7 @@
 use crate::Addr;
 
 /// Key of `PROBES`: a connection as the side that opened it sees it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(C)]
 pub struct Flow {
     /// Source address.

@@ -8,13 +8,18 @@
 
 mod address;
 mod config;
+mod direct;
 mod flow;
 mod listener;
 mod pod;
 mod reason;
 
 pub use address::Addr;
-pub use config::NodeConfig;
+pub use config::{DIRECT, NodeConfig};
+pub use direct::{
+    ANY_PORT, DirectFlow, DirectSocket, DirectVerdict, Endpoint, Event, EventKind, Service, Slot,
+    SlotKey, Target, VerdictKey,
+};
 pub use flow::Flow;
 pub use listener::{ListenerKey, ListenerKind};
 pub use pod::{InboundMode, OWN_ADDRESS, OWNED_ADDRESS, Pod, PodAddr, PodState, PortKey};
@@ -24,9 +29,16 @@ pub use reason::Reason;
 pub const ABI_VERSION: u32 = 1;
 
 /// `SO_MARK` of an application socket whose connection is captured, and of the agent's own legs
-/// towards the application. Compared in full by the routing rule of the pod's namespace. Marks do not
+/// towards the application. Compared by the routing rule of the pod's namespace. Marks do not
 /// leave a network namespace, so users of the same bits on the node are not concerned.
 pub const APP_MARK: u32 = 0x4b45_4c00;
+
+/// The bits of [`APP_MARK`] that the routing rule compares; the others carry flags.
+pub const APP_MARK_MASK: u32 = 0xffff_ff00;
+
+/// Flag in the mark of a captured connection: an endpoint was drawn in the kernel, and it is none
+/// that talks directly. The agent draws among the others, so that all keep their shares.
+pub const DRAWN: u32 = 1;
 
 /// Port on which every captured pod receives HBONE. Fixed by Istio's wire contract.
 pub const HBONE_PORT: u16 = 15008;
@@ -34,7 +46,7 @@ pub const HBONE_PORT: u16 = 15008;
 /// Interface index of `lo`, the same in every network namespace.
 pub const LOOPBACK_IFINDEX: u32 = 1;
 
-/// How long after its SYN a kubelet probe is still recognised, in nanoseconds. Covers the SYN and
+/// How long after its SYN a kubelet probe or a direct connection is still recognised, in nanoseconds. Covers the SYN and
 /// two retransmissions of it (1 s and 2 s later); a source port is not reused that soon.
 pub const PROBE_WINDOW_NS: u64 = 4_000_000_000;
 
@@ -54,6 +66,20 @@ pub mod maps {
     pub const AGENTS: &str = "AGENTS";
     /// [`crate::Flow`] -> `u64` time of the SYN in ns since boot (`bpf_ktime_get_ns`).
     pub const PROBES: &str = "PROBES";
+    /// [`crate::Endpoint`] of a service -> [`crate::Service`].
+    pub const SERVICES: &str = "SERVICES";
+    /// [`crate::SlotKey`] -> [`crate::Slot`].
+    pub const SLOTS: &str = "SLOTS";
+    /// [`crate::Addr`] -> `u32` id of the captured pod of this node that has it.
+    pub const LOCAL_PODS: &str = "LOCAL_PODS";
+    /// [`crate::VerdictKey`] -> `u32` [`crate::DirectVerdict`].
+    pub const VERDICTS: &str = "VERDICTS";
+    /// Storage of a client's socket: [`crate::DirectSocket`].
+    pub const SOCKETS: &str = "SOCKETS";
+    /// [`crate::Flow`] -> [`crate::DirectFlow`].
+    pub const FLOWS: &str = "FLOWS";
+    /// Ring of [`crate::Event`].
+    pub const EVENTS: &str = "EVENTS";
     /// `u32` 0 -> [`crate::NodeConfig`].
     pub const CONFIG: &str = "CONFIG";
     /// `u32` [`crate::Reason`] -> `u64` count, per CPU.

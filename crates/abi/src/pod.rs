@@ -8,9 +8,11 @@ pub struct Pod {
     pub id: u32,
     /// A [`PodState`] as a number; anything unknown is read as [`PodState::Pending`].
     pub state: u32,
+    /// First eight bytes of the name of the namespace's default congestion control, zero padded.
+    pub congestion: [u8; 8],
 }
 
-const _: () = assert!(size_of::<Pod>() == 8 && align_of::<Pod>() == 4);
+const _: () = assert!(size_of::<Pod>() == 16 && align_of::<Pod>() == 4);
 
 /// Where a pod stands with capture. A namespace without an entry is not this agent's concern.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

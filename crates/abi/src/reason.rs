@@ -67,6 +67,20 @@ reasons! {
     SpoofedSource = 22, "spoofed_source";
     /// connect: the pod is known and exempt from the mesh.
     OutboundExempt = 23, "outbound_exempt";
+    /// connect: to a captured pod of this node, allowed, goes directly.
+    OutboundDirect = 24, "outbound_direct";
+    /// connect: to a captured pod of this node, refused by policy.
+    OutboundDenied = 25, "outbound_denied";
+    /// connect: refused, the socket could not be prepared for the direct path.
+    OutboundDirectFailed = 26, "outbound_direct_failed";
+    /// lookup: direct connection of a captured pod of this node, allowed.
+    InboundDirect = 27, "inbound_direct";
+    /// lookup: direct connection of a captured pod of this node, refused: policy does not allow it now.
+    InboundDirectDenied = 28, "inbound_direct_denied";
+    /// sock_ops: a direct connection could not be noted (map full); it is refused.
+    FlowLost = 29, "flow_lost";
+    /// An event of a direct connection was lost, the ring buffer being full.
+    EventLost = 30, "event_lost";
 }
 
 const _: () = {

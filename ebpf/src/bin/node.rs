@@ -1,5 +1,5 @@
-//! Programs that a node needs once: `connect4`, `connect6`, the listening-port tracker and the probe
-//! noter.
+//! Programs that a node needs once: `connect4`, `connect6`, `getpeername4`, `getpeername6`, the
+//! socket tracker and the probe noter.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -20,6 +20,16 @@ mod programs {
     #[cgroup_sock_addr(connect6)]
     fn connect6_capture(ctx: SockAddrContext) -> i32 {
         hook::connect::connect6(ctx.sock_addr)
+    }
+
+    #[cgroup_sock_addr(getpeername4)]
+    fn getpeername4_dialled(ctx: SockAddrContext) -> i32 {
+        hook::connect::getpeername4(ctx.sock_addr)
+    }
+
+    #[cgroup_sock_addr(getpeername6)]
+    fn getpeername6_dialled(ctx: SockAddrContext) -> i32 {
+        hook::connect::getpeername6(ctx.sock_addr)
     }
 
     #[sock_ops]

@@ -7,14 +7,14 @@
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
 use abi::{
-    Addr, Flow, LOOPBACK_IFINDEX, ListenerKey, ListenerKind, OWN_ADDRESS, PROBE_WINDOW_NS, PodAddr,
-    PortKey, Reason,
+    Addr, DirectVerdict, Flow, LOOPBACK_IFINDEX, ListenerKey, ListenerKind, OWN_ADDRESS,
+    PROBE_WINDOW_NS, PodAddr, PortKey, Reason,
 };
 use aya_ebpf::{bindings::bpf_sk_lookup, helpers::bpf_ktime_get_ns, programs::SkLookupContext};
 
 use crate::{
     inbound::{Connection, Facts, Verdict, decide},
-    maps::{INBOUND, LISTENERS, LISTENING, PROBES, address_flags, count, worker},
+    maps::{FLOWS, INBOUND, LISTENERS, LISTENING, PROBES, address_flags, count, verdict, worker},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -51,19 +51,19 @@ impl Facts for Context {
 
     #[inline(always)]
     fn probe(&self) -> bool {
-        let flow = Flow {
-            source: self.connection.remote,
-            destination: self.connection.local,
-            source_port: self.remote_port,
-            destination_port: self.connection.local_port,
-        };
         // SAFETY: the value is copied out at once; it is one double word.
-        let Some(seen) = (unsafe { PROBES.get(&flow) }).copied() else {
-            return false;
-        };
-        // SAFETY: the helper takes no argument.
-        let now = unsafe { bpf_ktime_get_ns() };
-        now.wrapping_sub(seen) < PROBE_WINDOW_NS
+        let seen = unsafe { PROBES.get(&self.flow()) }.copied();
+        seen.is_some_and(is_recent)
+    }
+
+    #[inline(always)]
+    fn direct(&self) -> Option<DirectVerdict> {
+        // SAFETY: the value is copied out at once; the note is written whole before the SYN leaves.
+        let note = unsafe { FLOWS.get(&self.flow()) }.copied()?;
+        if note.destination != self.pod || !is_recent(note.time) {
+            return None;
+        }
+        Some(verdict(note.source, self.pod, self.connection.local_port))
     }
 
     #[inline(always)]
@@ -76,6 +76,26 @@ impl Facts for Context {
         // SAFETY: the value is copied out at once; it is one word.
         unsafe { LISTENING.get(&key) }.copied().unwrap_or(0) > 0
     }
+}
+
+impl Context {
+    /// The connection as the side that opened it sees it.
+    #[inline(always)]
+    fn flow(&self) -> Flow {
+        Flow {
+            source: self.connection.remote,
+            destination: self.connection.local,
+            source_port: self.remote_port,
+            destination_port: self.connection.local_port,
+        }
+    }
+}
+
+#[inline(always)]
+fn is_recent(time: u64) -> bool {
+    // SAFETY: the helper takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    now.wrapping_sub(time) < PROBE_WINDOW_NS
 }
 
 /// The body of the program for the pod numbered `pod`.

@@ -1,4 +1,5 @@
-//! `sock_ops` at the root of the cgroup tree: which ports a pod's applications listen on.
+//! `sock_ops` at the root of the cgroup tree: which ports a pod's applications listen on, and the
+//! life of direct connections.
 //!
 //! Sockets bound to loopback are not counted: nobody outside reaches them without a mesh either.
 //! Listeners older than the pod's enrolment are added by the agent. Kernel: `bpf_get_netns_cookie`
@@ -9,13 +10,19 @@
 use abi::{PortKey, Reason};
 use aya_ebpf::{helpers::bpf_get_netns_cookie, programs::SockOpsContext};
 
-use super::sock_ops_context::{is_v4, local};
+use super::{
+    direct_socket as direct,
+    sock_ops_context::{is_v4, local},
+};
 use crate::maps::{LISTENING, count, pod};
 
+const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
+const BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB: u32 = 4;
 const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 const BPF_SOCK_OPS_STATE_CB: u32 = 10;
 const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
 const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 4;
+const BPF_TCP_CLOSE: u32 = 7;
 const BPF_TCP_LISTEN: u32 = 10;
 const BPF_NOEXIST: u64 = 1;
 
@@ -25,11 +32,15 @@ pub fn track(ctx: &SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_LISTEN_CB => on_listen(ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_LISTEN => on_close(ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => direct::on_close(ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => direct::on_connect(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => direct::on_established(ctx),
         // An accepted socket inherits the listener's flags; its own states are of no interest.
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if ctx.cb_flags() != 0 => {
-            if ctx.set_cb_flags(0).is_err() {
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            if ctx.cb_flags() != 0 && ctx.set_cb_flags(0).is_err() {
                 return 1;
             }
+            direct::on_accepted(ctx);
         }
         _ => {}
     }

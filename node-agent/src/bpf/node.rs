@@ -20,11 +20,11 @@ use aya::{
 };
 use parking_lot::Mutex;
 
-use super::link;
+use super::{DirectMaps, link};
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 #[expect(
     unsafe_code,
@@ -45,6 +45,13 @@ mod plain {
 }
 
 static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.bpf.o"));
+
+const CONNECT_PROGRAMS: [&str; 4] = [
+    "connect4_capture",
+    "connect6_capture",
+    "getpeername4_dialled",
+    "getpeername6_dialled",
+];
 
 /// Room in the kernel's maps, from configuration. A full map refuses; it never passes.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +76,7 @@ pub struct Kernel {
     dir: PathBuf,
     sizes: MapSizes,
     maps: Mutex<Maps>,
+    direct: Mutex<DirectMaps>,
 }
 
 struct Maps {
@@ -111,8 +119,9 @@ impl Kernel {
                     source: Box::new(source),
                 })?;
         let maps = Maps::take(&mut ebpf)?;
+        let direct = DirectMaps::take(&mut ebpf)?;
         let root = open(cgroup_root)?;
-        for name in ["connect4_capture", "connect6_capture"] {
+        for name in CONNECT_PROGRAMS {
             attach_connect(&mut ebpf, name, &root, &dir)?;
         }
         attach_sock_ops(&mut ebpf, "sock_ops_track", &root, &dir)?;
@@ -123,6 +132,7 @@ impl Kernel {
             dir,
             sizes,
             maps: Mutex::new(maps),
+            direct: Mutex::new(direct),
         })
     }
 
@@ -154,15 +164,14 @@ impl Kernel {
         drop(self.maps.lock().agents.remove(&cgroup_id));
     }
 
-    /// Sets the number of workers that connections are spread over.
+    /// Sets the number of workers that connections are spread over, and whether connections between
+    /// captured pods of this node may go directly.
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_workers(&self, workers: u32) -> Result<(), KernelError> {
-        let config = Raw(NodeConfig {
-            workers,
-            reserved: 0,
-        });
+    pub fn configure(&self, workers: u32, direct: bool) -> Result<(), KernelError> {
+        let flags = if direct { abi::DIRECT } else { 0 };
+        let config = Raw(NodeConfig { workers, flags });
         self.maps
             .lock()
             .config
@@ -174,10 +183,17 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map is full.
-    pub fn set_pod(&self, cookie: u64, id: u32, state: PodState) -> Result<(), KernelError> {
+    pub fn set_pod(
+        &self,
+        cookie: u64,
+        id: u32,
+        state: PodState,
+        congestion: [u8; 8],
+    ) -> Result<(), KernelError> {
         let pod = Raw(Pod {
             id,
             state: state as u32,
+            congestion,
         });
         self.maps
             .lock()
@@ -305,6 +321,11 @@ impl Kernel {
         drop(self.maps.lock().inbound.remove(&id));
     }
 
+    /// The maps of the same-node path, locked.
+    pub fn direct(&self) -> parking_lot::MutexGuard<'_, DirectMaps> {
+        self.direct.lock()
+    }
+
     /// The counters of the kernel half, by reason, summed over CPUs.
     #[must_use]
     pub fn counters(&self) -> Vec<(Reason, u64)> {
@@ -337,7 +358,7 @@ impl Maps {
     }
 }
 
-fn typed<M: TryFrom<Map, Error = MapError>>(
+pub(super) fn typed<M: TryFrom<Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<M, KernelError> {
@@ -345,7 +366,7 @@ fn typed<M: TryFrom<Map, Error = MapError>>(
     M::try_from(map).map_err(map_error(name))
 }
 
-fn map_error(map: &'static str) -> impl Fn(MapError) -> KernelError {
+pub(super) fn map_error(map: &'static str) -> impl Fn(MapError) -> KernelError {
     move |source| KernelError::Map { map, source }
 }
 
@@ -353,6 +374,8 @@ fn loader(dir: &Path, sizes: MapSizes) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader
         .default_map_pin_directory(dir)
+        // Storage of sockets outlives the agent that created it, like everything else.
+        .map_pin_path(maps::SOCKETS, dir.join(maps::SOCKETS))
         .map_max_entries(maps::PODS, sizes.pods)
         .map_max_entries(maps::INBOUND, sizes.pods)
         .map_max_entries(maps::POD_ADDRS, sizes.pods.saturating_mul(4))

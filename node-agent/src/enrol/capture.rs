@@ -171,13 +171,23 @@ fn capture(context: &Context<'_>, entry: &Entry, pod: &Arc<Pod>) -> Result<(), C
             Some((_, PodState::Pending))
         )
     {
-        kernel.set_pod(entry.netns.cookie(), entry.id, PodState::Exempt)?;
+        kernel.set_pod(
+            entry.netns.cookie(),
+            entry.id,
+            PodState::Exempt,
+            entry.congestion,
+        )?;
     }
     seed_listening(kernel, entry).map_err(CaptureError::Namespace)?;
     let programs = PodPrograms::new(kernel, entry.id);
     guard_source(kernel, &programs, entry);
     programs.attach_lookup(kernel, &entry.netns)?;
-    kernel.set_pod(entry.netns.cookie(), entry.id, PodState::Captured)?;
+    kernel.set_pod(
+        entry.netns.cookie(),
+        entry.id,
+        PodState::Captured,
+        entry.congestion,
+    )?;
     Ok(())
 }
 
@@ -313,10 +323,12 @@ fn stop_capturing(context: &Context<'_>, entry: &Entry) {
 }
 
 fn set_exempt(context: &Context<'_>, entry: &Entry) {
-    if let Err(error) = context
-        .kernel
-        .set_pod(entry.netns.cookie(), entry.id, PodState::Exempt)
-    {
+    if let Err(error) = context.kernel.set_pod(
+        entry.netns.cookie(),
+        entry.id,
+        PodState::Exempt,
+        entry.congestion,
+    ) {
         tracing::error!(pod = %entry.sandbox.pod, error = describe(&error), "cannot exempt the pod");
     }
 }

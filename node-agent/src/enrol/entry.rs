@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub(super) id: u32,
     pub(super) sandbox: Sandbox,
     pub(super) netns: Netns,
+    /// The namespace's default congestion control, as the kernel half compares it.
+    pub(super) congestion: [u8; 8],
     pub(super) phase: Phase,
     pub(super) reason: String,
     /// When the CNI asked last.
@@ -50,6 +52,7 @@ impl Entry {
         Self {
             id,
             sandbox,
+            congestion: super::congestion(&netns),
             netns,
             phase: Phase::Unknown,
             reason: "the controller has not said whether the pod belongs to the mesh".to_owned(),

@@ -1,0 +1,198 @@
+//! The same-node path: services as the kernel draws endpoints, verdicts, and what is known of a
+//! direct connection.
+
+use crate::{Addr, Flow};
+
+/// An address and a port, as a client dials it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct Endpoint {
+    /// The address.
+    pub addr: Addr,
+    /// The port, host byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
+
+impl Endpoint {
+    /// An address and a port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(addr: Addr, port: u16) -> Self {
+        Self {
+            addr,
+            port,
+            reserved: 0,
+        }
+    }
+}
+
+/// Value of `SERVICES`: a service port that has an endpoint on this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Service {
+    /// Number of this version of the service's endpoints; part of the keys of `SLOTS`.
+    pub id: u32,
+    /// Slots of the version, at least one.
+    pub slots: u32,
+}
+
+const _: () = assert!(size_of::<Service>() == 8 && align_of::<Service>() == 4);
+
+/// Key of `SLOTS`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct SlotKey {
+    /// [`Service::id`].
+    pub service: u32,
+    /// `0..Service::slots`.
+    pub index: u32,
+}
+
+const _: () = assert!(size_of::<SlotKey>() == 8 && align_of::<SlotKey>() == 4);
+
+/// Where a drawn connection goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Target {
+    /// Address and port of the endpoint.
+    pub endpoint: Endpoint,
+    /// [`crate::Pod::id`] of a captured pod of this node, or 0: to be carried by the agent.
+    pub pod: u32,
+}
+
+const _: () = assert!(size_of::<Target>() == 24 && align_of::<Target>() == 4);
+
+/// Value of `SLOTS`: one column of an alias table (Walker 1977), so that a draw by weight over any
+/// number of endpoints costs one lookup.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Slot {
+    /// A random word below this takes `below`, any other takes `above`.
+    pub threshold: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The column's own endpoint.
+    pub below: Target,
+    /// The endpoint that fills the column up.
+    pub above: Target,
+}
+
+const _: () = assert!(size_of::<Slot>() == 56 && align_of::<Slot>() == 4);
+
+/// Key of `VERDICTS`: may `source` connect to `port` of `destination`?
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct VerdictKey {
+    /// [`crate::Pod::id`] of the client.
+    pub source: u32,
+    /// [`crate::Pod::id`] of the server.
+    pub destination: u32,
+    /// A port that a policy names, or [`ANY_PORT`] for all that none names.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+const _: () = assert!(size_of::<VerdictKey>() == 12 && align_of::<VerdictKey>() == 4);
+
+/// In a [`VerdictKey`]: every port without a key of its own.
+pub const ANY_PORT: u16 = 0;
+
+/// A verdict in `VERDICTS`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum DirectVerdict {
+    /// The sockets may talk directly.
+    Allow = 1,
+    /// Refused.
+    Deny = 2,
+    /// The kernel cannot decide: the agent carries the connection and decides.
+    Agent = 3,
+}
+
+impl DirectVerdict {
+    /// Reads a verdict from a map. Nothing and unknown numbers mean [`DirectVerdict::Agent`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_raw(raw: Option<u32>) -> Self {
+        match raw {
+            Some(1) => Self::Allow,
+            Some(2) => Self::Deny,
+            _ => Self::Agent,
+        }
+    }
+}
+
+/// What a client's socket carries (`SOCKETS`): it talks directly, and this is what it dialled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct DirectSocket {
+    /// What the application dialled, which `getpeername` shows.
+    pub dialled: Endpoint,
+    /// [`crate::Pod::id`] of the client.
+    pub source: u32,
+    /// [`crate::Pod::id`] of the server.
+    pub destination: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// When it was dialled, ns since boot.
+    pub started: u64,
+}
+
+const _: () = assert!(size_of::<DirectSocket>() == 40 && align_of::<DirectSocket>() == 8);
+
+/// Value of `FLOWS`: proof that a socket of a captured pod sent a SYN.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct DirectFlow {
+    /// When, ns since boot.
+    pub time: u64,
+    /// [`crate::Pod::id`] of the client.
+    pub source: u32,
+    /// [`crate::Pod::id`] of the server.
+    pub destination: u32,
+}
+
+const _: () = assert!(size_of::<DirectFlow>() == 16 && align_of::<DirectFlow>() == 8);
+
+/// What the kernel tells of a direct connection (`EVENTS`, a ring buffer).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Event {
+    /// An [`EventKind`] as a number.
+    pub kind: u32,
+    /// [`crate::Pod::id`] of the client.
+    pub source: u32,
+    /// [`crate::Pod::id`] of the server.
+    pub destination: u32,
+    /// The connection; the source port is 0 where it was refused before it had one.
+    pub flow: Flow,
+    /// What the application dialled.
+    pub dialled: Endpoint,
+    /// Zero.
+    pub reserved: u32,
+    /// Bytes that the client sent and the server acknowledged.
+    pub sent: u64,
+    /// Bytes that the client received.
+    pub received: u64,
+    /// Age of the connection in ns.
+    pub duration: u64,
+}
+
+const _: () = assert!(size_of::<Event>() == 96 && align_of::<Event>() == 8);
+
+/// What happened to a direct connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum EventKind {
+    /// Established.
+    Opened = 1,
+    /// Over.
+    Closed = 2,
+    /// Refused by policy.
+    Denied = 3,
+}

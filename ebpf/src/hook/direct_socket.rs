@@ -1,0 +1,166 @@
+//! The life of a direct connection, as `sock_ops` sees it at the client's socket.
+//!
+//! When the source port is chosen and before the SYN leaves, the connection is noted in `FLOWS`:
+//! the server's `sk_lookup` takes only connections that are noted there, so that a packet with a
+//! forged source address proves nothing. Opening and end are told to the agent.
+
+#![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
+
+use abi::{DirectFlow, DirectSocket, Event, EventKind, Flow, Reason};
+use aya_ebpf::{
+    helpers::{
+        bpf_get_netns_cookie, bpf_getsockopt, bpf_ktime_get_ns, bpf_setsockopt, bpf_sk_storage_get,
+    },
+    programs::SockOpsContext,
+};
+use core::ffi::c_void;
+
+use super::sock_ops_context::{local, remote};
+use crate::{
+    direct::payload,
+    maps::{FLOWS, SOCKETS, count, pod, tell},
+};
+
+const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 4;
+const BPF_ANY: u64 = 0;
+const SOL_TCP: i32 = 6;
+const TCP_CONGESTION: i32 = 13;
+
+/// Notes the connection before its SYN leaves.
+#[inline(always)]
+pub fn on_connect(ctx: &SockOpsContext) {
+    let Some(socket) = stored(ctx) else {
+        return;
+    };
+    let flow = flow(ctx);
+    // SAFETY: the helper takes no argument.
+    let time = unsafe { bpf_ktime_get_ns() };
+    let note = DirectFlow {
+        time,
+        source: socket.source,
+        destination: socket.destination,
+    };
+    if FLOWS.insert(&flow, note, BPF_ANY).is_err() {
+        count(Reason::FlowLost);
+    }
+    if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG).is_err() {
+        count(Reason::EventLost);
+    }
+}
+
+/// Tells of an established connection.
+#[inline(always)]
+pub fn on_established(ctx: &SockOpsContext) {
+    tell_of(ctx, EventKind::Opened);
+}
+
+/// Tells of the end of a connection.
+#[inline(always)]
+pub fn on_close(ctx: &SockOpsContext) {
+    tell_of(ctx, EventKind::Closed);
+}
+
+/// Gives the server's socket the congestion control of a local path, unless its application chose.
+#[inline(always)]
+pub fn on_accepted(ctx: &SockOpsContext) {
+    // SAFETY: the helper accepts the context of this program type.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
+    let Some(pod) = pod(cookie) else {
+        return;
+    };
+    let own = flow(ctx);
+    let towards_us = Flow {
+        source: own.destination,
+        destination: own.source,
+        source_port: own.destination_port,
+        destination_port: own.source_port,
+    };
+    // SAFETY: only the entry's presence is read.
+    if unsafe { FLOWS.get(&towards_us) }.is_none() {
+        return;
+    }
+    let mut current = [0_u8; 8];
+    // SAFETY: the buffer lives on this stack frame and its size is given.
+    let read = unsafe {
+        bpf_getsockopt(
+            ctx.ops.cast(),
+            SOL_TCP,
+            TCP_CONGESTION,
+            (&raw mut current).cast(),
+            8,
+        )
+    };
+    if read == 0 && u64::from_ne_bytes(current) == u64::from_ne_bytes(pod.congestion) {
+        let mut cubic = *b"cubic\0\0\0";
+        // SAFETY: as above. A failure costs speed only.
+        unsafe {
+            bpf_setsockopt(
+                ctx.ops.cast(),
+                SOL_TCP,
+                TCP_CONGESTION,
+                (&raw mut cubic).cast(),
+                6,
+            )
+        };
+    }
+}
+
+#[inline(always)]
+fn tell_of(ctx: &SockOpsContext, kind: EventKind) {
+    let Some(socket) = stored(ctx) else {
+        return;
+    };
+    // A pod that reached itself through its own service is nobody's connection.
+    if socket.source == socket.destination {
+        return;
+    }
+    // SAFETY: the helper takes no argument; the kernel passes a valid context.
+    let (now, sent, received) = unsafe {
+        (
+            bpf_ktime_get_ns(),
+            (&raw const (*ctx.ops).bytes_acked).read_volatile(),
+            (&raw const (*ctx.ops).bytes_received).read_volatile(),
+        )
+    };
+    // At the end the context's first argument is the state before.
+    let (sent, received) = payload(sent, received, ctx.arg(0));
+    tell(&Event {
+        kind: kind as u32,
+        source: socket.source,
+        destination: socket.destination,
+        flow: flow(ctx),
+        dialled: socket.dialled,
+        reserved: 0,
+        sent,
+        received,
+        duration: now.wrapping_sub(socket.started),
+    });
+}
+
+#[inline(always)]
+fn flow(ctx: &SockOpsContext) -> Flow {
+    Flow {
+        source: local(ctx),
+        destination: remote(ctx),
+        source_port: ctx.local_port() as u16,
+        // The context holds it in network order in the upper half of the word.
+        destination_port: u32::from_be(ctx.remote_port()) as u16,
+    }
+}
+
+#[inline(always)]
+fn stored(ctx: &SockOpsContext) -> Option<DirectSocket> {
+    // SAFETY: the kernel passes a valid context; the socket may be null.
+    let socket = unsafe { (&raw const (*ctx.ops).__bindgen_anon_2.sk).read_volatile() };
+    if socket.is_null() {
+        return None;
+    }
+    let map = (&raw const SOCKETS).cast_mut().cast::<c_void>();
+    // SAFETY: the socket is valid during the hook; nothing is created.
+    let stored = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0) };
+    if stored.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel gave a pointer to the socket's live storage of this type.
+    Some(unsafe { *stored.cast::<DirectSocket>() })
+}

@@ -1,0 +1,280 @@
+//! The same-node path, kept in step with configuration: compiled tables go to the kernel, events
+//! come back, and connections that policy has come to refuse are ended.
+//!
+//! One thread does all of it. Until it has written a table the agent carries the connections that
+//! the table would send directly, so being late costs speed, not safety.
+
+mod alias;
+mod compile;
+mod events;
+mod revoke;
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use abi::{DirectVerdict, VerdictKey};
+use arc_swap::ArcSwap;
+use model::WorkloadUid;
+
+use crate::{
+    bpf::Kernel,
+    enrol::describe,
+    mesh::Mesh,
+    pod::Pod,
+    record::{LiveView, Recorder},
+};
+pub use compile::{LocalPod, Tables, compile};
+use events::Ledger;
+
+/// How often the ring of events is emptied.
+const LOOK: Duration = Duration::from_millis(100);
+/// Changes that come together are compiled together.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// What connections of the agent need to know: which workloads' endpoints the kernel reaches itself.
+#[derive(Default)]
+pub struct Reached(ArcSwap<HashSet<WorkloadUid>>);
+
+impl Reached {
+    /// Whether the kernel draws this workload for direct connections.
+    #[must_use]
+    pub fn contains(&self, workload: &WorkloadUid) -> bool {
+        self.0.load().contains(workload)
+    }
+}
+
+/// What the thread is told.
+enum Message {
+    /// The mesh has changed.
+    Mesh,
+    /// The captured pods of this node have changed.
+    Pods(Vec<Arc<Pod>>),
+    /// Which direct connections there are.
+    Connections(tokio::sync::oneshot::Sender<Vec<LiveView>>),
+    /// End the thread.
+    Stop,
+}
+
+/// Talks to the thread.
+#[derive(Clone)]
+pub struct DirectHandle(mpsc::Sender<Message>);
+
+impl DirectHandle {
+    /// The mesh has changed.
+    pub fn mesh_changed(&self) {
+        self.send(Message::Mesh);
+    }
+
+    /// These are the captured pods of this node now.
+    pub fn pods(&self, pods: Vec<Arc<Pod>>) {
+        self.send(Message::Pods(pods));
+    }
+
+    /// The direct connections that are known.
+    pub async fn connections(&self) -> Vec<LiveView> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.send(Message::Connections(reply));
+        answer.await.unwrap_or_default()
+    }
+
+    /// Ends the thread; what the kernel holds stays.
+    pub fn stop(&self) {
+        self.send(Message::Stop);
+    }
+
+    fn send(&self, message: Message) {
+        // The thread ends with the agent.
+        drop(self.0.send(message));
+    }
+}
+
+/// The thread's state.
+pub struct Direct {
+    kernel: Arc<Kernel>,
+    mesh: Arc<Mesh>,
+    recorder: Arc<Recorder>,
+    reached: Arc<Reached>,
+    messages: mpsc::Receiver<Message>,
+    pods: Vec<Arc<Pod>>,
+    tables: Tables,
+    ledger: Ledger,
+}
+
+impl Direct {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(
+        kernel: Arc<Kernel>,
+        mesh: Arc<Mesh>,
+        recorder: Arc<Recorder>,
+        reached: Arc<Reached>,
+    ) -> std::io::Result<DirectHandle> {
+        let (sender, messages) = mpsc::channel();
+        let direct = Self {
+            kernel,
+            mesh,
+            recorder,
+            reached,
+            messages,
+            pods: Vec::new(),
+            tables: Tables::default(),
+            ledger: Ledger::default(),
+        };
+        std::thread::Builder::new()
+            .name("direct".to_owned())
+            .spawn(move || direct.run())?;
+        Ok(DirectHandle(sender))
+    }
+
+    fn run(mut self) {
+        self.kernel.direct().clear();
+        loop {
+            let mut changed = false;
+            match self.messages.recv_timeout(LOOK) {
+                Ok(message) => {
+                    let Some(change) = self.on(message) else {
+                        return;
+                    };
+                    changed |= change;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if changed {
+                std::thread::sleep(SETTLE);
+            }
+            while let Ok(message) = self.messages.try_recv() {
+                let Some(change) = self.on(message) else {
+                    return;
+                };
+                changed |= change;
+            }
+            self.take_events();
+            if changed {
+                self.update();
+            }
+        }
+    }
+
+    /// Takes a message; says whether tables have to be compiled, nothing when it is time to end.
+    fn on(&mut self, message: Message) -> Option<bool> {
+        match message {
+            Message::Mesh => Some(true),
+            Message::Pods(pods) => {
+                self.pods = pods;
+                Some(true)
+            }
+            Message::Connections(reply) => {
+                self.take_events();
+                // Whoever asked may have gone.
+                drop(reply.send(self.ledger.views()));
+                Some(false)
+            }
+            Message::Stop => None,
+        }
+    }
+
+    fn take_events(&mut self) {
+        let state = self.mesh.state();
+        let mut events = Vec::new();
+        self.kernel.direct().events(|event| events.push(event));
+        for event in events {
+            self.ledger.take(&event, &state, &self.pods, &self.recorder);
+        }
+    }
+
+    fn update(&mut self) {
+        let state = self.mesh.state();
+        let local: Vec<LocalPod> = self.pods.iter().map(|pod| LocalPod::of(pod)).collect();
+        let tables = compile(&state, &local);
+        let withdrawn = self.apply(&tables);
+        self.reached.0.store(Arc::new(tables.reached.clone()));
+        self.tables = tables;
+        for destination in withdrawn {
+            revoke::refused(&state, &self.pods, destination);
+        }
+    }
+
+    /// Writes the differences; refusals before permissions. Gives the pods to which something that
+    /// was allowed is not allowed any more.
+    fn apply(&self, tables: &Tables) -> HashSet<u32> {
+        let mut kernel = self.kernel.direct();
+        let mut withdrawn = HashSet::new();
+        let allowed = |verdict: Option<&DirectVerdict>| verdict == Some(&DirectVerdict::Allow);
+        let mut write = |key: VerdictKey, verdict: Option<DirectVerdict>| {
+            if let Err(error) = kernel.set_verdict(key, verdict) {
+                tracing::warn!(
+                    error = describe(&error),
+                    "the agent carries connections that could go directly"
+                );
+            }
+        };
+        for (key, before) in &self.tables.verdicts {
+            let now = tables.verdicts.get(key);
+            if now != Some(before) && !allowed(now) {
+                write(*key, now.copied());
+                if allowed(Some(before)) {
+                    withdrawn.insert(key.destination);
+                }
+            }
+        }
+        for (key, now) in &tables.verdicts {
+            if self.tables.verdicts.get(key) != Some(now) {
+                // A key of its own may restrict what the key for all ports allowed.
+                if !allowed(Some(now)) {
+                    withdrawn.insert(key.destination);
+                }
+                write(*key, Some(*now));
+            }
+        }
+        for (addr, _) in self
+            .tables
+            .local_pods
+            .iter()
+            .filter(|(addr, _)| !tables.local_pods.contains_key(*addr))
+        {
+            drop(kernel.set_local_pod(*addr, None));
+        }
+        for (addr, pod) in tables
+            .local_pods
+            .iter()
+            .filter(|(addr, pod)| self.tables.local_pods.get(*addr) != Some(*pod))
+        {
+            if let Err(error) = kernel.set_local_pod(*addr, Some(*pod)) {
+                tracing::warn!(
+                    error = describe(&error),
+                    "the agent carries connections that could go directly"
+                );
+            }
+        }
+        for key in self
+            .tables
+            .services
+            .keys()
+            .filter(|key| !tables.services.contains_key(*key))
+        {
+            drop(kernel.set_service(*key, &[]));
+        }
+        for (key, endpoints) in tables
+            .services
+            .iter()
+            .filter(|(key, endpoints)| self.tables.services.get(*key) != Some(*endpoints))
+        {
+            if let Err(error) = kernel.set_service(*key, &alias::slots(endpoints)) {
+                tracing::warn!(
+                    error = describe(&error),
+                    "the agent draws endpoints that the kernel could draw"
+                );
+            }
+        }
+        withdrawn
+    }
+}
