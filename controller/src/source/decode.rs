@@ -48,7 +48,7 @@ pub(crate) fn document(
     root_namespace: &str,
     into: &mut Decoded,
 ) {
-    match tree::parse(document.text, document.line) {
+    match parse(document) {
         Ok(nodes) => {
             for node in &nodes {
                 Reader::new(file, root_namespace, into).item(node);
@@ -56,6 +56,18 @@ pub(crate) fn document(
         }
         Err(error) => unparsable(file, document, &error, into),
     }
+}
+
+/// Parses, and outlives a parser that does not: what is written in one document must not stop another.
+fn parse(document: Document<'_>) -> Result<Vec<Node>, tree::SyntaxError> {
+    let parsing = std::panic::catch_unwind(|| tree::parse(document.text, document.line));
+    parsing.unwrap_or_else(|_panic| {
+        let message = "not valid YAML: the parser failed on it".to_owned();
+        Err(tree::SyntaxError {
+            line: document.line,
+            message,
+        })
+    })
 }
 
 /// A syntax error leaves only what can be read without a parser.

@@ -338,6 +338,66 @@ fn a_bomb_of_aliases_and_a_well_of_brackets_are_refused() {
         "{:?}",
         decode(&bomb).findings
     );
-    let well = format!("a: {}{}", "[".repeat(5000), "]".repeat(5000));
-    assert!(!decode(&well).findings.is_empty());
+    for (open, close) in [
+        ("[", "]"),
+        ("{a: ", "}"),
+        ("- ", "\n"),
+        ("? ", "\n"),
+        ("!!x ", ""),
+        ("&a ", ""),
+    ] {
+        let well = format!("a:\n  {}x{}", open.repeat(100_000), close.repeat(100_000));
+        assert!(!decode(&well).findings.is_empty(), "{open}");
+    }
+}
+
+const EVERYTHING: &str = "\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: n, labels: &l {a: b}}
+spec:
+  selector: {matchLabels: *l}
+  rules:
+  - from: [{source: {principals: [\"*\"]}}]
+    when:
+    - key: source.ip
+      values: [10.0.0.0/8]
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: p
+  annotations: {keelson.io/pod-ips: '10.0.0.1, fd00::1'}
+spec:
+  containers:
+  - name: c
+    command: [sh, -c, |
+      x
+      y]
+    ports: [{name: http, containerPort: 0x50}]
+";
+
+proptest::proptest! {
+    #[test]
+    fn damaged_text_is_reported_and_never_a_panic(cuts in proptest::collection::vec((0..EVERYTHING.len(), 0..6_usize, ".{0,3}"), 1..8)) {
+        let mut text = EVERYTHING.to_owned();
+        for (at, length, put) in cuts {
+            let at = at.min(text.len());
+            let end = (at + length).min(text.len());
+            if text.is_char_boundary(at) && text.is_char_boundary(end) {
+                text.replace_range(at..end, &put);
+            }
+        }
+        for piece in split(&text) {
+            proptest::prop_assert!(tree::parse(piece.text, piece.line).is_ok_and(|_| true) || !decode(&text).findings.is_empty());
+        }
+        let decoded = decode(&text);
+        let index = &mut crate::index::Index::new(crate::index::MeshConfig::default());
+        for claim in decoded.claims {
+            if let Claim::Good(upsert) | Claim::Broken { fallback: Some(upsert), .. } = claim {
+                index.apply(&upsert);
+            }
+        }
+        index.flush();
+    }
 }
