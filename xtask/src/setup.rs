@@ -1,7 +1,7 @@
 //! What building and testing need, and how it is installed where it is missing.
 
 mod kernel;
-mod packages;
+pub(crate) mod packages;
 mod rust;
 
 use anyhow::{Result, bail};
@@ -18,7 +18,7 @@ pub(crate) struct Args {
 
 /// Something that is needed.
 #[derive(Debug)]
-struct Need {
+pub(crate) struct Need {
     /// What it is and what for.
     what: String,
     /// What gets it.
@@ -26,7 +26,7 @@ struct Need {
 }
 
 #[derive(Debug)]
-enum State {
+pub(crate) enum State {
     Present,
     /// A Debian package.
     Package(&'static str),
