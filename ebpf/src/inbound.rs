@@ -59,6 +59,10 @@ pub fn decide(connection: &Connection, facts: &impl Facts) -> Verdict {
         }
         return Verdict::Agent(ListenerKind::Outbound, Reason::LookupOutbound);
     }
+    // The pod dials one of its addresses from another of them.
+    if facts.own_address(&connection.remote) {
+        return Verdict::Pass(Reason::InboundSelf);
+    }
     let released = match facts.mode() {
         Some(mode) if mode == InboundMode::Capture as u32 => false,
         Some(mode) if mode == InboundMode::Release as u32 => true,
@@ -239,6 +243,27 @@ mod tests {
             "127.0.0.1",
             80,
             true,
+            Verdict::Pass(Reason::InboundSelf),
+        );
+    }
+
+    #[test]
+    fn a_pod_reaches_one_of_its_addresses_from_another() {
+        let own = |addr: &str| addr.replace("::a", "::b");
+        check(
+            CAPTURE,
+            "fd00::a",
+            "fd00::a",
+            80,
+            false,
+            Verdict::Pass(Reason::InboundSelf),
+        );
+        check(
+            CAPTURE,
+            "fd00::a",
+            &own("fd00::a"),
+            80,
+            false,
             Verdict::Pass(Reason::InboundSelf),
         );
     }

@@ -16,6 +16,8 @@ use crate::{
 /// # Errors
 /// When something could not be removed; the rest is.
 pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
+    // Kept for as long as the program runs; lines go to standard error.
+    let _log = runtime::log::init(runtime::log::Format::Text, "info")?;
     remember_home()?;
     for sandbox in sandboxes(&args.runtime_dir) {
         // A namespace that is gone needs no cleaning.

@@ -391,6 +391,14 @@ impl Enroller {
         self.metrics
             .captured
             .set(i64::try_from(captured.len()).unwrap_or(i64::MAX));
+        let unguarded = self
+            .entries
+            .values()
+            .filter(|entry| entry.phase == Phase::Captured && !entry.guarded)
+            .count();
+        self.metrics
+            .unguarded
+            .set(i64::try_from(unguarded).unwrap_or(i64::MAX));
         self.captured.send_if_modified(|current| {
             let changed = *current != captured;
             *current = captured;

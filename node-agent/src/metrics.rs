@@ -261,6 +261,8 @@ pub struct EnrolmentMetrics {
     pub missing: Gauge,
     /// Pods that are captured.
     pub captured: Gauge,
+    /// Captured pods whose source addresses are not guarded by our own program.
+    pub unguarded: Gauge,
     /// How often the audit found capture undone and repaired it.
     pub repaired: Counter,
 }
@@ -280,6 +282,11 @@ impl EnrolmentMetrics {
                 "keelson_pods_captured",
                 "Captured pods of this node",
                 this.captured.clone(),
+            );
+            registry.register(
+                "keelson_pods_unguarded",
+                "Captured pods of this node whose source addresses are not guarded by the agent's own program",
+                this.unguarded.clone(),
             );
             registry.register(
                 "keelson_capture_repaired",

@@ -150,16 +150,46 @@ pub fn veth_peers() -> io::Result<Vec<u32>> {
     Ok(peers)
 }
 
-/// Whether the rule that captures is in place: what is, not what should be.
+/// Whether rule and route are in place for each address family: what is, not what should be.
 ///
 /// # Errors
-/// When the kernel refuses the request.
+/// When the kernel refuses a request.
 pub fn is_set_up() -> io::Result<bool> {
-    let mut message = RuleMessage::default();
-    message.header.family = AddressFamily::Inet;
-    let rules = Netlink::open()?.dump(RouteNetlinkMessage::GetRule(message))?;
-    Ok(rules.iter().any(|rule| matches!(rule, RouteNetlinkMessage::NewRule(rule)
-        if rule.attributes.contains(&RuleAttribute::FwMark(APP_MARK)) && rule.attributes.contains(&RuleAttribute::Table(TABLE)))))
+    let mut netlink = Netlink::open()?;
+    for family in families(has_ipv6()) {
+        let mut rule = RuleMessage::default();
+        rule.header.family = family;
+        let mut route = RouteMessage::default();
+        route.header.address_family = family;
+        let found = netlink
+            .dump(RouteNetlinkMessage::GetRule(rule))?
+            .iter()
+            .any(is_our_rule)
+            && netlink
+                .dump(RouteNetlinkMessage::GetRoute(route))?
+                .iter()
+                .any(is_our_route);
+        if !found {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_our_rule(message: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewRule(rule) = message else {
+        return false;
+    };
+    rule.attributes.contains(&RuleAttribute::FwMark(APP_MARK))
+        && rule.attributes.contains(&RuleAttribute::Table(TABLE))
+}
+
+fn is_our_route(message: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewRoute(route) = message else {
+        return false;
+    };
+    route.header.kind == RouteType::Local
+        && route.attributes.contains(&RouteAttribute::Table(TABLE))
 }
 
 fn families(ipv6: bool) -> impl Iterator<Item = AddressFamily> {

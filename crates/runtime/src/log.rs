@@ -3,8 +3,10 @@
 use std::fmt;
 use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use tracing::Subscriber;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -71,9 +73,19 @@ pub enum LogError {
 #[derive(Clone)]
 pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
+    /// Writes what is left when the last handle goes.
+    writer: Option<Arc<WorkerGuard>>,
+    lost: Option<ErrorCounter>,
 }
 
 impl LogHandle {
+    /// Lines that were dropped because they came faster than they could be written.
+    #[must_use]
+    pub fn lost_lines(&self) -> u64 {
+        let lost = self.lost.as_ref().map_or(0, ErrorCounter::dropped_lines);
+        u64::try_from(lost).unwrap_or(u64::MAX)
+    }
+
     /// Replaces the filter; lines are judged by the new one from now on.
     ///
     /// # Errors
@@ -93,18 +105,33 @@ impl LogHandle {
 
 impl fmt::Debug for LogHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("LogHandle").field(&self.current()).finish()
+        f.debug_struct("LogHandle")
+            .field("filter", &self.current())
+            .field("own_thread", &self.writer.is_some())
+            .finish_non_exhaustive()
     }
 }
 
 /// Installs the process-wide subscriber on standard error.
 ///
+/// Lines are written by a thread of their own, so that who logs does not wait for who reads the log:
+/// a line per connection is a measurable part of a short connection otherwise. Keep the handle for
+/// as long as the program runs.
+///
 /// # Errors
 /// A filter that cannot be read, or a subscriber that is installed already.
 pub fn init(format: Format, filter: &str) -> Result<LogHandle, LogError> {
-    let (subscriber, handle) = subscriber(format, filter, io::stderr)?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING_LINES)
+        .finish(io::stderr());
+    let lost = writer.error_counter();
+    let (subscriber, handle) = subscriber(format, filter, writer)?;
     subscriber.try_init().map_err(LogError::AlreadySet)?;
-    Ok(handle)
+    Ok(LogHandle {
+        writer: Some(Arc::new(guard)),
+        lost: Some(lost),
+        ..handle
+    })
 }
 
 /// Builds the subscriber without installing it, for tests and for programs that bring their own writer.
@@ -134,8 +161,16 @@ where
             .boxed(),
     };
     let subscriber = Registry::default().with(filter).with(lines);
-    Ok((subscriber, LogHandle { filter: handle }))
+    let handle = LogHandle {
+        filter: handle,
+        writer: None,
+        lost: None,
+    };
+    Ok((subscriber, handle))
 }
+
+/// Lines that may wait to be written; more are dropped and counted.
+const WAITING_LINES: usize = 32 << 10;
 
 /// A bare word that is no level would be read as a target name and silence everything else, so it is refused here.
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {

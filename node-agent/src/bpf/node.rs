@@ -46,6 +46,7 @@ mod plain {
 
 static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.bpf.o"));
 
+const PROBE_PROGRAM: &str = "sock_ops_probe";
 const CONNECT_PROGRAMS: [&str; 4] = [
     "connect4_capture",
     "connect6_capture",
@@ -125,8 +126,10 @@ impl Kernel {
             attach_connect(&mut ebpf, name, &root, &dir)?;
         }
         attach_sock_ops(&mut ebpf, "sock_ops_track", &root, &dir)?;
-        if let Some(kubelet) = kubelet_cgroup {
-            attach_sock_ops(&mut ebpf, "sock_ops_probe", &open(kubelet)?, &dir)?;
+        match kubelet_cgroup {
+            Some(kubelet) => attach_sock_ops(&mut ebpf, PROBE_PROGRAM, &open(kubelet)?, &dir)?,
+            // An earlier agent may have been told of one.
+            None => link::remove(&dir.join("links").join(PROBE_PROGRAM))?,
         }
         Ok(Self {
             dir,

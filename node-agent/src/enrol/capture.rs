@@ -153,7 +153,7 @@ fn new_pod(context: &Context<'_>, entry: &Entry, wanted: &Wanted) -> io::Result<
     Ok(Arc::new(pod))
 }
 
-fn capture(context: &Context<'_>, entry: &Entry, pod: &Arc<Pod>) -> Result<(), CaptureError> {
+fn capture(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(), CaptureError> {
     let kernel = context.kernel;
     kernel.set_addresses(entry.id, &address_flags(entry, pod))?;
     let addresses = &pod.addresses;
@@ -180,7 +180,7 @@ fn capture(context: &Context<'_>, entry: &Entry, pod: &Arc<Pod>) -> Result<(), C
     }
     seed_listening(kernel, entry).map_err(CaptureError::Namespace)?;
     let programs = PodPrograms::new(kernel, entry.id);
-    guard_source(kernel, &programs, entry);
+    entry.guarded = guard_source(kernel, &programs, entry);
     programs.attach_lookup(kernel, &entry.netns)?;
     kernel.set_pod(
         entry.netns.cookie(),
@@ -257,18 +257,18 @@ pub(super) fn seed_listening(kernel: &Kernel, entry: &Entry) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the pod from using other addresses. Where its interface is no veth the node's own source
-/// validation has to do.
-fn guard_source(kernel: &Kernel, programs: &PodPrograms, entry: &Entry) {
+/// Keeps the pod from using other addresses; says whether all of its interfaces are guarded. Where
+/// one is no veth the node's own source validation has to do, and a metric counts the pod.
+fn guard_source(kernel: &Kernel, programs: &PodPrograms, entry: &Entry) -> bool {
     let peers = match entry.netns.run(pod_net::veth_peers) {
         Ok(Ok(peers)) => peers,
         Ok(Err(error)) | Err(error) => {
             tracing::warn!(pod = %entry.sandbox.pod, %error, "cannot find the node's end of the pod's interface");
-            return;
+            return false;
         }
     };
-    for peer in peers {
-        let guarded = nix::net::if_::if_indextoname(peer)
+    let guard = |peer: &u32| {
+        let guarded = nix::net::if_::if_indextoname(*peer)
             .map_err(|e| e.to_string())
             .and_then(|name| name.into_string().map_err(|e| e.to_string()))
             .and_then(|name| {
@@ -276,10 +276,12 @@ fn guard_source(kernel: &Kernel, programs: &PodPrograms, entry: &Entry) {
                     .attach_guard(kernel, &name)
                     .map_err(|e| describe(&e))
             });
-        if let Err(error) = guarded {
+        if let Err(error) = &guarded {
             tracing::warn!(pod = %entry.sandbox.pod, interface = peer, error, "source addresses of the pod are not guarded");
         }
-    }
+        guarded.is_ok()
+    };
+    peers.iter().filter(|peer| guard(peer)).count() == peers.len() && !peers.is_empty()
 }
 
 fn towards_exempt(context: &Context<'_>, entry: &mut Entry) {

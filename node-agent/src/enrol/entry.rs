@@ -39,6 +39,8 @@ pub(super) struct Entry {
     pub(super) congestion: [u8; 8],
     pub(super) phase: Phase,
     pub(super) reason: String,
+    /// Whether the pod is kept from using addresses that are not its own.
+    pub(super) guarded: bool,
     /// When the CNI asked last.
     pub(super) asked: Instant,
     /// Since when the pod should be captured and is not.
@@ -56,6 +58,7 @@ impl Entry {
             netns,
             phase: Phase::Unknown,
             reason: "the controller has not said whether the pod belongs to the mesh".to_owned(),
+            guarded: false,
             asked: Instant::now(),
             wanted_since: None,
             pod: None,
