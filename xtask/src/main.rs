@@ -6,6 +6,7 @@
 )]
 #![expect(clippy::print_stderr, reason = "and complains on standard error")]
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -48,6 +49,9 @@ enum Command {
     /// refuses a service account and says why; the namespace leaves; a table of latencies.
     /// Exit code 0 only if every step was observed. Everything is removed at the end.
     Demo(demo::Args),
+    /// Measure the same traffic without a mesh, through Keelson and through Envoy sidecars, in
+    /// turns. Needs root, and a machine that nobody else uses meanwhile.
+    Bench(bench::Args),
     /// The same lab, left standing for a person. Needs root.
     #[command(subcommand)]
     Lab(lab_command::Command),
@@ -75,6 +79,7 @@ fn run(command: Command) -> Result<()> {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Lab(command) => lab_command::run(command),
         Command::Test(args) => test::run(&args),
         Command::Lint(args) => lint::run(&args),

@@ -1,7 +1,7 @@
 //! What building and testing need, and how it is installed where it is missing.
 
 mod kernel;
-pub(crate) mod packages;
+mod packages;
 mod rust;
 
 use anyhow::{Result, bail};
@@ -78,6 +78,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     println!("setup: done");
     Ok(())
+}
+
+/// Installs system packages that only some commands need.
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
+    packages::install(packages)
 }
 
 fn survey() -> Result<Vec<Need>> {

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-pub use message::MESSAGE;
+pub use message::{MESSAGE, PLAINTEXT};
 pub use report::{LoadReport, Quantiles};
 pub use server::serve;
 pub use window::Watched;

@@ -9,7 +9,7 @@ pub const MESSAGE: usize = 1024;
 pub(crate) const BULK: &str = "/bulk";
 
 /// Written into every body, so that a capture can tell whether it crossed a link in the clear.
-pub(crate) const PLAINTEXT: &str = "keelson-bench plaintext ";
+pub const PLAINTEXT: &str = "keelson-bench plaintext ";
 
 /// A request of [`MESSAGE`] bytes.
 pub(crate) fn request() -> Vec<u8> {
