@@ -6,17 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The id of the cgroup2 directory that this process is in, below the mount at `root`.
+/// The id of the cgroup2 directory that this process is in, below `root`: the mount, or a directory
+/// of it.
 ///
 /// The id is the directory's inode number (`cgroup_id()` in include/linux/cgroup.h).
 ///
 /// # Errors
-/// When this process is in no cgroup2, or `root` is not where it is mounted.
+/// When this process is in no cgroup2, or not below `root`.
 pub fn own_id(root: &Path) -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/self/cgroup")?;
     let path = unified_path(&text)
         .ok_or_else(|| io::Error::other("this process is in no cgroup2; mount cgroup2"))?;
-    let directory = root.join(path.trim_start_matches('/'));
+    let directory = place(root, Path::new(path.trim_start_matches('/')));
     let metadata = std::fs::metadata(&directory).map_err(|e| {
         io::Error::new(
             e.kind(),
@@ -48,6 +49,17 @@ pub fn netns_of_pod(uid: &str) -> Option<PathBuf> {
     None
 }
 
+/// Where `path`, which begins at the mount, lies below `root`, which may be below the mount.
+fn place(root: &Path, path: &Path) -> PathBuf {
+    let whole = root.join(path);
+    if whole.exists() {
+        return whole;
+    }
+    let mut heads = path.ancestors().filter(|head| root.ends_with(head));
+    let rest = heads.find_map(|head| path.strip_prefix(head).ok());
+    rest.map_or(whole, |rest| root.join(rest))
+}
+
 /// The cgroup2 line of `/proc/PID/cgroup` starts with `0::` (man 7 cgroups).
 fn unified_path(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::"))
@@ -55,7 +67,21 @@ fn unified_path(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::unified_path;
+    use std::path::Path;
+
+    use super::{place, unified_path};
+
+    #[test]
+    fn a_root_below_the_mount_is_not_named_twice() {
+        for (root, path, expected) in [
+            ("/x/cgroup", "a/b", "/x/cgroup/a/b"),
+            ("/x/cgroup/a", "a/b", "/x/cgroup/a/b"),
+            ("/x/cgroup/a/b", "a/b/c", "/x/cgroup/a/b/c"),
+            ("/x/cgroup/a/b", "a/b", "/x/cgroup/a/b"),
+        ] {
+            assert_eq!(place(Path::new(root), Path::new(path)), Path::new(expected));
+        }
+    }
 
     #[test]
     fn the_unified_line_is_found_among_those_of_version_1() {

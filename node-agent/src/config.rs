@@ -83,7 +83,7 @@ pub struct RunArgs {
     /// Where programs and maps are pinned: must be on a BPF file system.
     #[arg(long, default_value = "/sys/fs/bpf/keelson")]
     pub bpf_dir: PathBuf,
-    /// Where cgroup2 is mounted.
+    /// Where cgroup2 is mounted. With a directory below it, only pods in there can be captured.
     #[arg(long, default_value = "/sys/fs/cgroup")]
     pub cgroup_root: PathBuf,
     /// The kubelet's cgroup: what it connects to is a probe and reaches pods under STRICT. Without it no probe is exempt.
