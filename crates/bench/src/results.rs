@@ -95,6 +95,8 @@ pub struct Skipped {
 /// What one eBPF program cost while one kind of traffic ran.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Program {
+    /// The mode's name.
+    pub mode: String,
     /// The program's name in the kernel.
     pub name: String,
     /// The traffic.

@@ -240,29 +240,26 @@ impl Bench<'_> {
         for scenario in [Scenario::One, Scenario::Connect] {
             for placement in Placement::ALL {
                 let before = ebpf::programs();
-                let timing = self.options.timing;
+                // The counters see everything, so everything has to be counted.
+                let timing = Timing {
+                    warm_up: Duration::ZERO,
+                    ..self.options.timing
+                };
                 let load = scenario.load(self.sizes);
                 let report = contestant.site.run(placement, load, timing)?;
                 let after = ebpf::programs();
-                // The counters also saw the warm-up.
-                let whole = (timing.warm_up + timing.window).as_secs_f64();
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "a count of requests"
-                )]
-                let requests = (report.rate() * whole) as u64;
                 for program in ebpf::growth(&contestant.programs, &before, &after) {
                     if program.count == 0 {
                         continue;
                     }
                     self.writer.write(Line::Program(Program {
+                        mode: contestant.mode.name().to_owned(),
                         name: program.name,
                         scenario,
                         placement,
                         count: program.count,
                         nanoseconds: program.nanoseconds,
-                        requests,
+                        requests: report.requests,
                     }))?;
                 }
             }

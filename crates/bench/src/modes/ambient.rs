@@ -41,25 +41,18 @@ pub(super) fn start(setup: &Setup, args: &[&str]) -> Result<Site> {
         ),
     )?;
     lab.start_controller(&ControllerOptions::default())?;
-    // A line per connection is left out, as the sidecars' is.
-    let mut all = vec!["--log".to_owned(), "info,access=off".to_owned()];
-    all.extend(args.iter().map(|arg| (*arg).to_owned()));
-    // Hooks only for this lab's pods: the other modes' labs stand beside it.
-    let own = lab
-        .node("n1")?
-        .cgroup()
-        .path()
-        .parent()
-        .map(std::path::Path::to_owned);
-    if let Some(own) = own {
-        all.extend(["--cgroup-root".to_owned(), own.display().to_string()]);
-    }
-    let options = AgentOptions {
-        workers: setup.workers,
-        args: all,
-        ..AgentOptions::default()
-    };
     for node in lab.nodes() {
+        // A line per connection is left out, as the sidecars' is. Hooks are for this node's pods
+        // only: the other nodes and the other modes' labs stand on the same machine.
+        let mut all = vec!["--log".to_owned(), "info,access=off".to_owned()];
+        let own = node.cgroup().path().display().to_string();
+        all.extend(["--cgroup-root".to_owned(), own]);
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let options = AgentOptions {
+            workers: setup.workers,
+            args: all,
+            ..AgentOptions::default()
+        };
         lab.start_agent(node.name(), &options)?;
     }
     let site = Site::settle(lab)?.with(Proxies::Agents);

@@ -209,6 +209,7 @@ pub fn programs(results: &Results) -> String {
     }
     let mut table = Table::default();
     table.row([
+        "mode",
         "eBPF program",
         "traffic",
         "server",
@@ -221,6 +222,7 @@ pub fn programs(results: &Results) -> String {
         let [count, nanoseconds, requests] =
             [program.count, program.nanoseconds, program.requests.max(1)].map(|count| count as f64);
         table.row([
+            program.mode.clone(),
             program.name.clone(),
             program.scenario.title().to_owned(),
             program.placement.title().to_owned(),
