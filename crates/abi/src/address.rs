@@ -1,3 +1,5 @@
+//! How an IP address is laid out in every map.
+
 /// An IP address as the maps hold it: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`.
 ///
 /// Words are the kernel's own (`user_ip6`, `local_ip6`: network byte order in memory), so that the

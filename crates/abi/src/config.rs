@@ -1,3 +1,5 @@
+//! What the agent tells the hooks about the node.
+
 /// Settings of the node, read by the kernel half. The only element of `CONFIG`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]

@@ -1,3 +1,5 @@
+//! How one connection is named where two hooks must recognise it.
+
 use crate::Addr;
 
 /// Key of `PROBES`: a connection as the side that opened it sees it.

@@ -1,3 +1,5 @@
+//! How the lookup hook finds the socket that a connection is handed to.
+
 /// Key of `LISTENERS`: one listening socket of the live agent inside one pod's namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(C)]

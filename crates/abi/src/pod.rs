@@ -1,3 +1,5 @@
+//! What the hooks know of a pod, and how they find it.
+
 use crate::Addr;
 
 /// What the outbound hooks know of a pod, found by the cookie of its network namespace.

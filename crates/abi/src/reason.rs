@@ -1,3 +1,5 @@
+//! Why a hook decided as it did: the numbers that are counted, and their names.
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
         /// Why a hook let a connection pass, took it, or refused it. The index of its counter.
