@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, Capture, Lab, Pod, PodSpec};
@@ -158,6 +158,7 @@ fn a_new_agent_takes_over_and_traffic_returns() -> Result<()> {
     let (strict, plain) = (lab.pod("strict/s")?, lab.pod("plain/p")?);
     let port = fresh_port();
     let _echo = [&client, &server, &strict].map(|pod| echo(pod, port).unwrap());
+    let mut failures = Failures::default();
     for node in ["n1", "n2"] {
         lab.kill_agent(node)?;
         lab.start_agent(node, &AgentOptions::default())?;
@@ -165,58 +166,90 @@ fn a_new_agent_takes_over_and_traffic_returns() -> Result<()> {
         let to = SocketAddr::new(server.v4()?.into(), port);
         testkit::eventually("traffic returns", APPLIES, || expect_echo(&client, to))
             .with_context(|| evidence(&lab))?;
-        for to in addresses(&server, port) {
-            speak_encrypted(&link, &client, to)?;
-        }
-        for to in addresses(&client, port) {
-            speak_encrypted(&link, &server, to)?;
-        }
-        for to in addresses(&strict, port) {
-            expect_refused(&plain, to)?;
-            expect_echo(&client, to)?;
+        // At once and for a while: state must not come back piece by piece.
+        let settled = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < settled && failures.none() {
+            for (client, server) in [(&client, &server), (&server, &client)] {
+                for to in addresses(server, port) {
+                    let cell = format!("{node} anew: {} to {to}", client.key());
+                    failures.note(&cell, speak_encrypted(&link, client, to));
+                }
+            }
+            for to in addresses(&strict, port) {
+                let cell = format!("{node} anew: STRICT {to}");
+                failures.note(&cell, expect_refused(&plain, to));
+                failures.note(&cell, expect_echo(&client, to));
+                failures.note(&cell, expect_echo(&server, to));
+            }
         }
     }
-    Ok(())
+    failures.judge(&lab)
 }
 
-/// Hammered all the time, through three deaths and births of the agent.
+/// Hammered all the time, through the deaths and births of both agents: what an agent does while
+/// it is new, and what its peers think of its pods meanwhile, shows on the wire.
 #[test]
 fn nothing_slips_through_while_agents_come_and_go() -> Result<()> {
     let lab = changing_world()?;
     let (client, server) = (lab.pod("mesh/a")?, lab.pod("mesh/c")?);
     let (strict, plain) = (lab.pod("strict/s")?, lab.pod("plain/p")?);
     let port = fresh_port();
-    let (_echo, guarded) = (echo(&server, port)?, echo(&strict, port)?);
+    let _echo = (echo(&server, port)?, echo(&client, port)?);
+    let guarded = echo(&strict, port)?;
     let (link, bytes) = (link(&lab)?, token());
-    let to = SocketAddr::new(server.v4()?.into(), port);
-    let outbound = Hammer::start(&client, to, bytes.clone());
-    let guarded_at = SocketAddr::new(strict.v6()?.into(), port);
-    let inbound = Hammer::start(&plain, guarded_at, token());
-    for _ in 0..3 {
-        lab.kill_agent("n1")?;
-        lab.start_agent("n1", &AgentOptions::default())?;
-        testkit::eventually("traffic returns", APPLIES, || expect_echo(&client, to))?;
+    let there = SocketAddr::new(server.v4()?.into(), port);
+    let back = SocketAddr::new(client.v6()?.into(), port);
+    let inside = [
+        Hammer::start(&client, there, bytes.clone()),
+        Hammer::start(&server, back, bytes.clone()),
+    ];
+    let stranger = Hammer::start(&plain, SocketAddr::new(strict.v6()?.into(), port), token());
+    for node in ["n1", "n2", "n1", "n2"] {
+        lab.kill_agent(node)?;
+        lab.start_agent(node, &AgentOptions::default())?;
+        for (from, to) in [(&client, there), (&server, back)] {
+            testkit::eventually("traffic returns", APPLIES, || expect_echo(from, to))?;
+        }
     }
-    let outbound = outbound.stop()?;
-    let inbound = inbound.stop()?;
-    ensure!(!link.contains(&bytes)?, "readable on the link");
-    let syns = link.count(|packet| packet.is_syn() && packet.destination_port == port);
-    ensure!(syns == 0, "{syns} SYN in the clear");
+    let inside = inside.map(Hammer::stop);
+    let mut outcomes = stranger.stop()?;
     ensure!(
         guarded.accepted() == 0,
         "STRICT was open {} times",
         guarded.accepted()
     );
-    let echoed = outbound.iter().filter(|(ended, _)| *ended == Ended::Echoed);
-    ensure!(
-        echoed.count() > 0,
-        "the client was never served: {outbound:?}"
-    );
-    for (ended, took) in outbound.iter().chain(&inbound) {
-        let hung = *ended == Ended::Hung || *took > PATIENCE;
-        ensure!(!hung, "an attempt ended {ended:?} after {took:?}");
+    for hammered in inside {
+        let hammered = hammered?;
+        let echoed = hammered.iter().filter(|(ended, _)| *ended == Ended::Echoed);
+        ensure!(
+            echoed.count() > 0,
+            "a client was never served: {hammered:?}"
+        );
+        outcomes.extend(hammered);
     }
-    Ok(())
+    let mut failures = Failures::default();
+    for source in [client.v4()?.into(), IpAddr::from(server.v6()?)] {
+        let syns = link.count(|packet| {
+            packet.is_syn() && packet.source == source && packet.destination_port == port
+        });
+        let none = (syns == 0).then_some(());
+        failures.note(
+            &source.to_string(),
+            none.context(format!("{syns} SYN in the clear")),
+        );
+    }
+    let readable = link.contains(&bytes)?;
+    failures.note("link", (!readable).then_some(()).context("readable"));
+    for (ended, took) in outcomes {
+        let hung = ended == Ended::Hung || took > PATIENCE;
+        failures.note(
+            "attempt",
+            (!hung)
+                .then_some(())
+                .context(format!("{ended:?} after {took:?}")),
+        );
+    }
+    failures.judge(&lab)
 }
 
 /// `late/name` on n1, in a namespace that is STRICT but not in the mesh yet.
@@ -287,23 +320,19 @@ fn a_new_pod_never_speaks_in_the_clear() -> Result<()> {
     let port = fresh_port();
     let mut command = Command::new("keelson-lab-app");
     command.args(["http-server", "--port", &port.to_string()]);
-    let _server = server.spawn(command)?;
-    let to = SocketAddr::new(server.v4()?.into(), port);
+    let process = server.spawn(command)?;
+    let to = SocketAddr::new(server.v4()?.into(), port).to_string();
     testkit::eventually("the server serves", PATIENCE, || {
-        dial(&lab.pod("mesh/a")?, to)
+        let log = process.log();
+        ensure!(log.contains("serving HTTP"), "{log}");
+        Ok(())
     })?;
     let link = link(&lab)?;
     for number in 0..5 {
         let name = format!("eager-{number}");
-        let target = to.to_string();
-        let words = [
-            "keelson-lab-app",
-            "http-client",
-            "--interval",
-            "1ms",
-            &target,
-        ];
-        let pod = lab.create(&PodSpec::new("mesh", &name, "n1").container("app", &words))?;
+        let client = ["keelson-lab-app", "http-client", "--interval", "1ms", &to];
+        let spec = PodSpec::new("mesh", &name, "n1").service_account(&name);
+        let pod = lab.create(&spec.container("app", &client))?;
         let key = pod.key();
         testkit::eventually("the new pod is served", APPLIES, || {
             let log = lab.containers(&key, |containers| containers[0].log());

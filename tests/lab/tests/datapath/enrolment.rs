@@ -374,3 +374,38 @@ fn a_pod_that_is_replaced_under_its_name_is_captured_again() -> Result<()> {
     }
     Ok(())
 }
+
+/// Replicas share a service account, and whatever the mesh shares between them survives each.
+#[test]
+fn a_pod_does_not_notice_the_end_of_its_replica() -> Result<()> {
+    let lab = changing_world()?;
+    let server = lab.pod("mesh/c")?;
+    let port = fresh_port();
+    let _echo = echo(&server, port)?;
+    let to = SocketAddr::new(server.v4()?.into(), port);
+    let replica =
+        |name: &str| lab.create(&PodSpec::new("mesh", name, "n1").service_account("replicas"));
+    let first = replica("replica-1")?;
+    wait_encrypted(&lab, &first, &server)?;
+    // The first one's connection is open when the second one's begins, and when it goes.
+    let firsts = dial(&first, to)?;
+    round_trip(&firsts, &token())?;
+    let second = replica("replica-2")?;
+    let seconds = dial(&second, to)?;
+    round_trip(&seconds, &token())?;
+    lab.delete_pod("mesh/replica-1")?;
+    let went = round_trip(&seconds, &token())
+        .context("the open connection of the replica that stays")
+        .and_then(|()| round_trip(&dial(&second, to)?, &token()).context("a new one"))
+        .and_then(|()| {
+            let third = replica("replica-3")?;
+            round_trip(&dial(&third, to)?, &token()).context("one of the replica that comes")
+        })
+        .with_context(|| evidence(&lab));
+    for name in ["mesh/replica-2", "mesh/replica-3"] {
+        if lab.pod(name).is_ok() {
+            lab.delete_pod(name)?;
+        }
+    }
+    went
+}

@@ -359,6 +359,11 @@ impl Failures {
         }
     }
 
+    /// Whether all went well so far.
+    pub(crate) fn none(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Fails if any cell did, with what the agents say about it.
     pub(crate) fn judge(self, lab: &Lab) -> Result<()> {
         if self.0.is_empty() {
@@ -368,12 +373,14 @@ impl Failures {
     }
 }
 
-/// What the agents have to say: their last refusals and log lines.
+/// What the agents have to say: the last lines of their logs, more with `KEELSON_LOG_LINES`.
 pub(crate) fn evidence(lab: &Lab) -> String {
+    let lines = std::env::var("KEELSON_LOG_LINES").ok();
+    let lines: usize = lines.and_then(|lines| lines.parse().ok()).unwrap_or(6);
     let mut text = String::new();
     for node in lab.nodes().iter().map(Node::name) {
         let log = lab.agent_log(node);
-        let skip = log.lines().count().saturating_sub(6);
+        let skip = log.lines().count().saturating_sub(lines);
         let tail: Vec<&str> = log.lines().skip(skip).collect();
         text += &format!("--- agent of {node}, last lines:\n{}\n", tail.join("\n"));
     }
