@@ -42,7 +42,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_values_t = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()])]
     pub server_name: Vec<String>,
 
-    /// Trust domain of every identity, spiffe://<trust domain>/ns/<namespace>/sa/<service account>. Policies that name
+    /// Trust domain of every identity, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Policies that name
     /// principals contain it
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,

@@ -1,4 +1,4 @@
-//! Delta discovery over gRPC: drives one [`Stream`] per client.
+//! Delta discovery over gRPC: drives one stream's state per client.
 
 use std::pin::Pin;
 use std::sync::Arc;

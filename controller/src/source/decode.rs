@@ -2,20 +2,21 @@
 //! of it: the key, so that its last good version can stay, and for policies a refusal on their scope.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_api::ObjectMeta;
 use serde::Deserialize;
 
-use super::document::{Document, Salvage, salvage};
+use super::document::Document;
 use super::fields::{FieldError, Surplus, read};
 use super::tree::{self, Node};
 use super::{FieldLines, Upsert, names, validate};
 use crate::diagnostics::{Diagnostic, Severity};
-use crate::object::{BrokenPolicy, Kind, Object, ObjectKey, Origin};
+use crate::object::{Kind, Object, ObjectKey, Origin};
 use crate::store::POD_IPS;
+
+mod broken;
 
 /// What a document, or one item of a list in it, turned out to be.
 #[derive(Clone, Debug)]
@@ -54,7 +55,7 @@ pub(crate) fn document(
                 Reader::new(file, root_namespace, into).item(node);
             }
         }
-        Err(error) => unparsable(file, document, &error, into),
+        Err(error) => broken::unparsable(file, document, &error, into),
     }
 }
 
@@ -68,45 +69,6 @@ fn parse(document: Document<'_>) -> Result<Vec<Node>, tree::SyntaxError> {
             message,
         })
     })
-}
-
-/// A syntax error leaves only what can be read without a parser.
-fn unparsable(
-    file: &Arc<str>,
-    document: Document<'_>,
-    error: &tree::SyntaxError,
-    into: &mut Decoded,
-) {
-    let Salvage {
-        api_version,
-        kind,
-        name,
-        namespace,
-    } = salvage(document.text);
-    let group = group_of(api_version.as_deref().unwrap_or_default()).to_owned();
-    let key =
-        kind.as_deref()
-            .zip(name.as_deref())
-            .map(|(kind, name)| match Kind::find(&group, kind) {
-                Some(known) => {
-                    ObjectKey::new(known, namespace_for(known, namespace.as_deref()), name)
-                }
-                None => ObjectKey::foreign(
-                    &group,
-                    kind,
-                    namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE),
-                    name,
-                ),
-            });
-    let origin = Origin::new(Arc::clone(file), error.line);
-    let finding = Diagnostic::new(Severity::Error, &origin, key.as_ref(), &error.message);
-    let fallback = key.as_ref().and_then(|key| fallback(key, None, &finding));
-    into.findings.push(finding);
-    into.claims.push(Claim::Broken {
-        key,
-        fallback,
-        origin,
-    });
 }
 
 /// Reads items: decides which kind each is, and collects findings about it.
@@ -337,7 +299,7 @@ impl<'a> Reader<'a> {
             .key
             .as_ref()
             .zip(first)
-            .and_then(|(key, first)| fallback(key, selector(node), &first));
+            .and_then(|(key, first)| broken::fallback(key, broken::selector(node), &first));
         self.broken(node.line, fallback);
     }
 
@@ -435,46 +397,6 @@ impl<'a> Reader<'a> {
             self.say(Severity::Warning, entry.line, &field, message);
         }
     }
-}
-
-/// A policy that cannot be read refuses on its scope: the selector if that can be read, else its namespace.
-fn fallback(
-    key: &ObjectKey,
-    selector: Option<BTreeMap<String, String>>,
-    why: &Diagnostic,
-) -> Option<Box<Upsert>> {
-    let policy = [Kind::AuthorizationPolicy, Kind::PeerAuthentication]
-        .iter()
-        .any(|kind| kind.as_str() == key.kind());
-    policy.then(|| {
-        let origin = Origin::new(Arc::clone(&why.file), why.line);
-        let reason = match why.field.as_str() {
-            "" => why.message.clone(),
-            field => format!("{field}: {}", why.message),
-        };
-        let broken = BrokenPolicy {
-            key: key.clone(),
-            selector,
-            reason,
-        };
-        Box::new(Upsert {
-            object: Object::Broken(Box::new(broken)),
-            origin,
-            lines: FieldLines::default(),
-        })
-    })
-}
-
-/// The labels that a policy selects by, as far as they can be read without its type.
-fn selector(node: &Node) -> Option<BTreeMap<String, String>> {
-    let labels = node.get("spec")?.get("selector")?.get("matchLabels")?;
-    let pairs = labels
-        .entries()
-        .iter()
-        .map(|entry| Some((entry.key.clone(), entry.value.text()?.to_owned())));
-    pairs
-        .collect::<Option<BTreeMap<_, _>>>()
-        .filter(|labels| !labels.is_empty())
 }
 
 fn metadata_text<'n>(node: &'n Node, key: &str) -> Option<&'n str> {

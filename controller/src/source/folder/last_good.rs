@@ -62,7 +62,7 @@ pub(super) fn save<'o>(
     Ok(atomic_write_mode(path, &text, PRIVATE)?)
 }
 
-/// Reads what [`save`] wrote; nothing when there is no file. Lines that mean nothing any more are skipped.
+/// Reads what an earlier run saved; nothing when there is no file. Lines that mean nothing any more are skipped.
 ///
 /// # Errors
 /// From the file system.

@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
+use self::files::{Stamp, list, stamp};
 use crate::diagnostics::{Diagnostic, Severity};
 use crate::object::{ObjectKey, Origin};
 use crate::source::decode::{Claim, Decoded, document};
 use crate::source::document::split;
 use crate::source::{Batch, Upsert};
+
+mod files;
 
 /// The files of a folder as last read.
 #[derive(Debug, Default)]
@@ -56,16 +57,6 @@ struct Held {
     origin: Origin,
     /// A policy that refuses because it cannot be read: no last good version.
     is_fallback: bool,
-}
-
-/// Changes whenever a file may have changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-    /// Read so soon after its change that a second change could have the same time.
-    racy: bool,
 }
 
 impl Memory {
@@ -432,42 +423,6 @@ fn keep(
         }),
     ))
 }
-
-/// The names of the manifests in a folder.
-fn list(folder: &Path) -> io::Result<BTreeSet<Arc<str>>> {
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let manifest = [".yaml", ".yml", ".json"]
-            .iter()
-            .any(|ending| name.ends_with(ending));
-        if manifest
-            && !name.starts_with('.')
-            && !fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir())
-        {
-            names.insert(Arc::from(name));
-        }
-    }
-    Ok(names)
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let meta = fs::metadata(path).ok()?;
-    let age = SystemTime::now()
-        .duration_since(meta.modified().ok()?)
-        .unwrap_or_default();
-    Some(Stamp {
-        inode: meta.ino(),
-        size: meta.size(),
-        changed: (meta.ctime(), meta.ctime_nsec()),
-        racy: age < RACY,
-    })
-}
-
-/// File times move in ticks of the kernel; within this time two writes may look like one.
-const RACY: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests;
