@@ -295,12 +295,19 @@ async fn follow_policy(
 async fn report_captured(
     mut client: NodeClient,
     node: String,
-    mut captured: watch::Receiver<BTreeSet<String>>,
+    mut captured: watch::Receiver<Option<BTreeSet<String>>>,
 ) {
     loop {
+        let known = captured.borrow_and_update().clone();
+        let Some(known) = known else {
+            if captured.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
         let report = NodeReport {
             node: node.clone(),
-            captured: captured.borrow_and_update().iter().cloned().collect(),
+            captured: known.into_iter().collect(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             abi_version: ABI_VERSION,
         };

@@ -137,7 +137,7 @@ pub struct Enroller {
     wanted: Option<Arc<WantedPods>>,
     entries: BTreeMap<PodName, Entry>,
     next_id: u32,
-    captured: watch::Sender<BTreeSet<String>>,
+    captured: watch::Sender<Option<BTreeSet<String>>>,
     direct: DirectHandle,
     told: Vec<u32>,
     commands: mpsc::Receiver<Command>,
@@ -155,9 +155,9 @@ impl Enroller {
         config: EnrolConfig,
         metrics: EnrolmentMetrics,
         direct: DirectHandle,
-    ) -> (Self, EnrolHandle, watch::Receiver<BTreeSet<String>>) {
+    ) -> (Self, EnrolHandle, watch::Receiver<Option<BTreeSet<String>>>) {
         let (sender, commands) = mpsc::channel();
-        let (captured, captured_receiver) = watch::channel(BTreeSet::new());
+        let (captured, captured_receiver) = watch::channel(None);
         let enroller = Self {
             kernel,
             workers,
@@ -366,12 +366,7 @@ impl Enroller {
     }
 
     fn publish(&mut self) {
-        let captured: BTreeSet<String> = self
-            .entries
-            .values()
-            .filter(|entry| entry.phase == Phase::Captured)
-            .filter_map(|entry| entry.pod.as_ref().map(|pod| pod.workload.to_string()))
-            .collect();
+        self.tell_captured();
         self.tell_direct();
         let missing = self.wanted.as_ref().map_or(0, |wanted| {
             wanted
@@ -388,9 +383,13 @@ impl Enroller {
         self.metrics
             .missing
             .set(i64::try_from(missing).unwrap_or(i64::MAX));
+        let captured = self
+            .entries
+            .values()
+            .filter(|entry| entry.phase == Phase::Captured);
         self.metrics
             .captured
-            .set(i64::try_from(captured.len()).unwrap_or(i64::MAX));
+            .set(i64::try_from(captured.count()).unwrap_or(i64::MAX));
         let unguarded = self
             .entries
             .values()
@@ -399,17 +398,45 @@ impl Enroller {
         self.metrics
             .unguarded
             .set(i64::try_from(unguarded).unwrap_or(i64::MAX));
-        self.captured.send_if_modified(|current| {
-            let changed = *current != captured;
-            *current = captured;
-            changed
-        });
         if std::mem::take(&mut self.dirty) {
             saved::store(
                 &self.config.runtime_dir,
                 self.entries.values().map(|entry| &entry.sandbox),
             );
         }
+    }
+
+    /// What the controller hears: pods whose capture is complete, and those of an earlier agent that
+    /// the kernel holds captured while this one adopts them. Nothing is said before it is known what
+    /// is wanted: peers of a pod that is not named speak to it in the clear.
+    fn tell_captured(&self) {
+        let Some(wanted) = &self.wanted else { return };
+        let kernel = self.kernel.pods();
+        let is_captured = |entry: &Entry| match entry.phase {
+            Phase::Captured => true,
+            Phase::Unknown | Phase::Failed(_) => {
+                let state = kernel.get(&entry.netns.cookie()).map(|(_, state)| *state);
+                state == Some(PodState::Captured)
+            }
+            Phase::Exempt | Phase::Releasing(..) => false,
+        };
+        let captured: BTreeSet<String> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| is_captured(entry))
+            .filter_map(|(name, entry)| {
+                let own = entry.pod.as_ref().map(|pod| &pod.workload);
+                let workload = own.or_else(|| wanted.get(name).map(|wish| &wish.workload));
+                workload.map(ToString::to_string)
+            })
+            .collect();
+        self.captured.send_if_modified(|current| {
+            let changed = current.as_ref() != Some(&captured);
+            if changed {
+                *current = Some(captured);
+            }
+            changed
+        });
     }
 
     fn tell_direct(&mut self) {

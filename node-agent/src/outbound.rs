@@ -239,7 +239,7 @@ async fn open_tunnel(
     };
     let generation = identity::generation(&cert);
     let opened = worker
-        .pool
+        .pool(pod)
         .open(&key, generation, &request, || {
             let (pod, cert, shared, expected) = (
                 Arc::clone(pod),

@@ -62,6 +62,9 @@ fn listen_at(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     set_transparent(&socket, address.ip())?;
     // The listeners of all workers, and of an agent that takes over, share the port.
     socket.set_reuse_port(true)?;
+    // An accepted connection holds the port that the client dialled, in the pod's namespace; an
+    // application that binds that port with SO_REUSEADDR, as servers do, shall not be in its way.
+    socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

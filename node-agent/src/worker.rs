@@ -134,8 +134,9 @@ impl WorkerHandle {
 pub struct Worker {
     /// What all workers share.
     pub shared: Arc<Shared>,
-    /// This worker's tunnels.
-    pub pool: pool::Pool,
+    /// The tunnels of each pod: their sockets live and end with the pod's network namespace, so pods
+    /// never share one, not even of the same identity.
+    pools: RefCell<HashMap<u32, pool::Pool>>,
     pods: RefCell<HashMap<u32, PodTasks>>,
     live: RefCell<HashMap<u64, Rc<Tracked>>>,
     next: std::cell::Cell<u64>,
@@ -165,7 +166,7 @@ fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
     LocalSet::new().block_on(&runtime, async move {
         let worker = Rc::new(Worker {
             shared,
-            pool: pool::Pool::new(pool::Config::default()),
+            pools: RefCell::default(),
             pods: RefCell::default(),
             live: RefCell::default(),
             next: std::cell::Cell::new(0),
@@ -185,7 +186,7 @@ impl Worker {
                 },
                 _ = ticks.tick() => {
                     self.live.borrow().values().for_each(|tracked| tracked.live.report());
-                    self.pool.evict_idle();
+                    self.pools.borrow().values().for_each(pool::Pool::evict_idle);
                 }
             }
         }
@@ -247,6 +248,9 @@ impl Worker {
             tasks.tunnels.cancel();
         }
         if connections {
+            if let Some(pool) = self.pools.borrow_mut().remove(&id) {
+                pool.drain();
+            }
             for tracked in self
                 .live
                 .borrow()
@@ -259,6 +263,13 @@ impl Worker {
                 );
             }
         }
+    }
+
+    /// The tunnels of a pod.
+    pub(crate) fn pool(&self, pod: &Pod) -> pool::Pool {
+        let mut pools = self.pools.borrow_mut();
+        let new = || pool::Pool::new(pool::Config::default());
+        pools.entry(pod.id).or_insert_with(new).clone()
     }
 
     /// Accepts until cancelled, then takes what the kernel had completed before closing.
@@ -354,7 +365,7 @@ impl Worker {
             tasks.accept.cancel();
             tasks.tunnels.cancel();
         }
-        self.pool.drain();
+        self.pools.borrow().values().for_each(pool::Pool::drain);
         while !self.live.borrow().is_empty() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -54,9 +54,13 @@ pub fn on_established(ctx: &SockOpsContext) {
     tell_of(ctx, EventKind::Opened);
 }
 
-/// Tells of the end of a connection.
+/// Tells of the end of a connection and forgets its note.
 #[inline(always)]
 pub fn on_close(ctx: &SockOpsContext) {
+    if stored(ctx).is_some() {
+        // That the note had to make room for others already is fine.
+        let _evicted = FLOWS.remove(&flow(ctx)).is_err();
+    }
     tell_of(ctx, EventKind::Closed);
 }
 

@@ -1,4 +1,5 @@
-//! `tcx` ingress on the node's end of a pod's interface: a pod leaves it with its own addresses only.
+//! `tcx` ingress on the node's end of a pod's interface: a captured pod leaves it with its own
+//! addresses only, and no pod with those of a captured pod.
 //!
 //! Strict `rp_filter` does this for IPv4 where it is set; nothing in the kernel does it for IPv6.
 //! One instance per pod, with the pod's number in its read-only data. Kernel: tcx since 6.6. Run on:
@@ -10,7 +11,7 @@ use abi::{Addr, OWNED_ADDRESS, PodAddr, Reason};
 use aya_ebpf::programs::TcContext;
 
 use crate::{
-    maps::{address_flags, count},
+    maps::{INBOUND, LOCAL_PODS, address_flags, count},
     source::{Packet, may_leave, packet},
 };
 
@@ -35,7 +36,7 @@ pub fn guard(ctx: &TcContext, pod: u32) -> i32 {
     };
     // A packet too short for its header is malformed: drop.
     match source {
-        Ok(source) if may_leave(&source, |addr| owned(pod, addr)) => NEXT,
+        Ok(source) if may_leave(&source, |addr| may_use(pod, addr)) => NEXT,
         _ => {
             count(Reason::SpoofedSource);
             DROP
@@ -43,7 +44,15 @@ pub fn guard(ctx: &TcContext, pod: u32) -> i32 {
     }
 }
 
+/// A captured pod uses its own addresses only. Another pod is the cluster's business, but for the
+/// addresses of captured pods of this node.
 #[inline(always)]
-fn owned(pod: u32, addr: &Addr) -> bool {
-    address_flags(&PodAddr { pod, addr: *addr }) & OWNED_ADDRESS != 0
+fn may_use(pod: u32, addr: &Addr) -> bool {
+    if address_flags(&PodAddr { pod, addr: *addr }) & OWNED_ADDRESS != 0 {
+        return true;
+    }
+    // SAFETY: only the entries' presence is read.
+    let (captured, taken) =
+        unsafe { (INBOUND.get(&pod).is_some(), LOCAL_PODS.get(addr).is_some()) };
+    !captured && !taken
 }

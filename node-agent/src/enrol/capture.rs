@@ -300,6 +300,8 @@ fn towards_exempt(context: &Context<'_>, entry: &mut Entry) {
             let carried = entry.pod.as_ref().map_or(0, |pod| pod.open());
             if carried == 0 || since.elapsed() >= context.config.drain_deadline {
                 clean_namespace(context, entry);
+                context.kernel.forget_pod(entry.id);
+                guard_exempt(context, entry);
                 entry.pod = None;
                 entry.phase = Phase::Exempt;
                 tracing::info!(pod = %entry.sandbox.pod, "pod released");
@@ -312,9 +314,27 @@ fn towards_exempt(context: &Context<'_>, entry: &mut Entry) {
         }
         Phase::Unknown | Phase::Failed(_) => {
             set_exempt(context, entry);
+            guard_exempt(context, entry);
             entry.phase = Phase::Exempt;
         }
     }
+}
+
+/// Keeps a pod outside the mesh from using the addresses of captured pods.
+fn guard_exempt(context: &Context<'_>, entry: &mut Entry) {
+    if entry.sandbox.ips.is_empty() {
+        return;
+    }
+    let own = entry.sandbox.ips.iter();
+    let flags = own
+        .map(|ip| (ip.to_canonical(), OWN_ADDRESS | OWNED_ADDRESS))
+        .collect();
+    if let Err(error) = context.kernel.set_addresses(entry.id, &flags) {
+        tracing::warn!(pod = %entry.sandbox.pod, error = describe(&error), "source addresses of the pod are not guarded");
+        return;
+    }
+    let programs = PodPrograms::new(context.kernel, entry.id);
+    entry.guarded = guard_source(context.kernel, &programs, entry);
 }
 
 fn stop_capturing(context: &Context<'_>, entry: &Entry) {
