@@ -29,11 +29,11 @@ pub(crate) struct Args {
         default_value = "direct,ambient,ambient-mtls,sidecar,sidecar-tcp"
     )]
     modes: Vec<String>,
-    /// Which kinds of traffic: one, paced, many, connect, bulk, idle.
+    /// Which kinds of traffic: one, pinned, paced, many, connect, bulk, idle.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "one,paced,many,connect,bulk,idle"
+        default_value = "one,pinned,paced,many,connect,bulk,idle"
     )]
     scenarios: Vec<String>,
     /// How often each measurement is repeated.
@@ -142,6 +142,7 @@ fn measure(args: &Args) -> Result<(Results, PathBuf)> {
         timing: Timing {
             warm_up: seconds(args.warm_up, if args.quick { 0.2 } else { 1.0 })?,
             window: seconds(args.window, if args.quick { 0.5 } else { 3.0 })?,
+            pinned: false,
         },
         sizes: sizes(args),
         others_allowed: args.others,

@@ -11,6 +11,7 @@ mod connects;
 mod idle;
 mod message;
 mod paced;
+mod pin;
 mod report;
 mod server;
 mod window;
@@ -67,6 +68,8 @@ pub struct Plan {
     pub warm_up: Duration,
     /// How long it is then counted.
     pub window: Duration,
+    /// Whether everything that takes part runs on one processor.
+    pub pinned: bool,
     /// Whose resources are looked at when the window opens and closes.
     pub watched: Watched,
 }
@@ -76,6 +79,12 @@ pub struct Plan {
 /// # Errors
 /// Nobody answers, or the system refuses a socket. Single failures are counted in the report.
 pub fn run(plan: &Plan) -> Result<LoadReport> {
+    let watched = &plan.watched;
+    let _pinned = if plan.pinned {
+        pin::Pinned::new(watched.mesh.iter().chain(&watched.load).copied())?
+    } else {
+        pin::Pinned::default()
+    };
     match plan.load {
         Load::Closed { connections } => closed::run(plan, connections),
         Load::Paced { connections, rate } => paced::run(plan, connections, rate),

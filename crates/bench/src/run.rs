@@ -229,8 +229,12 @@ impl Bench<'_> {
             Scenario::Idle => Timing {
                 warm_up: Duration::from_secs(1),
                 window: Duration::from_secs(2),
+                pinned: false,
             },
-            _ => self.options.timing,
+            _ => Timing {
+                pinned: scenario == Scenario::Pinned,
+                ..self.options.timing
+            },
         }
     }
 

@@ -11,6 +11,8 @@ use crate::results::Run;
 pub enum Scenario {
     /// One kept connection, closed loop: what a hop costs in time.
     One,
+    /// The same with everything on one processor: what a hop costs in work.
+    Pinned,
     /// 16 kept connections at a fixed rate, open loop: latency under a load that all can bear.
     Paced,
     /// 32 kept connections, closed loop: what the machine can do.
@@ -43,8 +45,9 @@ impl Default for Sizes {
 
 impl Scenario {
     /// All, in the order in which they run.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::One,
+        Self::Pinned,
         Self::Paced,
         Self::Many,
         Self::Connect,
@@ -57,6 +60,7 @@ impl Scenario {
     pub fn name(self) -> &'static str {
         match self {
             Self::One => "one",
+            Self::Pinned => "pinned",
             Self::Paced => "paced",
             Self::Many => "many",
             Self::Connect => "connect",
@@ -78,6 +82,7 @@ impl Scenario {
     pub fn title(self) -> &'static str {
         match self {
             Self::One => "one kept connection",
+            Self::Pinned => "one kept connection, all on one processor",
             Self::Paced => "16 kept connections, fixed rate",
             Self::Many => "32 kept connections",
             Self::Connect => "a connection per request, 8 clients",
@@ -90,7 +95,7 @@ impl Scenario {
     #[must_use]
     pub fn load(self, sizes: Sizes) -> Load {
         match self {
-            Self::One => Load::Closed { connections: 1 },
+            Self::One | Self::Pinned => Load::Closed { connections: 1 },
             Self::Paced => Load::Paced {
                 connections: 16,
                 rate: sizes.rate,
@@ -108,7 +113,7 @@ impl Scenario {
     #[must_use]
     pub fn headline(self) -> Figure {
         match self {
-            Self::One | Self::Paced => Figure::P50,
+            Self::One | Self::Pinned | Self::Paced => Figure::P50,
             Self::Many | Self::Connect => Figure::Rate,
             Self::Bulk => Figure::Gigabits,
             Self::Idle => Figure::IdleBytes,

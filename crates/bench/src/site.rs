@@ -64,6 +64,8 @@ pub struct Timing {
     pub warm_up: Duration,
     /// While counting.
     pub window: Duration,
+    /// Everything that takes part on one processor.
+    pub pinned: bool,
 }
 
 impl Site {
@@ -194,6 +196,9 @@ impl Site {
         option(&mut command, "--warm-up", timing.warm_up.as_millis());
         option(&mut command, "--window", timing.window.as_millis());
         option(&mut command, "--load", pid);
+        if timing.pinned {
+            command.arg("--pinned");
+        }
         for pid in self.mesh_pids(placement) {
             option(&mut command, "--mesh", pid);
         }
@@ -216,6 +221,7 @@ impl Site {
         let timing = Timing {
             warm_up: Duration::ZERO,
             window: Duration::from_millis(30),
+            pinned: false,
         };
         self.run(Placement::TwoNodes, Load::Closed { connections: 1 }, timing)?;
         link.contains(crate::load::PLAINTEXT.as_bytes())

@@ -72,6 +72,9 @@ struct Common {
     /// Milliseconds of counting.
     #[arg(long, default_value_t = 2000)]
     window: u64,
+    /// Everything that takes part on one processor.
+    #[arg(long)]
+    pinned: bool,
     /// Process ids of the mesh.
     #[arg(long, value_delimiter = ',')]
     mesh: Vec<i32>,
@@ -104,6 +107,7 @@ fn main() -> Result<()> {
         server: common.server,
         warm_up: Duration::from_millis(common.warm_up),
         window: Duration::from_millis(common.window),
+        pinned: common.pinned,
         watched: Watched {
             mesh: common.mesh,
             load: common.load,

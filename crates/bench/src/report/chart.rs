@@ -6,70 +6,68 @@ use crate::budget::{ROWS, Row, Unit};
 use crate::modes::{ALL, BASE};
 use crate::results::Results;
 
-/// A chart of all rows that compare with no mesh: on the left what should be short, on the right
-/// what should be long.
+/// A chart of the rows that were measured: on the left what should be long, on the right what
+/// should be short.
 #[must_use]
 pub fn chart(results: &Results) -> String {
-    let modes: Vec<&str> = results
-        .modes()
-        .into_iter()
-        .filter(|mode| *mode != BASE)
-        .collect();
-    let rows = |slow: bool| -> Vec<&Row> {
-        ROWS.iter()
-            .filter(|row| row.unit == Unit::Times && row.figure.smaller_is_better() == slow)
-            .filter(|row| {
-                modes
-                    .iter()
-                    .any(|mode| row.measured(results, mode).is_some())
-            })
-            .collect()
+    let chart = Chart {
+        results,
+        modes: results
+            .modes()
+            .into_iter()
+            .filter(|mode| *mode != BASE)
+            .collect(),
     };
-    let (long, short) = (rows(false), rows(true));
-    let band = modes.len() as f64 * BAR + GAP;
-    let height = HEAD + long.len().max(short.len()) as f64 * (band + TITLE) + FOOT;
-    let mut out = String::new();
-    let _ = write!(
-        out,
+    let mut body = String::new();
+    let right = WIDTH / 2.0 + MARGIN / 2.0;
+    let long = chart.panel(
+        &mut body,
+        (MARGIN, HEAD),
+        &Panel {
+            title: "Share of the throughput that is left",
+            hint: "longer is better",
+            rows: chart.rows(|row| row.unit == Unit::Times && !row.figure.smaller_is_better()),
+            together: true,
+        },
+    );
+    let short = chart.panel(
+        &mut body,
+        (right, HEAD),
+        &Panel {
+            title: "Times the latency or processor time",
+            hint: "shorter is better",
+            rows: chart.rows(|row| row.unit == Unit::Times && row.figure.smaller_is_better()),
+            together: true,
+        },
+    );
+    let memory = chart.panel(
+        &mut body,
+        (right, short),
+        &Panel {
+            title: "Memory",
+            hint: "shorter is better",
+            rows: chart.rows(|row| row.unit != Unit::Times),
+            together: false,
+        },
+    );
+    let height = long.max(memory).max(HEAD) + FOOT;
+    let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" font-family=\"Helvetica, Arial, sans-serif\">\n\
          <rect width=\"{WIDTH}\" height=\"{height:.0}\" fill=\"#ffffff\"/>\n\
          <text x=\"{MARGIN}\" y=\"38\" font-size=\"24\" font-weight=\"bold\" fill=\"#1a202c\">The cost of a mesh, relative to none</text>\n"
     );
-    legend(&mut out, &modes);
-    let right = WIDTH / 2.0 + MARGIN / 2.0;
-    panel(
-        &mut out,
-        results,
-        &modes,
-        &long,
-        &Panel {
-            x: MARGIN,
-            title: "Share of the throughput that is left",
-            hint: "longer is better",
-            largest: 1.0,
-        },
-    );
-    let worst = short
-        .iter()
-        .flat_map(|row| modes.iter().filter_map(|mode| row.measured(results, mode)))
-        .map(|spread| spread.median)
-        .fold(2.0, f64::max);
-    panel(
-        &mut out,
-        results,
-        &modes,
-        &short,
-        &Panel {
-            x: right,
-            title: "Times the latency or processor time",
-            hint: "shorter is better",
-            largest: worst,
-        },
-    );
+    legend(&mut out, &chart.modes);
+    let mark = if body.contains(MARK) {
+        "; * while others had the machine: a hint"
+    } else {
+        ""
+    };
+    out.push_str(&body);
     let machine = &results.machine;
     let _ = write!(
         out,
-        "<text x=\"{MARGIN}\" y=\"{:.0}\" font-size=\"12\" fill=\"#718096\">1 KiB requests; medians of up to {} interleaved repetitions; {} processors, kernel {}; Keelson {} ({}); the dark line is what Keelson must reach</text>\n</svg>\n",
+        "<text x=\"{MARGIN}\" y=\"{:.0}\" font-size=\"12\" fill=\"#718096\">1 KiB requests; medians of up to {} interleaved \
+         repetitions; {} processors, kernel {}; Keelson {} ({}); the dark line is what Keelson must reach{mark}</text>\n</svg>\n",
         height - 18.0,
         results.settings.repetitions,
         machine.processors,
@@ -80,31 +78,59 @@ pub fn chart(results: &Results) -> String {
     out
 }
 
-struct Panel {
-    x: f64,
-    title: &'static str,
-    hint: &'static str,
-    /// What a full bar means.
-    largest: f64,
+struct Chart<'a> {
+    results: &'a Results,
+    modes: Vec<&'a str>,
 }
 
-fn panel(out: &mut String, results: &Results, modes: &[&str], rows: &[&Row], panel: &Panel) {
-    if rows.is_empty() {
-        return;
+struct Panel {
+    title: &'static str,
+    hint: &'static str,
+    rows: Vec<&'static Row>,
+    /// Whether all rows have one scale.
+    together: bool,
+}
+
+impl Chart<'_> {
+    fn rows(&self, belongs: impl Fn(&Row) -> bool) -> Vec<&'static Row> {
+        let rows = ROWS.iter().filter(|row| belongs(row));
+        rows.filter(|row| self.largest(row).is_some()).collect()
     }
-    let width = WIDTH / 2.0 - MARGIN * 1.5 - VALUE;
-    let scale = |value: f64| (value / panel.largest).min(1.05) * width;
-    let x = panel.x;
-    let _ = writeln!(
-        out,
-        "<text x=\"{x}\" y=\"{:.0}\" font-size=\"16\" font-weight=\"bold\" fill=\"#2d3748\">{} <tspan font-weight=\"normal\" fill=\"#718096\">({})</tspan></text>",
-        HEAD - 14.0,
-        panel.title,
-        panel.hint
-    );
-    let mut y = HEAD;
-    for row in rows {
-        y += TITLE;
+
+    fn largest(&self, row: &Row) -> Option<f64> {
+        let measured = self
+            .modes
+            .iter()
+            .filter_map(|mode| row.measured(self.results, mode));
+        measured.map(|spread| spread.median).reduce(f64::max)
+    }
+
+    /// Draws the panel with its upper left corner there, and returns where it ends.
+    fn panel(&self, out: &mut String, (x, mut y): (f64, f64), panel: &Panel) -> f64 {
+        if panel.rows.is_empty() {
+            return y;
+        }
+        let _ = writeln!(
+            out,
+            "<text x=\"{x}\" y=\"{:.0}\" font-size=\"16\" font-weight=\"bold\" fill=\"#2d3748\">{} \
+             <tspan font-weight=\"normal\" fill=\"#718096\">({})</tspan></text>",
+            y - 14.0,
+            panel.title,
+            panel.hint
+        );
+        let all = panel.rows.iter().filter_map(|row| self.largest(row));
+        let all = all.fold(1.0, f64::max);
+        for row in &panel.rows {
+            let own = self.largest(row).unwrap_or(all).max(row.at_least);
+            let full = if panel.together { all } else { own };
+            y = self.bars(out, (x, y + TITLE), row, full);
+        }
+        y + TITLE
+    }
+
+    fn bars(&self, out: &mut String, (x, mut y): (f64, f64), row: &Row, full: f64) -> f64 {
+        let scale = |value: f64| value / full * (WIDTH / 2.0 - MARGIN * 1.5 - VALUE);
+        let promise = x + scale(row.at_least);
         let _ = writeln!(
             out,
             "<text x=\"{x}\" y=\"{:.1}\" font-size=\"13\" fill=\"#2d3748\">{}</text>",
@@ -112,32 +138,33 @@ fn panel(out: &mut String, results: &Results, modes: &[&str], rows: &[&Row], pan
             escape(row.title)
         );
         let top = y;
-        for mode in modes {
-            let measured = row.measured(results, mode);
-            if let Some(spread) = measured {
-                let mark = if spread.disturbed { " *" } else { "" };
+        for mode in &self.modes {
+            if let Some(spread) = row.measured(self.results, mode) {
+                let width = scale(spread.median).max(1.0);
+                let mut text = x + width + 6.0;
+                if y == top && text - 6.0 < promise && promise < text + VALUE {
+                    text = promise + 6.0;
+                }
                 let _ = writeln!(
                     out,
-                    "<rect x=\"{x}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"2\" fill=\"{}\"/>\
-                     <text x=\"{:.1}\" y=\"{:.1}\" font-size=\"12\" fill=\"#2d3748\">{}{mark}</text>",
-                    scale(spread.median).max(1.0),
+                    "<rect x=\"{x}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{:.1}\" rx=\"2\" fill=\"{}\"/>\
+                     <text x=\"{text:.1}\" y=\"{:.1}\" font-size=\"12\" fill=\"#2d3748\">{}{}</text>",
                     BAR - 3.0,
                     colour(mode),
-                    x + scale(spread.median).max(1.0) + 6.0,
                     y + BAR - 6.0,
                     row.format(spread.median),
+                    if spread.disturbed { MARK } else { "" },
                 );
             }
             y += BAR;
         }
-        let promise = x + scale(row.at_least);
         let _ = writeln!(
             out,
             "<line x1=\"{promise:.1}\" x2=\"{promise:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"#1a202c\" stroke-width=\"1.5\"/>",
             top - 3.0,
             top + BAR
         );
-        y += GAP;
+        y + GAP
     }
 }
 
@@ -177,6 +204,7 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
+const MARK: &str = " *";
 const WIDTH: f64 = 1200.0;
 const MARGIN: f64 = 40.0;
 const HEAD: f64 = 118.0;
