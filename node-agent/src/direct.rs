@@ -11,6 +11,7 @@ mod revoke;
 
 use std::{
     collections::HashSet,
+    net::IpAddr,
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -18,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use abi::{DirectVerdict, VerdictKey};
+use abi::{Addr, DirectVerdict, VerdictKey};
 use arc_swap::ArcSwap;
 use model::WorkloadUid;
 
@@ -53,8 +54,8 @@ impl Reached {
 enum Message {
     /// The mesh has changed.
     Mesh,
-    /// The captured pods of this node have changed.
-    Pods(Vec<Arc<Pod>>),
+    /// The captured pods of this node have changed, or the addresses of its other pods.
+    Pods(Vec<Arc<Pod>>, Vec<IpAddr>),
     /// Which direct connections there are.
     Connections(tokio::sync::oneshot::Sender<Vec<LiveView>>),
     /// End the thread.
@@ -71,9 +72,9 @@ impl DirectHandle {
         self.send(Message::Mesh);
     }
 
-    /// These are the captured pods of this node now.
-    pub fn pods(&self, pods: Vec<Arc<Pod>>) {
-        self.send(Message::Pods(pods));
+    /// These are the captured pods of this node now, and the addresses of its other pods.
+    pub fn pods(&self, pods: Vec<Arc<Pod>>, others: Vec<IpAddr>) {
+        self.send(Message::Pods(pods, others));
     }
 
     /// The direct connections that are known.
@@ -102,6 +103,7 @@ pub struct Direct {
     reached: Arc<Reached>,
     messages: mpsc::Receiver<Message>,
     pods: Vec<Arc<Pod>>,
+    others: Vec<IpAddr>,
     tables: Tables,
     ledger: Ledger,
 }
@@ -125,6 +127,7 @@ impl Direct {
             reached,
             messages,
             pods: Vec::new(),
+            others: Vec::new(),
             tables: Tables::default(),
             ledger: Ledger::default(),
         };
@@ -168,8 +171,9 @@ impl Direct {
     fn on(&mut self, message: Message) -> Option<bool> {
         match message {
             Message::Mesh => Some(true),
-            Message::Pods(pods) => {
+            Message::Pods(pods, others) => {
                 self.pods = pods;
+                self.others = others;
                 Some(true)
             }
             Message::Connections(reply) => {
@@ -194,7 +198,14 @@ impl Direct {
     fn update(&mut self) {
         let state = self.mesh.state();
         let local: Vec<LocalPod> = self.pods.iter().map(|pod| LocalPod::of(pod)).collect();
-        let tables = compile(&state, &local);
+        let mut tables = compile(&state, &local);
+        // Nobody else may use them: the source guard looks here.
+        for other in &self.others {
+            tables
+                .local_pods
+                .entry(Addr::from(other.to_canonical()))
+                .or_insert(0);
+        }
         let withdrawn = self.apply(&tables);
         self.reached.0.store(Arc::new(tables.reached.clone()));
         self.tables = tables;

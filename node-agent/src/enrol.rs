@@ -440,16 +440,23 @@ impl Enroller {
     }
 
     fn tell_direct(&mut self) {
-        let captured = self
+        let (captured, others): (Vec<&Entry>, Vec<&Entry>) = self
             .entries
             .values()
-            .filter(|entry| entry.phase == Phase::Captured);
-        let pods: Vec<_> = captured.filter_map(|entry| entry.pod.clone()).collect();
-        let ids: Vec<u32> = pods.iter().map(|pod| pod.id).collect();
-        if self.told != ids {
-            self.told = ids;
-            self.direct.pods(pods);
+            .partition(|entry| entry.phase == Phase::Captured);
+        let ids = captured.iter().chain(&others).map(|entry| entry.id);
+        let told: Vec<u32> = ids
+            .chain([u32::try_from(captured.len()).unwrap_or(u32::MAX)])
+            .collect();
+        if self.told == told {
+            return;
         }
+        let pods = captured.iter().filter_map(|entry| entry.pod.clone());
+        let addresses = others
+            .iter()
+            .flat_map(|entry| entry.sandbox.ips.iter().copied());
+        self.direct.pods(pods.collect(), addresses.collect());
+        self.told = told;
     }
 
     fn relisten(&self, id: u32) {

@@ -70,7 +70,8 @@ pub mod maps {
     pub const SERVICES: &str = "SERVICES";
     /// [`crate::SlotKey`] -> [`crate::Slot`].
     pub const SLOTS: &str = "SLOTS";
-    /// [`crate::Addr`] -> `u32` id of the captured pod of this node that has it.
+    /// [`crate::Addr`] of a pod of this node -> `u32` id of the captured pod that has it, or 0 for a
+    /// pod outside the mesh.
     pub const LOCAL_PODS: &str = "LOCAL_PODS";
     /// [`crate::VerdictKey`] -> `u32` [`crate::DirectVerdict`].
     pub const VERDICTS: &str = "VERDICTS";

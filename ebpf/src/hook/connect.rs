@@ -122,7 +122,9 @@ impl crate::direct::Facts for DirectFacts {
     #[inline(always)]
     fn local_pod(&self, addr: &Addr) -> Option<u32> {
         // SAFETY: the value is copied out at once; it is one word.
-        unsafe { LOCAL_PODS.get(addr) }.copied()
+        unsafe { LOCAL_PODS.get(addr) }
+            .copied()
+            .filter(|pod| *pod != 0)
     }
 
     #[inline(always)]

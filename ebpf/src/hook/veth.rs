@@ -1,5 +1,5 @@
 //! `tcx` ingress on the node's end of a pod's interface: a captured pod leaves it with its own
-//! addresses only, and no pod with those of a captured pod.
+//! addresses only, and no pod with those of another pod of the node.
 //!
 //! Strict `rp_filter` does this for IPv4 where it is set; nothing in the kernel does it for IPv6.
 //! One instance per pod, with the pod's number in its read-only data. Kernel: tcx since 6.6. Run on:
@@ -45,7 +45,7 @@ pub fn guard(ctx: &TcContext, pod: u32) -> i32 {
 }
 
 /// A captured pod uses its own addresses only. Another pod is the cluster's business, but for the
-/// addresses of captured pods of this node.
+/// addresses of other pods of this node.
 #[inline(always)]
 fn may_use(pod: u32, addr: &Addr) -> bool {
     if address_flags(&PodAddr { pod, addr: *addr }) & OWNED_ADDRESS != 0 {
