@@ -15,6 +15,9 @@ pub(crate) const APPLIES: Duration = Duration::from_secs(10);
 /// How long one call may take before it counts as hung.
 pub(crate) const CALL: Duration = Duration::from_secs(5);
 
+/// What [`call`] says.
+pub(crate) const PING: &[u8] = b"ping over a new connection";
+
 /// A namespace whose pods are captured.
 pub(crate) fn mesh_namespace(name: &str) -> String {
     format!(
@@ -76,7 +79,7 @@ pub(crate) fn connect(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
 
 /// Sends some bytes over a new connection to an echo.
 pub(crate) fn call(from: &Pod, to: SocketAddr) -> Result<Ended> {
-    Ok(from.run(|| call_here(to, b"ping over a new connection"))?)
+    Ok(from.run(|| call_here(to, PING))?)
 }
 
 /// As [`call`], from the namespace of the calling thread.

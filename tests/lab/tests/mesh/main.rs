@@ -4,12 +4,14 @@
 
 mod api;
 mod authority;
+mod controller_down;
 mod estate;
 mod fixture;
 mod hbone;
 mod interop;
 mod metrics;
 mod mtls;
+mod observability;
 mod policy;
 mod records;
 mod verifier;

@@ -9,7 +9,7 @@ use tests_lab::turn;
 
 use crate::authority::{Authority, Wish, server_config};
 use crate::estate::{Estate, estate};
-use crate::fixture::{Ended, at, call, refusals, spiffe, wait_for};
+use crate::fixture::{Ended, PING, at, call, refusals, spiffe, wait_for};
 use crate::hbone::{HBONE, Server};
 use crate::metrics::refused;
 
@@ -96,7 +96,7 @@ fn where_no_tunnel_is_possible_nothing_is_sent_in_the_clear() -> Result<()> {
     assert_eq!(call(&estate.client, at(ip, 8080))?, Ended::Refused);
     assert!(babbler.accepted() > 0);
     assert_eq!(direct.accepted(), accepted, "the port itself was not tried");
-    assert!(!capture.contains(b"ping over a new connection")?);
+    assert!(!capture.contains(PING)?);
     drop(babbler);
     estate.announce_foreign(false)?;
     wait_for(&estate.client, at(ip, 8080), Ended::Answered)

@@ -1,0 +1,5 @@
+//! What goes on without the controller, and what comes back with it; what broken manifests do to others.
+
+mod away;
+mod defects;
+mod village;
