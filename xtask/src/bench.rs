@@ -1,5 +1,7 @@
 //! The benchmark as a command: builds, installs what is compared with, measures, reports.
 
+mod scale;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +20,10 @@ use crate::shell::{self, is_root};
 
 /// What to measure and how.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    further: Option<Further>,
     /// Short runs: whether everything works, with figures that are only hints.
     #[arg(long)]
     quick: bool,
@@ -57,15 +62,8 @@ pub(crate) struct Args {
     /// Threads of an agent that carry traffic; 0 is one per core.
     #[arg(long, default_value_t = 0)]
     workers: usize,
-    /// The profile that is built and measured.
-    #[arg(long, default_value = "release", value_parser = ["release", "dev"])]
-    profile: String,
-    /// With all optimisations; this is the default.
-    #[arg(long, conflicts_with = "profile")]
-    release: bool,
-    /// Take the programs as they were built last.
-    #[arg(long)]
-    no_build: bool,
+    #[command(flatten)]
+    build: Build,
     /// Where results go; by default `target/bench/<time>.jsonl`. The chart lies beside it.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -80,8 +78,31 @@ pub(crate) struct Args {
     details: bool,
 }
 
+/// Which programs are measured.
+#[derive(Debug, clap::Args)]
+struct Build {
+    /// The profile that is built and measured.
+    #[arg(long, default_value = "release", value_parser = ["release", "dev"])]
+    profile: String,
+    /// With all optimisations; this is the default.
+    #[arg(long, conflicts_with = "profile")]
+    release: bool,
+    /// Take the programs as they were built last.
+    #[arg(long)]
+    no_build: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Further {
+    /// Measure the control plane with large synthetic clusters. Needs root.
+    Scale(scale::Args),
+}
+
 /// Measures unless `--read`, then reports.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(Further::Scale(args)) = &args.further {
+        return scale::run(args);
+    }
     let (results, file) = match &args.read {
         Some(file) => (Results::read(file)?, file.clone()),
         None => measure(args)?,
@@ -119,22 +140,18 @@ fn measure(args: &Args) -> Result<(Results, PathBuf)> {
     let scenarios = choose_scenarios(&args.scenarios)?;
     shell::heading("Setup and build");
     setup::run(&setup::Args::default())?;
-    let target = prepare(args)?;
+    let target = prepare(&args.build)?;
     let mut setup = Setup {
         workers: args.workers,
         ..Setup::default()
     };
-    let mut machine = Machine::read(&args.profile, &shell::root()?);
+    let mut machine = Machine::read(&args.build.profile, &shell::root()?);
     if modes.iter().any(|mode| mode.needs_envoy()) {
         let program = install_envoy(&target)?;
         machine.envoy = Some(envoy::install::version(&program)?);
         setup.envoy = Some(program);
     }
-    let out = args.out.clone().unwrap_or_else(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let name = format!("bench/{}.jsonl", since.unwrap_or_default().as_secs());
-        target.join(name)
-    });
+    let out = args.out.clone().unwrap_or_else(|| default_out(&target, ""));
     let options = Options {
         modes,
         scenarios,
@@ -152,6 +169,15 @@ fn measure(args: &Args) -> Result<(Results, PathBuf)> {
     };
     shell::heading("Labs: one for each mode, all standing at once, used in turns");
     Ok((bench::run(&options)?, out))
+}
+
+/// A file that no earlier run has written.
+fn default_out(target: &Path, kind: &str) -> PathBuf {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    target.join(format!(
+        "bench/{kind}{}.jsonl",
+        since.unwrap_or_default().as_secs()
+    ))
 }
 
 fn sizes(args: &Args) -> Sizes {
@@ -173,7 +199,7 @@ fn seconds(given: Option<f64>, usual: f64) -> Result<Duration> {
 }
 
 /// Builds the programs of the profile and returns cargo's target directory.
-fn prepare(args: &Args) -> Result<PathBuf> {
+fn prepare(args: &Build) -> Result<PathBuf> {
     let profile = &*args.profile;
     let mut command = shell::cargo(&["build", "--profile", profile])?;
     for package in ["node-agent", "controller", "bench"] {

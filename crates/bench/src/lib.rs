@@ -12,6 +12,7 @@ mod progress;
 pub mod report;
 pub mod results;
 pub mod run;
+pub mod scale;
 pub mod scenario;
 pub mod site;
 pub mod statistics;

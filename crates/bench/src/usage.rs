@@ -155,6 +155,13 @@ pub fn processes(pids: &[i32]) -> Processes {
     sum
 }
 
+/// The most resident memory that a process ever had, in bytes.
+#[must_use]
+pub fn peak(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    number(&status, "VmHWM:") << 10
+}
+
 /// Fields 14 and 15 of `/proc/PID/stat`, in seconds.
 fn times(stat: &str) -> (f64, f64) {
     // The command name in field 2 may hold spaces and parentheses; the rest does not.

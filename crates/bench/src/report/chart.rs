@@ -66,10 +66,12 @@ pub fn chart(results: &Results) -> String {
     let machine = &results.machine;
     let _ = write!(
         out,
-        "<text x=\"{MARGIN}\" y=\"{:.0}\" font-size=\"12\" fill=\"#718096\">1 KiB requests; medians of up to {} interleaved \
-         repetitions; {} processors, kernel {}; Keelson {} ({}); the dark line is what Keelson must reach{mark}</text>\n</svg>\n",
-        height - 18.0,
+        "<g font-size=\"12\" fill=\"#718096\"><text x=\"{MARGIN}\" y=\"{:.0}\">1 KiB requests; medians of up to {} interleaved \
+         repetitions; the dark line is what Keelson must reach{mark}</text>\n\
+         <text x=\"{MARGIN}\" y=\"{:.0}\">{} processors, kernel {}; Keelson {} ({} build)</text></g>\n</svg>\n",
+        height - 34.0,
         results.settings.repetitions,
+        height - 16.0,
         machine.processors,
         escape(&machine.kernel),
         escape(&machine.commit),
@@ -125,7 +127,7 @@ impl Chart<'_> {
             let full = if panel.together { all } else { own };
             y = self.bars(out, (x, y + TITLE), row, full);
         }
-        y + TITLE
+        y + TITLE * 2.0
     }
 
     fn bars(&self, out: &mut String, (x, mut y): (f64, f64), row: &Row, full: f64) -> f64 {
@@ -208,7 +210,7 @@ const MARK: &str = " *";
 const WIDTH: f64 = 1200.0;
 const MARGIN: f64 = 40.0;
 const HEAD: f64 = 118.0;
-const FOOT: f64 = 44.0;
+const FOOT: f64 = 34.0;
 const TITLE: f64 = 24.0;
 const BAR: f64 = 18.0;
 const GAP: f64 = 10.0;

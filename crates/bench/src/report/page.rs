@@ -15,10 +15,21 @@ use crate::results::Results;
 /// The page cannot be read or written, or has no markers.
 pub fn update(page: &Path, results: &Results) -> Result<()> {
     let text = fs::read_to_string(page).with_context(|| format!("reading {}", page.display()))?;
-    let text = replace(&text, &section(results)).with_context(|| page.display().to_string())?;
+    let text =
+        replace(&text, "bench", &section(results)).with_context(|| page.display().to_string())?;
     fs::write(page, text).with_context(|| format!("writing {}", page.display()))?;
     let picture = page.with_file_name(PICTURE);
     fs::write(&picture, chart(results)).with_context(|| format!("writing {}", picture.display()))
+}
+
+/// Replaces what stands between the markers for the table of `bench scale`.
+///
+/// # Errors
+/// As [`update`].
+pub fn update_scale(page: &Path, table: &str) -> Result<()> {
+    let text = fs::read_to_string(page).with_context(|| format!("reading {}", page.display()))?;
+    let text = replace(&text, "scale", table).with_context(|| page.display().to_string())?;
+    fs::write(page, text).with_context(|| format!("writing {}", page.display()))
 }
 
 fn section(results: &Results) -> String {
@@ -67,30 +78,34 @@ fn section(results: &Results) -> String {
     out
 }
 
-fn replace(page: &str, section: &str) -> Result<String> {
-    let (Some(begin), Some(end)) = (page.find(BEGIN), page.find(END)) else {
-        bail!("has no markers {BEGIN} and {END}");
+fn replace(page: &str, name: &str, section: &str) -> Result<String> {
+    let begin_mark = format!("<!-- {name}: begin -->");
+    let end_mark = format!("<!-- {name}: end -->");
+    let (Some(begin), Some(end)) = (page.find(&begin_mark), page.find(&end_mark)) else {
+        bail!("has no markers {begin_mark} and {end_mark}");
     };
-    let (Some(before), Some(after)) = (page.get(..begin + BEGIN.len()), page.get(end..)) else {
+    let (Some(before), Some(after)) = (page.get(..begin + begin_mark.len()), page.get(end..))
+    else {
         bail!("has its markers in the wrong order");
     };
     Ok(format!("{before}\n\n{}\n\n{after}", section.trim()))
 }
 
-const BEGIN: &str = "<!-- bench: begin -->";
-const END: &str = "<!-- bench: end -->";
 const PICTURE: &str = "benchmarks.svg";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const BEGIN: &str = "<!-- bench: begin -->";
+    const END: &str = "<!-- bench: end -->";
+
     #[test]
     fn only_what_is_between_the_markers_changes() {
         let page = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
-        let once = replace(&page, "new\n").unwrap();
+        let once = replace(&page, "bench", "new\n").unwrap();
         assert_eq!(once, format!("before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"));
-        assert_eq!(replace(&once, "new").unwrap(), once);
-        assert!(replace("no markers", "new").is_err());
+        assert_eq!(replace(&once, "bench", "new").unwrap(), once);
+        assert!(replace("no markers", "bench", "new").is_err());
     }
 }
