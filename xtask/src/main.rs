@@ -51,7 +51,7 @@ enum Command {
     Demo(demo::Args),
     /// Measure the same traffic without a mesh, through Keelson and through Envoy sidecars, in
     /// turns. Needs root, and a machine that nobody else uses meanwhile.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// The same lab, left standing for a person. Needs root.
     #[command(subcommand)]
     Lab(lab_command::Command),

@@ -84,6 +84,8 @@ impl<'a> Stage<'a> {
         let mut controller = self.start_controller()?;
         self.wait_ready(&mut controller, CONTROLLER_ADMIN.to_string().as_str())?;
         let ready_seconds = start.elapsed().as_secs_f64();
+        std::thread::sleep(SETTLE);
+        let controller_alone = usage::processes(&[controller.pid()]).rss;
         let (agent_rss, agent_seconds) = self.agent()?;
         let report = self.subscribers(&mut controller)?;
         let outcome = Outcome {
@@ -92,6 +94,7 @@ impl<'a> Stage<'a> {
             policies: self.cluster.policies,
             subscribers: self.options.subscribers,
             ready_seconds,
+            controller_alone,
             controller_rss: usage::processes(&[controller.pid()]).rss,
             controller_peak: usage::peak(controller.pid()),
             agent_rss,
@@ -239,7 +242,7 @@ fn loopback_bytes(path: &Path) -> u64 {
     first.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
-/// How long an agent rests before its memory is read.
+/// How long a program rests before its memory is read.
 const SETTLE: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

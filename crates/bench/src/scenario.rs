@@ -178,7 +178,7 @@ impl Figure {
             Self::MeshCpu if meshed => per_unit(report.usage.mesh.cpu() * 1e6),
             Self::AllCpu => per_unit(report.usage.machine.busy() * 1e6),
             Self::Switches if meshed => per_unit(report.usage.mesh.switches() as f64),
-            Self::Resident if meshed => {
+            Self::Resident if meshed && report.usage.mesh.rss > 0 => {
                 Some(report.usage.mesh.rss as f64 / run.mesh_processes as f64)
             }
             Self::IdleBytes if meshed && report.connections > 0 => {

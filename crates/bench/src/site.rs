@@ -43,7 +43,7 @@ pub enum Proxies {
     /// The agents of the lab's nodes.
     Agents,
     /// A proxy in each pod: client, server on the same node, server on the other.
-    Sidecars([Process; 3]),
+    Sidecars(Box<[Process; 3]>),
 }
 
 /// A lab in which one mode runs.
@@ -154,11 +154,13 @@ impl Site {
                 .iter()
                 .filter_map(|node| self.lab.agent_pid(node))
                 .collect(),
-            (Proxies::Sidecars([client, near, _]), Placement::SameNode) => {
-                vec![client.pid(), near.pid()]
-            }
-            (Proxies::Sidecars([client, _, far]), Placement::TwoNodes) => {
-                vec![client.pid(), far.pid()]
+            (Proxies::Sidecars(sidecars), placement) => {
+                let [client, near, far] = &**sidecars;
+                let server = match placement {
+                    Placement::SameNode => near,
+                    Placement::TwoNodes => far,
+                };
+                vec![client.pid(), server.pid()]
             }
         }
     }

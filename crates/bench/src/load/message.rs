@@ -110,10 +110,11 @@ mod tests {
 
     #[test]
     fn heads_that_proxies_have_rewritten_parse_too() {
-        let table: [(&[u8], Option<(usize, bool)>); 4] = [
+        type Row = (&'static [u8], Option<(usize, bool)>);
+        let table: [Row; 4] = [
             (
                 b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nserver: envoy\r\n\r\nabcde",
-                Some((55, false)),
+                Some((58, false)),
             ),
             (
                 b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",

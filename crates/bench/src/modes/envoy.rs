@@ -76,7 +76,7 @@ pub(super) fn start(setup: &Setup, protocol: Protocol) -> Result<Site> {
         sidecars.push(process);
     }
     let sidecars = sidecars.try_into().ok().context("three sidecars")?;
-    let site = site.with(Proxies::Sidecars(sidecars));
+    let site = site.with(Proxies::Sidecars(Box::new(sidecars)));
     if site.is_readable()? {
         bail!("traffic does not pass the sidecars");
     }

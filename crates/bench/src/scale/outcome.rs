@@ -19,6 +19,8 @@ pub struct Outcome {
     pub subscribers: usize,
     /// From the controller's start until it was ready: everything was read and compiled.
     pub ready_seconds: f64,
+    /// Resident memory of the controller before anybody subscribed, bytes.
+    pub controller_alone: u64,
     /// Resident memory of the controller with all subscribers, bytes.
     pub controller_rss: u64,
     /// The most that it ever was, bytes.
@@ -39,7 +41,7 @@ pub fn table(outcomes: &[Outcome]) -> String {
     let seconds = |seconds: f64| format!("{seconds:.2} s");
     let millis = |millis: f64| format!("{millis:.0} ms");
     type Column = (&'static str, Box<dyn Fn(&Outcome) -> String>, &'static str);
-    let lines: [Column; 10] = [
+    let lines: [Column; 11] = [
         (
             "controller ready after its start",
             Box::new(move |one| seconds(one.ready_seconds)),
@@ -76,7 +78,12 @@ pub fn table(outcomes: &[Outcome]) -> String {
             "",
         ),
         (
-            "controller, resident (peak)",
+            "controller, resident, before anybody subscribes",
+            Box::new(move |one| mib(one.controller_alone)),
+            "",
+        ),
+        (
+            "controller, resident with all (peak)",
             Box::new(move |one| {
                 format!("{} ({})", mib(one.controller_rss), mib(one.controller_peak))
             }),
