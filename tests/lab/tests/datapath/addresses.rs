@@ -98,7 +98,8 @@ fn a_server_restarts_while_its_old_connections_live() -> Result<()> {
 }
 
 /// A connection to port 8080 of somebody else takes nothing from the pod's own port 8080.
-fn check_same_port(reuse: Reuse) -> Result<()> {
+#[test]
+fn a_pod_may_serve_the_port_that_it_is_a_client_of() -> Result<()> {
     let world = world()?;
     let mut failures = Failures::default();
     for (client, server) in [
@@ -114,18 +115,13 @@ fn check_same_port(reuse: Reuse) -> Result<()> {
             let mut live = dial(&client, to)?;
             live.read_exact(&mut [0; 5])?;
             for address in [any(port), SocketAddr::new(*own, port)] {
-                let bound = bind(&client, address, reuse).map(drop);
+                let bound = bind(&client, address, Reuse::Yes).map(drop);
                 failures.note(&format!("{} connected to {to}", client.key()), bound);
             }
             round_trip(&live, &token())?;
         }
     }
     failures.judge(&world)
-}
-
-#[test]
-fn a_pod_may_serve_the_port_that_it_is_a_client_of() -> Result<()> {
-    check_same_port(Reuse::Yes)
 }
 
 /// A known limit (ARCHITECTURE.md): the agent's end of a carried connection holds the port that was
@@ -145,7 +141,8 @@ fn without_reuse_a_pod_cannot_serve_the_port_of_its_carried_connection() -> Resu
 }
 
 /// The ports from which a pod's clients seem to come are not taken in the pod.
-fn check_client_ports(reuse: Reuse) -> Result<()> {
+#[test]
+fn a_pod_may_serve_the_ports_that_its_clients_come_from() -> Result<()> {
     let world = world()?;
     let mut failures = Failures::default();
     for (client, server) in [
@@ -162,16 +159,11 @@ fn check_client_ports(reuse: Reuse) -> Result<()> {
             round_trip(stream, &token())?;
         }
         for seen in echo.clients() {
-            let bound = bind(&server, any(seen.port()), reuse).map(drop);
+            let bound = bind(&server, any(seen.port()), Reuse::Yes).map(drop);
             failures.note(&format!("{} serves {seen}", server.key()), bound);
         }
     }
     failures.judge(&world)
-}
-
-#[test]
-fn a_pod_may_serve_the_ports_that_its_clients_come_from() -> Result<()> {
-    check_client_ports(Reuse::Yes)
 }
 
 /// A port of which a listener exists stays taken.

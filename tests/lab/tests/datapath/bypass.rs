@@ -268,9 +268,9 @@ fn a_listener_older_than_enrolment_is_covered() -> Result<()> {
     let server = late_pod(&lab, "older")?;
     let (client, plain) = (lab.pod("mesh/a")?, lab.pod("plain/p")?);
     let (both, v4, closed) = (fresh_port(), fresh_port(), fresh_port());
-    let _both = echo(&server, both)?;
+    let both_echo = echo(&server, both)?;
     let listener = crate::support::listen_on(&server, SocketAddr::from(([0; 4], v4)))?;
-    let _v4 = Peer::serve(listener, Behaviour::Echo)?;
+    let v4_echo = Peer::serve(listener, Behaviour::Echo)?;
     let closing = echo(&server, closed)?;
     let [at4, at6] = [server.v4()?.into(), server.v6()?.into()].map(|ip: IpAddr| ip);
     let old = [
@@ -288,12 +288,20 @@ fn a_listener_older_than_enrolment_is_covered() -> Result<()> {
         expect_refused(&plain, old[0].into())
     })
     .with_context(|| evidence(&lab))?;
+    // Nothing may pass from here on, also while clients of the mesh still learn of the new server.
+    let echoes = [&both_echo, &v4_echo, &closing];
+    let served: u64 = echoes.map(Peer::accepted).iter().sum();
     let mut failures = Failures::default();
     for to in old {
-        failures.note(
-            &format!("plain to {to:?}"),
-            expect_refused(&plain, to.into()),
-        );
+        let went = expect_refused(&plain, to.into());
+        failures.note(&format!("plain to {to:?}"), went);
+    }
+    let now: u64 = echoes.map(Peer::accepted).iter().sum();
+    ensure!(now == served, "{} came through in plaintext", now - served);
+    testkit::eventually("the mesh's clients know the server", APPLIES, || {
+        expect_echo(&client, old[0].into())
+    })?;
+    for to in old {
         failures.note(&format!("mesh to {to:?}"), expect_echo(&client, to.into()));
     }
     drop(closing);

@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -39,7 +39,7 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<(String, usize)>> {
 }
 
 /// `None` for what is no map, or one whose entries all exist from the beginning.
-fn count(path: &PathBuf) -> Result<Option<usize>> {
+fn count(path: &Path) -> Result<Option<usize>> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let get = ObjGet {
         pathname: name.as_ptr() as u64,

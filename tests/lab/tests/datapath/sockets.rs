@@ -244,12 +244,12 @@ fn mptcp_listener(pod: &Pod, port: u16) -> Result<std::net::TcpListener> {
 fn a_socket_bound_to_the_pods_address_and_a_port_works() -> Result<()> {
     let world = world()?;
     let mut failures = Failures::default();
-    for (own_port, (client, server, readable)) in (41_000..).zip(PAIRS) {
+    for (client, server, readable) in PAIRS {
         let (client, server) = (world.pod(client)?, world.pod(server)?);
         let port = fresh_port();
         let echo = echo(&server, port)?;
         for (own, to) in client.ips().iter().zip(addresses(&server, port)) {
-            let own = SocketAddr::new(*own, own_port);
+            let own = SocketAddr::new(*own, fresh_port());
             let stream = client.run(|| -> Result<TcpStream> {
                 let socket = tcp(to)?;
                 socket.bind(&own.into())?;
@@ -274,7 +274,7 @@ fn two_connections_share_one_bound_port() -> Result<()> {
     let (near, far) = (world.pod("mesh/b")?, world.pod("mesh/c")?);
     let port = fresh_port();
     let _echo = (echo(&near, port)?, echo(&far, port)?);
-    let own = SocketAddr::new(client.v4()?.into(), 41_900);
+    let own = SocketAddr::new(client.v4()?.into(), fresh_port());
     let mut streams = Vec::new();
     for server in [&near, &far] {
         let to = SocketAddr::new(server.v4()?.into(), port);
