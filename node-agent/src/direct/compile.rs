@@ -251,3 +251,6 @@ fn targets(
     };
     candidates.into_iter().map(target).collect()
 }
+
+#[cfg(test)]
+mod tests;
