@@ -324,7 +324,7 @@ impl Caller {
             .domain_name(self.controller.ip().to_string());
         let endpoint = Endpoint::from_shared(format!("https://{}", self.controller))?;
         let endpoint = endpoint.tls_config(tls)?;
-        Ok(endpoint.connect().await.context("connecting")?)
+        endpoint.connect().await.context("connecting")
     }
 
     fn authorised<T>(&self, message: T) -> Result<Request<T>> {

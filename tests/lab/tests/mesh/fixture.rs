@@ -3,11 +3,13 @@
 use std::fmt;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lab::{Lab, Pod, PodSpec};
 use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
 use testkit::{Behaviour, Peer};
 
 /// How long a change of a manifest may take until a connection notices it.
@@ -79,7 +81,7 @@ pub(crate) fn connect(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
 
 /// Sends some bytes over a new connection to an echo.
 pub(crate) fn call(from: &Pod, to: SocketAddr) -> Result<Ended> {
-    Ok(from.run(|| call_here(to, PING))?)
+    from.run(|| call_here(to, PING))
 }
 
 /// As [`call`], from the namespace of the calling thread.
@@ -88,6 +90,33 @@ pub(crate) fn call_here(to: SocketAddr, message: &[u8]) -> Ended {
         Ok(stream) => exchange(&stream, message),
         Err(error) => ended_by(error.kind()),
     }
+}
+
+/// Makes a call that must be refused, and returns the client's address. A refusal may be there
+/// before `connect` returns, so the address is taken before.
+pub(crate) fn refused_call(from: &Pod, to: SocketAddr) -> Result<SocketAddr> {
+    let own = from.ips().iter().find(|ip| ip.is_ipv4() == to.is_ipv4());
+    let own = *own.context("no address of that family")?;
+    let attempt = || -> Result<(SocketAddr, Ended)> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        socket.bind(&SocketAddr::new(own, 0).into())?;
+        let local = socket.local_addr()?.as_socket().context("no IP address")?;
+        let ended = match socket.connect_timeout(&to.into(), CALL) {
+            Ok(()) => exchange(&socket.into(), PING),
+            Err(error) => ended_by(error.kind()),
+        };
+        Ok((local, ended))
+    };
+    let (local, ended) = from.run(attempt)??;
+    ensure!(ended == Ended::Refused, "{} to {to}: {ended}", from.key());
+    Ok(local)
+}
+
+/// What a scoped thread returned; a panic of it is an error.
+pub(crate) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> Result<T> {
+    thread
+        .join()
+        .map_err(|panic| anyhow!("a thread panicked: {panic:?}"))
 }
 
 /// Sends some bytes over an open connection to an echo.

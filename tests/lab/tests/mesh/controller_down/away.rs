@@ -162,7 +162,12 @@ fn a_controller_that_restarts_with_broken_manifests_serves_the_last_good_ones() 
         root,
         "another root"
     );
-    assert_eq!(exchange(&open, b"nobody noticed"), Ended::Answered);
+    let ended = exchange(&open, b"nobody noticed");
+    ensure!(
+        ended == Ended::Answered,
+        "the open connection: {ended}; {}",
+        village.last_words()
+    );
     Ok(())
 }
 

@@ -91,7 +91,7 @@ impl Village {
     }
 
     /// The ends of the agents' logs, for a failure that is to be understood.
-    fn last_words(&self) -> String {
+    pub(super) fn last_words(&self) -> String {
         let tail = |log: String| {
             let skip = log.lines().count().saturating_sub(6);
             log.lines().skip(skip).collect::<Vec<_>>().join("\n")

@@ -10,7 +10,7 @@ use lab::{AgentOptions, ControllerOptions, Lab, Pod};
 use tests_lab::turn;
 
 use crate::fixture::{
-    Ended, at, call_here, connect, echo, exchange, mesh_namespace, pod, wait_for,
+    Ended, at, call_here, connect, echo, exchange, joined, mesh_namespace, pod, wait_for,
 };
 
 const TTL: Duration = Duration::from_secs(4);
@@ -83,9 +83,7 @@ fn certificates_that_live_for_seconds_are_replaced_without_a_failed_request() ->
         let load = scope.spawn(|| load(&client, servers[0], &stop));
         let watched = watch_rotations(&lab, &client, &servers, &open);
         stop.store(true, Ordering::Relaxed);
-        let load = load
-            .join()
-            .map_err(|_| anyhow::anyhow!("the load panicked"))??;
+        let load = joined(load)??;
         Ok((load, watched?))
     })?;
     assert_eq!(load.failed, Vec::<String>::new(), "of {} calls", load.calls);

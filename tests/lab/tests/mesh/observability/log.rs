@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tests_lab::turn;
 
 use super::gallery::{CATALOGUE, field, gallery};
-use crate::fixture::{Ended, connect, exchange};
+use crate::fixture::{Ended, connect, exchange, refused_call};
 
 /// Checks that each field of the line has this value.
 fn check(line: &Value, expected: &[(&str, Value)]) {
@@ -87,9 +87,7 @@ fn a_closed_connection_is_one_line_on_each_node_with_who_whom_and_how_much() -> 
 fn a_refused_connection_is_one_line_on_each_node_with_the_policy() -> Result<()> {
     let _turn = turn()?;
     let gallery = gallery()?;
-    let stream = connect(&gallery.thief, CATALOGUE.parse()?)?;
-    let source = stream.local_addr()?;
-    assert_eq!(exchange(&stream, b"hands up"), Ended::Refused);
+    let source = refused_call(&gallery.thief, CATALOGUE.parse()?)?;
     for node in ["n1", "n2"] {
         let lines = gallery.wait_access_lines(node, source)?;
         let [line] = &lines[..] else {
@@ -124,9 +122,7 @@ fn a_connection_that_nobody_takes_is_one_line_that_says_so() -> Result<()> {
     let _turn = turn()?;
     let gallery = gallery()?;
     let to = std::net::SocketAddr::new(gallery.server.v4()?.into(), 8999);
-    let stream = connect(&gallery.client, to)?;
-    let source = stream.local_addr()?;
-    assert_eq!(exchange(&stream, b"anybody?"), Ended::Refused);
+    let source = refused_call(&gallery.client, to)?;
     let lines = gallery.wait_access_lines("n1", source)?;
     let [line] = &lines[..] else {
         panic!("{lines:#?}");

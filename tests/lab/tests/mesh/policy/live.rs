@@ -8,7 +8,7 @@ use lab::Pod;
 use tests_lab::turn;
 
 use super::town::{Town, town};
-use crate::fixture::{APPLIES, Ended, at, call, connect, exchange, wait_refusal};
+use crate::fixture::{APPLIES, Ended, at, call, connect, exchange, refused_call, wait_refusal};
 
 fn open(from: &Pod, to: &Pod) -> Result<TcpStream> {
     let stream = connect(from, at(to.v4()?, 8080))?;
@@ -137,11 +137,7 @@ fn the_refused_clients_own_node_tells_which_policy_refused_it() -> Result<()> {
     let _turn = turn()?;
     let town = town()?;
     town.apply(DENY_BANK, "shop/not-the-bank")?;
-    let from = {
-        let stream = connect(&town.teller, town.far()?)?;
-        assert_eq!(exchange(&stream, b"let me in"), Ended::Refused);
-        stream.local_addr()?.to_string()
-    };
+    let from = refused_call(&town.teller, town.far()?)?.to_string();
     let told = wait_refusal(town.lab, "n1", &["shop/not-the-bank", &from])?;
     assert_eq!(told["pod"], "bank/teller", "{told:#}");
     wait_log(&town, "n1", &["shop/not-the-bank", &from])?;

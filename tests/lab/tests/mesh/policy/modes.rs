@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests_lab::turn;
 
 use super::town::{Town, town};
-use crate::fixture::{APPLIES, Ended, at, call, call_here, connect, exchange};
+use crate::fixture::{APPLIES, Ended, at, call, call_here, connect, exchange, joined};
 
 /// One PeerAuthentication: namespace, name and spec.
 type Object = (&'static str, &'static str, &'static str);
@@ -277,9 +277,7 @@ fn calls_while(town: &Town, change: impl FnOnce() -> Result<()>) -> Result<(u32,
         // A little longer, for whatever the change sets off.
         std::thread::sleep(Duration::from_millis(500));
         stop.store(true, Ordering::Relaxed);
-        let load = load
-            .join()
-            .map_err(|_| anyhow::anyhow!("the load panicked"))?;
+        let load = joined(load)?;
         changed?;
         load
     })

@@ -291,6 +291,28 @@ fn addresses_and_ports_are_matched() -> Result<()> {
     ])
 }
 
+/// The same of IPv6, where a client's address is another one.
+#[test]
+fn ipv6_addresses_are_matched_too() -> Result<()> {
+    let _turn = turn()?;
+    let town = town()?;
+    let far = at(town.server.v6()?, 8080);
+    let near = at(town.near.v6()?, 8080);
+    for (blocks, expected) in [
+        (town.cart.v6()?.to_string(), "ARRR"),
+        ("fd00:10:244:1::/64".to_owned(), "AAAA"),
+        ("fd00:10:244:2::/64".to_owned(), "RRRR"),
+        (town.cart.v4()?.to_string(), "RRRR"),
+    ] {
+        town.clear()?;
+        let spec = format!("{{rules: [{{from: [{{source: {{ipBlocks: ['{blocks}']}}}}]}}]}}");
+        town.apply(&manifest(&[("shop", &spec)]), "shop/row-0")?;
+        assert_eq!(town.verdicts(far)?, expected, "{blocks}, far");
+        assert_eq!(town.verdicts(near)?, expected, "{blocks}, near");
+    }
+    town.clear()
+}
+
 #[test]
 fn deny_comes_before_allow_and_allow_before_the_default() -> Result<()> {
     const ALLOW_ALL: &str = "{rules: [{}]}";
