@@ -57,8 +57,11 @@ pub(crate) struct Args {
     #[arg(long)]
     idle: Option<usize>,
     /// Processors that other programs may use during a run before it is left out.
-    #[arg(long, default_value_t = 0.1)]
-    others: f64,
+    #[arg(long)]
+    others: Option<f64>,
+    /// How often what others disturbed is measured again.
+    #[arg(long)]
+    retries: Option<u32>,
     /// Threads of an agent that carry traffic; 0 is one per core.
     #[arg(long, default_value_t = 0)]
     workers: usize,
@@ -162,7 +165,9 @@ fn measure(args: &Args) -> Result<(Results, PathBuf)> {
             pinned: false,
         },
         sizes: sizes(args),
-        others_allowed: args.others,
+        // The shorter a run, the less exactly is known who had the processors.
+        others_allowed: args.others.unwrap_or(if args.quick { 0.25 } else { 0.1 }),
+        retries: args.retries.unwrap_or(if args.quick { 0 } else { 1 }),
         setup,
         out: out.clone(),
         machine,

@@ -26,6 +26,11 @@ impl Progress {
         }
     }
 
+    /// Something has to be done again.
+    pub(crate) fn more(&mut self, measurements: usize) {
+        self.all += measurements;
+    }
+
     pub(crate) fn started(mode: &str, took: Duration) {
         println!("  {mode:<14} stands ({:.1} s)", took.as_secs_f64());
     }
