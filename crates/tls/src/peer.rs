@@ -114,10 +114,24 @@ pub fn verify_expected(
     let got = identities(&parse(leaf)?)?;
     match got.iter().find(|identity| expected.contains(identity)) {
         Some(identity) => Ok(identity.clone()),
-        None => Err(PeerError::UnexpectedIdentity {
+        None => Err(not_expected(expected, got)),
+    }
+}
+
+/// Somebody of another trust domain is told apart from somebody else of ours.
+fn not_expected(expected: &[Identity], got: Vec<Identity>) -> PeerError {
+    let is_known = |domain: &TrustDomain| expected.iter().any(|one| one.trust_domain == *domain);
+    match (expected.first(), got.first()) {
+        (Some(one), Some(stranger)) if !got.iter().any(|got| is_known(&got.trust_domain)) => {
+            PeerError::OtherTrustDomain {
+                expected: one.trust_domain.clone(),
+                got: stranger.clone(),
+            }
+        }
+        _ => PeerError::UnexpectedIdentity {
             expected: expected.to_vec(),
             got,
-        }),
+        },
     }
 }
 
