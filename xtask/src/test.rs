@@ -29,6 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
              (`cargo test -p model` and the like test single crates without)"
         );
     }
+    crate::setup::run(&crate::setup::Args::default())?;
     // Tests start programs of other packages, which `cargo test` does not build for them.
     crate::build::run(&crate::build::Args::default())?;
     let mut command = shell::cargo(&["test", "--no-fail-fast"])?;
