@@ -2,19 +2,17 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{AgentOptions, Capture, Lab, Pod, PodSpec};
+use lab::{AgentOptions, Capture, Pod};
 use testkit::{Behaviour, Peer};
-use tests_lab::{mtls, namespace};
 
 use crate::ports::{check_loopback, speak_encrypted, udp_echo, udp_round_trip};
 use crate::support::{
     APPLIES, Ended, Failures, Hammer, PATIENCE, addresses, attempt_here, both_ends, changing_world,
     dial, echo, evidence, expect_echo, expect_refused, fresh_port, judge_refusal, link, round_trip,
-    token, vips, wait_encrypted,
+    token, vips,
 };
 
 /// Within which a captured pod without an agent is told no.
@@ -250,132 +248,6 @@ fn nothing_slips_through_while_agents_come_and_go() -> Result<()> {
         );
     }
     failures.judge(&lab)
-}
-
-/// `late/name` on n1, in a namespace that is STRICT but not in the mesh yet.
-fn late_pod(lab: &Lab, space: &str) -> Result<Pod> {
-    lab.apply(
-        &format!("{space}.yaml"),
-        &(namespace(space, &[]) + &mtls(space, "STRICT")),
-    )?;
-    lab.create(&PodSpec::new(space, "server", "n1"))
-}
-
-/// A listener that was there before the mesh is covered by it, and so is one that comes later.
-#[test]
-fn a_listener_older_than_enrolment_is_covered() -> Result<()> {
-    let lab = changing_world()?;
-    let server = late_pod(&lab, "older")?;
-    let (client, plain) = (lab.pod("mesh/a")?, lab.pod("plain/p")?);
-    let (both, v4, closed) = (fresh_port(), fresh_port(), fresh_port());
-    let both_echo = echo(&server, both)?;
-    let listener = crate::support::listen_on(&server, SocketAddr::from(([0; 4], v4)))?;
-    let v4_echo = Peer::serve(listener, Behaviour::Echo)?;
-    let closing = echo(&server, closed)?;
-    let [at4, at6] = [server.v4()?.into(), server.v6()?.into()].map(|ip: IpAddr| ip);
-    let old = [
-        (at4, both),
-        (at6, both),
-        (at4, v4),
-        (at4, closed),
-        (at6, closed),
-    ];
-    for to in old {
-        expect_echo(&plain, to.into()).context("before the mesh")?;
-    }
-    lab.label_namespace("older", "keelson.io/mesh", Some("enabled"))?;
-    testkit::eventually("STRICT applies", APPLIES, || {
-        expect_refused(&plain, old[0].into())
-    })
-    .with_context(|| evidence(&lab))?;
-    // Nothing may pass from here on, also while clients of the mesh still learn of the new server.
-    let echoes = [&both_echo, &v4_echo, &closing];
-    let served: u64 = echoes.map(Peer::accepted).iter().sum();
-    let mut failures = Failures::default();
-    for to in old {
-        let went = expect_refused(&plain, to.into());
-        failures.note(&format!("plain to {to:?}"), went);
-    }
-    let now: u64 = echoes.map(Peer::accepted).iter().sum();
-    ensure!(now == served, "{} came through in plaintext", now - served);
-    testkit::eventually("the mesh's clients know the server", APPLIES, || {
-        expect_echo(&client, old[0].into())
-    })?;
-    for to in old {
-        failures.note(&format!("mesh to {to:?}"), expect_echo(&client, to.into()));
-    }
-    drop(closing);
-    for to in [(at4, closed), (at6, closed)] {
-        failures.note(
-            &format!("closed {to:?}"),
-            expect_refused(&client, to.into()),
-        );
-    }
-    let newer = fresh_port();
-    let _newer = echo(&server, newer)?;
-    for to in addresses(&server, newer) {
-        failures.note(&format!("plain to newer {to}"), expect_refused(&plain, to));
-        failures.note(&format!("mesh to newer {to}"), expect_echo(&client, to));
-    }
-    failures.judge(&lab)
-}
-
-/// A5, P12: a pod whose program connects from its first instant.
-#[test]
-fn a_new_pod_never_speaks_in_the_clear() -> Result<()> {
-    let lab = changing_world()?;
-    let server = lab.pod("mesh/c")?;
-    let port = fresh_port();
-    let mut command = Command::new("keelson-lab-app");
-    command.args(["http-server", "--port", &port.to_string()]);
-    let process = server.spawn(command)?;
-    let to = SocketAddr::new(server.v4()?.into(), port).to_string();
-    testkit::eventually("the server serves", PATIENCE, || {
-        let log = process.log();
-        ensure!(log.contains("serving HTTP"), "{log}");
-        Ok(())
-    })?;
-    let link = link(&lab)?;
-    for number in 0..5 {
-        let name = format!("eager-{number}");
-        let client = ["keelson-lab-app", "http-client", "--interval", "1ms", &to];
-        let spec = PodSpec::new("mesh", &name, "n1").service_account(&name);
-        let pod = lab.create(&spec.container("app", &client))?;
-        let key = pod.key();
-        testkit::eventually("the new pod is served", APPLIES, || {
-            let log = lab.containers(&key, |containers| containers[0].log());
-            ensure!(log.lines().any(|line| line.starts_with("200 ")), "{log}");
-            Ok(())
-        })
-        .with_context(|| evidence(&lab))?;
-        lab.delete_pod(&key)?;
-        let syns = link.count(|packet| packet.is_syn() && packet.destination_port == port);
-        ensure!(syns == 0, "{syns} SYN of {key} in the clear");
-        ensure!(
-            !link.contains(b"GET / HTTP/1.1")?,
-            "a request of {key} is readable"
-        );
-    }
-    Ok(())
-}
-
-/// A5: no agent, no capture, no start.
-#[test]
-fn a_pods_containers_do_not_start_while_no_agent_runs() -> Result<()> {
-    let lab = changing_world()?;
-    let server = lab.pod("mesh/c")?;
-    lab.kill_agent("n1")?;
-    let spec = PodSpec::new("mesh", "waiting", "n1").container("app", &["sleep", "1000"]);
-    let refused = lab.create(&spec);
-    ensure!(refused.is_err(), "the pod was started without an agent");
-    let started = lab.containers("mesh/waiting", |containers| containers.len());
-    ensure!(started == 0, "{started} containers run");
-    lab.start_agent("n1", &AgentOptions::default())?;
-    lab.reconcile()?;
-    let started = lab.containers("mesh/waiting", |containers| containers.len());
-    ensure!(started == 1, "{started} containers run with an agent");
-    wait_encrypted(&lab, &lab.pod("mesh/waiting")?, &server)?;
-    lab.delete_pod("mesh/waiting")
 }
 
 /// `kubectl debug` and misplaced processes: the namespace counts, not the cgroup.

@@ -11,7 +11,7 @@ use tests_lab::namespace;
 
 use crate::support::{
     APPLIES, Ended, Failures, Hammer, PATIENCE, both_ends, changing_world, dial, echo, evidence,
-    fresh_port, link, patient, round_trip, token, wait_encrypted, wait_readable,
+    fresh_port, link, round_trip, token, wait_encrypted, wait_readable,
 };
 
 const MESH: &str = "keelson.io/mesh";
@@ -350,62 +350,4 @@ fn a_running_pod_follows_its_own_label() -> Result<()> {
     wait_encrypted(&lab, &client, &server)?;
     lab.label_namespace("deciding", AMBIENT, None)?;
     wait_readable(&lab, &client, &server)
-}
-
-/// The mesh forgets a pod that goes, and knows one that comes with the same name and address.
-#[test]
-fn a_pod_that_is_replaced_under_its_name_is_captured_again() -> Result<()> {
-    let lab = changing_world()?;
-    let server = lab.pod("mesh/c")?;
-    for round in 0..5 {
-        let spec = PodSpec::new("mesh", "phoenix", "n1").service_account("phoenix");
-        let pod = lab.create(&spec)?;
-        let port = fresh_port();
-        let _echo = echo(&pod, port)?;
-        wait_encrypted(&lab, &pod, &server).with_context(|| format!("round {round}"))?;
-        let to = SocketAddr::new(pod.v4()?.into(), port);
-        let back = testkit::eventually("it is reached", APPLIES, || dial(&server, to))?;
-        patient(&back)?;
-        round_trip(&back, &token())?;
-        lab.delete_pod("mesh/phoenix")?;
-        let known = lab.agent_pods("n1")?;
-        let gone = !known.iter().any(|pod| pod.to_string().contains("phoenix"));
-        ensure!(gone, "the agent still knows it: {known:?}");
-    }
-    Ok(())
-}
-
-/// Replicas share a service account, and whatever the mesh shares between them survives each.
-#[test]
-fn a_pod_does_not_notice_the_end_of_its_replica() -> Result<()> {
-    let lab = changing_world()?;
-    let server = lab.pod("mesh/c")?;
-    let port = fresh_port();
-    let _echo = echo(&server, port)?;
-    let to = SocketAddr::new(server.v4()?.into(), port);
-    let replica =
-        |name: &str| lab.create(&PodSpec::new("mesh", name, "n1").service_account("replicas"));
-    let first = replica("replica-1")?;
-    wait_encrypted(&lab, &first, &server)?;
-    // The first one's connection is open when the second one's begins, and when it goes.
-    let firsts = dial(&first, to)?;
-    round_trip(&firsts, &token())?;
-    let second = replica("replica-2")?;
-    let seconds = dial(&second, to)?;
-    round_trip(&seconds, &token())?;
-    lab.delete_pod("mesh/replica-1")?;
-    let went = round_trip(&seconds, &token())
-        .context("the open connection of the replica that stays")
-        .and_then(|()| round_trip(&dial(&second, to)?, &token()).context("a new one"))
-        .and_then(|()| {
-            let third = replica("replica-3")?;
-            round_trip(&dial(&third, to)?, &token()).context("one of the replica that comes")
-        })
-        .with_context(|| evidence(&lab));
-    for name in ["mesh/replica-2", "mesh/replica-3"] {
-        if lab.pod(name).is_ok() {
-            lab.delete_pod(name)?;
-        }
-    }
-    went
 }
