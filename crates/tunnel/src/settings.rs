@@ -4,14 +4,15 @@ use std::time::Duration;
 
 /// Bytes a peer may send on one stream before we have written them to the application.
 ///
-/// Fills a path of 10 Gbit/s and 3 ms; the value that ztunnel uses.
-pub const STREAM_WINDOW: u32 = 4 << 20;
+/// Fills a path of 10 Gbit/s and 0.8 ms, or 1 Gbit/s and 8 ms. This is what one reader that has
+/// stopped costs in memory.
+pub const STREAM_WINDOW: u32 = 1 << 20;
 
 /// Bytes a peer may send on one tunnel before we have written them to the applications.
 ///
-/// Larger than [`STREAM_WINDOW`], because with equal windows one reader that stops would stop
-/// every stream of the tunnel.
-pub const CONNECTION_WINDOW: u32 = 16 << 20;
+/// More than all streams of a tunnel may have outstanding ([`MAX_STREAMS_PER_TUNNEL`] times
+/// [`STREAM_WINDOW`]): readers that stop hold up their own streams and nobody else's.
+pub const CONNECTION_WINDOW: u32 = 128 << 20;
 
 /// Largest HTTP/2 frame we accept, in bytes. Bulk needs few frame heads.
 pub const MAX_FRAME: u32 = 1 << 20;
