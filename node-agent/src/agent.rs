@@ -45,6 +45,8 @@ const REAUTHORIZE_AFTER: Duration = Duration::from_millis(5);
 /// The controller is told again this often, should it have lost what it was told.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 const REPORT_RETRY: Duration = Duration::from_millis(500);
+/// A controller that is back is found again within this time.
+const RECONNECT_AT_MOST: Duration = Duration::from_secs(5);
 /// Connections need descriptors: the limit is raised to what the kernel allows.
 const DESCRIPTORS: u64 = 1 << 20;
 
@@ -239,6 +241,7 @@ fn client_config(args: &RunArgs, controller: Controller) -> xds_client::Config {
     ]
     .map(str::to_owned);
     let mut config = xds_client::Config::new(controller, node, types.to_vec());
+    config.backoff.max = RECONNECT_AT_MOST;
     config.snapshot = Some(args.state_dir.join("configuration.snapshot"));
     config
 }
