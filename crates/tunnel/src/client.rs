@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use crate::forwarded;
 use crate::keepalive::Keepalive;
 use crate::proxy_status::ProxyStatus;
-use crate::secure::{self, Failure};
+use crate::secure::{self, Failure, Flush};
 use crate::settings::Settings;
 use crate::stream::{StreamEnd, TunnelStream};
 
@@ -67,6 +67,7 @@ where
     keepalive: Keepalive,
     shared: Arc<Shared>,
     failure: Failure,
+    flush: Option<Flush>,
 }
 
 /// Opens a tunnel over a TCP connection: handshakes as `cert`, makes sure that the peer is one of
@@ -89,8 +90,10 @@ pub async fn connect(
         let (io, peer) = secure::connect(tcp, cert, expected)
             .await
             .map_err(ConnectError::Secure)?;
-        let failure = io.failure();
-        start(io, Some(peer), settings, failure).await
+        let (failure, flush) = (io.failure(), io.defer());
+        let (tunnel, mut driver) = start(io, Some(peer), settings, failure).await?;
+        driver.flush = Some(flush);
+        Ok((tunnel, driver))
     };
     let (tunnel, driver) = timeout(limit, handshakes)
         .await
@@ -143,6 +146,7 @@ where
         connection,
         shared: Arc::clone(&shared),
         failure,
+        flush: None,
     };
     Ok((Tunnel { sender, shared }, driver))
 }
@@ -272,17 +276,19 @@ where
             let limit = self.shared.settings.keepalive_timeout;
             return Poll::Ready(Lost::Unresponsive(limit));
         }
-        Pin::new(&mut self.connection)
-            .poll(cx)
-            .map(|result| match result {
-                Ok(()) => Lost::Closed,
-                Err(error) => match self.failure.get() {
-                    Some(failure) if !matches!(failure, TlsFailure::Io(_)) => {
-                        Lost::Tls(failure.clone())
-                    }
-                    _ => Lost::Failed(Arc::new(error)),
-                },
-            })
+        let polled = Pin::new(&mut self.connection).poll(cx);
+        if let Some(flush) = &self.flush {
+            flush.poll(cx);
+        }
+        polled.map(|result| match result {
+            Ok(()) => Lost::Closed,
+            Err(error) => match self.failure.get() {
+                Some(failure) if !matches!(failure, TlsFailure::Io(_)) => {
+                    Lost::Tls(failure.clone())
+                }
+                _ => Lost::Failed(Arc::new(error)),
+            },
+        })
     }
 }
 

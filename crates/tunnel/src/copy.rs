@@ -27,7 +27,7 @@ mod inward;
 mod outward;
 mod relay;
 mod size;
-mod socket;
+pub(crate) mod socket;
 
 use inward::Inward;
 use outward::Outward;

@@ -7,12 +7,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use model::Identity;
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
 use thiserror::Error;
-use tls::{TlsFailure, WorkloadCert, classify_io, peer_identity, server_name, verify_expected};
+use tls::{
+    TlsFailure, WorkloadCert, classify, classify_io, peer_identity, server_name, verify_expected,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+mod connection;
+mod records;
+
+use connection::Connection;
+pub(crate) use connection::Flush;
 
 /// Why there is no TLS connection to go on with.
 #[derive(Clone, Debug, Error)]
@@ -39,14 +48,13 @@ impl SecureError {
 
 /// The client's TLS connection. It remembers how it failed: in TLS 1.3 a server's refusal of our
 /// certificate comes after the handshake, and HTTP/2 keeps only its text.
-#[derive(Debug)]
 pub struct ClientIo {
-    tls: client::TlsStream<TcpStream>,
+    tls: Connection<UnbufferedClientConnection>,
     failure: Failure,
 }
 
 /// The server's TLS connection.
-pub type ServerIo = server::TlsStream<TcpStream>;
+pub struct ServerIo(Connection<UnbufferedServerConnection>);
 
 /// How a connection failed, once it has.
 pub(crate) type Failure = Arc<OnceLock<TlsFailure>>;
@@ -58,15 +66,15 @@ pub(crate) async fn connect(
     expected: &[Identity],
 ) -> Result<(ClientIo, Identity), SecureError> {
     no_delay(&tcp);
-    let tls = TlsConnector::from(cert.client())
-        .connect(server_name(), tcp)
+    let session = UnbufferedClientConnection::new(cert.client(), server_name())
+        .map_err(|error| SecureError::Tls(classify(&error)))?;
+    let tls = Connection::handshake(tcp, session)
         .await
-        .map_err(|error| SecureError::Tls(classify_io(&error)))?;
-    let session = tls.get_ref().1;
-    let chain = session.peer_certificates().unwrap_or_default();
-    let peer = verify_expected(chain, expected)
+        .map_err(|(error, _tcp)| SecureError::Tls(classify_io(&error)))?;
+    let peer = tls
+        .with(|session| verify_expected(session.peer_certificates().unwrap_or_default(), expected))
         .map_err(|error| SecureError::Tls(TlsFailure::Peer(error)))?;
-    check_alpn(session.alpn_protocol())?;
+    tls.with(|session| check_alpn(session.alpn_protocol()))?;
     let failure = Failure::default();
     Ok((ClientIo { tls, failure }, peer))
 }
@@ -77,23 +85,21 @@ pub(crate) async fn accept(
     cert: &WorkloadCert,
 ) -> Result<(ServerIo, Identity), SecureError> {
     no_delay(&tcp);
-    let accepted = TlsAcceptor::from(cert.server())
-        .accept(tcp)
-        .into_fallible()
-        .await;
-    let tls = match accepted {
+    let session = UnbufferedServerConnection::new(cert.server())
+        .map_err(|error| SecureError::Tls(classify(&error)))?;
+    let tls = match Connection::handshake(tcp, session).await {
         Ok(tls) => tls,
         Err((error, tcp)) => {
             deliver_alert(tcp).await;
             return Err(SecureError::Tls(classify_io(&error)));
         }
     };
-    let session = tls.get_ref().1;
-    let chain = session.peer_certificates().unwrap_or_default();
-    let peer = peer_identity(chain, &cert.identity().trust_domain)
+    let own = &cert.identity().trust_domain;
+    let peer = tls
+        .with(|session| peer_identity(session.peer_certificates().unwrap_or_default(), own))
         .map_err(|error| SecureError::Tls(TlsFailure::Peer(error)))?;
-    check_alpn(session.alpn_protocol())?;
-    Ok((tls, peer))
+    tls.with(|session| check_alpn(session.alpn_protocol()))?;
+    Ok((ServerIo(tls), peer))
 }
 
 /// How long a refused peer may take to hang up.
@@ -125,7 +131,19 @@ fn check_alpn(chosen: Option<&[u8]>) -> Result<(), SecureError> {
     }
 }
 
+impl ServerIo {
+    /// Leaves flushing to whoever polls HTTP/2.
+    pub(crate) fn defer(&self) -> Flush {
+        self.0.defer()
+    }
+}
+
 impl ClientIo {
+    /// Leaves flushing to whoever polls HTTP/2.
+    pub(crate) fn defer(&self) -> Flush {
+        self.tls.defer()
+    }
+
     pub(crate) fn failure(&self) -> Failure {
         Arc::clone(&self.failure)
     }
@@ -180,5 +198,45 @@ impl AsyncWrite for ClientIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.tls).poll_shutdown(cx);
         self.remember(result)
+    }
+}
+
+impl AsyncRead for ServerIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for ServerIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

@@ -22,7 +22,7 @@ use crate::client::{BAGGAGE, TRACEPARENT, header_text};
 use crate::forwarded::Forwarded;
 use crate::keepalive::Keepalive;
 use crate::proxy_status::{self, ErrorType, ProxyStatus};
-use crate::secure::{self, SecureError, ServerIo};
+use crate::secure::{self, Flush, SecureError, ServerIo};
 use crate::settings::Settings;
 use crate::stream::{StreamEnd, TunnelStream};
 
@@ -41,6 +41,7 @@ where
     peer: Option<Identity>,
     settings: Settings,
     ended: bool,
+    flush: Option<Flush>,
 }
 
 /// One CONNECT request.
@@ -114,7 +115,10 @@ pub async fn accept(
         let (io, peer) = secure::accept(tcp, cert)
             .await
             .map_err(AcceptError::Secure)?;
-        start(io, Some(peer), settings).await
+        let flush = io.defer();
+        let mut tunnel = start(io, Some(peer), settings).await?;
+        tunnel.flush = Some(flush);
+        Ok(tunnel)
     };
     let limit = settings.handshake_timeout;
     timeout(limit, handshakes)
@@ -162,6 +166,7 @@ where
         peer,
         settings,
         ended: false,
+        flush: None,
     })
 }
 
@@ -224,9 +229,9 @@ where
             if self.keepalive.poll_dead(cx).is_ready() {
                 return Poll::Ready(Err(Some(self.unresponsive())));
             }
-            self.connection
-                .poll_closed(cx)
-                .map(|result| Err(result.err().map(NextError::Failed)))
+            let closed = self.connection.poll_closed(cx);
+            self.poll_flush(cx);
+            closed.map(|result| Err(result.err().map(NextError::Failed)))
         })
         .await
     }
@@ -238,11 +243,20 @@ where
         if self.keepalive.poll_dead(cx).is_ready() {
             return Poll::Ready(Err(Some(self.unresponsive())));
         }
-        self.connection.poll_accept(cx).map(|next| match next {
+        let next = self.connection.poll_accept(cx);
+        self.poll_flush(cx);
+        next.map(|next| match next {
             Some(Ok(request)) => Ok(request),
             Some(Err(error)) => Err(Some(NextError::Failed(error))),
             None => Err(None),
         })
+    }
+
+    /// HTTP/2 has said what it had to say.
+    fn poll_flush(&self, cx: &mut Context<'_>) {
+        if let Some(flush) = &self.flush {
+            flush.poll(cx);
+        }
     }
 
     fn unresponsive(&self) -> NextError {
