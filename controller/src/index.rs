@@ -63,6 +63,8 @@ pub struct Captured(pub BTreeMap<String, BTreeSet<String>>);
 pub struct Changes {
     /// Whether any resource appeared, changed or went.
     pub resources: bool,
+    /// Whether a node reported other captured pods than before.
+    pub captured: bool,
     /// Workloads that were built anew, whether or not they came out the same.
     pub workloads_built: usize,
     /// What there is to say about objects that changed; an empty list takes back what was said.
@@ -118,6 +120,7 @@ struct Dirty {
     /// Where a pod was or is, to tell that node.
     node_pods: BTreeSet<(Arc<str>, Arc<str>)>,
     static_strict: bool,
+    captured: bool,
     diagnostics: BTreeMap<ObjectKey, Vec<Diagnostic>>,
 }
 
@@ -201,6 +204,7 @@ impl Index {
             .partition(|uid| own.contains(uid.as_str()));
         let now: HashSet<Arc<str>> = known.into_iter().map(Arc::from).collect();
         let before = self.captured.insert(node, now.clone()).unwrap_or_default();
+        self.dirty.captured |= before != now;
         self.dirty
             .pods
             .extend(before.symmetric_difference(&now).cloned());

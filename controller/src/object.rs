@@ -250,25 +250,7 @@ impl Object {
         metadata.namespace = (!namespace.is_empty()).then(|| namespace.to_owned());
     }
 
-    /// The object as JSON, for the snapshot on disk.
-    ///
-    /// # Errors
-    /// When a value has no JSON form, which no manifest can produce.
-    pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
-        match self {
-            Self::Broken(o) => serde_json::to_value(o),
-            Self::Namespace(o) => serde_json::to_value(o),
-            Self::Node(o) => serde_json::to_value(o),
-            Self::ServiceAccount(o) => serde_json::to_value(o),
-            Self::Pod(o) => serde_json::to_value(o),
-            Self::Service(o) => serde_json::to_value(o),
-            Self::EndpointSlice(o) => serde_json::to_value(o),
-            Self::PeerAuthentication(o) => serde_json::to_value(o),
-            Self::AuthorizationPolicy(o) => serde_json::to_value(o),
-        }
-    }
-
-    /// Reads what [`Object::to_json`] wrote of an object of `kind`.
+    /// Reads what serializing wrote of an object of `kind`.
     ///
     /// # Errors
     /// What the first wrong field is.
@@ -300,6 +282,23 @@ impl Object {
             Kind::EndpointSlice => boxed(from).map(Self::EndpointSlice),
             Kind::PeerAuthentication => boxed(from).map(Self::PeerAuthentication),
             Kind::AuthorizationPolicy => boxed(from).map(Self::AuthorizationPolicy),
+        }
+    }
+}
+
+/// As the object itself, for the snapshot on disk.
+impl Serialize for Object {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Broken(o) => o.serialize(to),
+            Self::Namespace(o) => o.serialize(to),
+            Self::Node(o) => o.serialize(to),
+            Self::ServiceAccount(o) => o.serialize(to),
+            Self::Pod(o) => o.serialize(to),
+            Self::Service(o) => o.serialize(to),
+            Self::EndpointSlice(o) => o.serialize(to),
+            Self::PeerAuthentication(o) => o.serialize(to),
+            Self::AuthorizationPolicy(o) => o.serialize(to),
         }
     }
 }

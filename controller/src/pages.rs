@@ -72,7 +72,7 @@ fn entry(resource: &Resource, content: Value) -> Value {
 }
 
 fn address(resource: &Resource) -> Value {
-    match convert::address(&resource.body) {
+    match convert::address(resource.body()) {
         Ok(convert::Address::Workload(workload)) => json!({ "workload": workload }),
         Ok(convert::Address::Service(service)) => json!({ "service": service }),
         Err(error) => json!({ "error": error.to_string() }),
@@ -80,14 +80,14 @@ fn address(resource: &Resource) -> Value {
 }
 
 fn policy(resource: &Resource) -> Value {
-    match convert::authorization(&resource.name, &resource.body) {
+    match convert::authorization(&resource.name, resource.body()) {
         Ok(policy) => json!(policy),
         Err(rejected) => json!({ "error": rejected.to_string() }),
     }
 }
 
 fn node_pod(resource: &Resource) -> Value {
-    match NodePod::decode(resource.body.clone()) {
+    match NodePod::decode(resource.body()) {
         Ok(pod) => json!({
             "podUid": pod.pod_uid,
             "serviceAccount": pod.service_account,

@@ -1,6 +1,5 @@
 //! The one task that owns the index: takes batches of objects and reports of nodes, publishes snapshots.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +12,6 @@ use tracing::{error, info, warn};
 use crate::diagnostics::{Diagnostic, Diagnostics, Severity};
 use crate::index::{Captured, Index};
 use crate::metrics::{Metrics, SeverityLabel, type_label};
-use crate::object::ObjectKey;
 use crate::snapshot::Snapshot;
 use crate::source::Batch;
 
@@ -44,8 +42,7 @@ pub struct Pipeline {
     diagnostics: Arc<Mutex<Diagnostics>>,
     publish: watch::Sender<Arc<Published>>,
     captured_file: PathBuf,
-    saved: Captured,
-    objects: BTreeSet<ObjectKey>,
+    objects: usize,
 }
 
 /// How many batches or reports may wait.
@@ -74,8 +71,6 @@ impl Pipeline {
         };
         let (publish, published) = watch::channel(Arc::new(empty));
         let diagnostics = Arc::default();
-        let saved = Captured::default();
-        let objects = BTreeSet::new();
         (
             Self {
                 index,
@@ -83,8 +78,7 @@ impl Pipeline {
                 diagnostics,
                 publish,
                 captured_file,
-                saved,
-                objects,
+                objects: 0,
             },
             published,
         )
@@ -151,12 +145,11 @@ impl Pipeline {
     fn take(&mut self, batch: Batch) {
         for key in &batch.removals {
             self.index.remove(key);
-            self.objects.remove(key);
         }
         for upsert in &batch.upserts {
             self.index.apply(upsert);
-            self.objects.insert(upsert.object.key());
         }
+        self.objects = batch.objects;
         if let Some(found) = batch.diagnostics {
             let new = self.diagnostics.lock().replace_source(found);
             log(&new);
@@ -181,9 +174,7 @@ impl Pipeline {
             log(&new);
         }
         self.count();
-        let captured = self.index.captured();
-        if captured != self.saved {
-            self.saved = captured;
+        if changes.captured {
             self.save_captured();
         }
         if changes.resources {
@@ -212,7 +203,7 @@ impl Pipeline {
         }
         self.metrics
             .objects
-            .set(i64::try_from(self.objects.len()).unwrap_or(i64::MAX));
+            .set(i64::try_from(self.objects).unwrap_or(i64::MAX));
         let snapshot = self.index.snapshot();
         for (url, count) in [
             (proto::type_url::ADDRESS, snapshot.addresses.len()),
@@ -229,7 +220,7 @@ impl Pipeline {
     }
 
     fn save_captured(&self) {
-        let saved = serde_json::to_vec(&self.saved)
+        let saved = serde_json::to_vec(&self.index.captured())
             .map_err(|error| error.to_string())
             .and_then(|bytes| {
                 atomic_write_mode(&self.captured_file, &bytes, PRIVATE)

@@ -1,54 +1,98 @@
 //! A resource as it goes over the wire: encoded once, with the hash of its content as its version.
 
+use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use sha2::{Digest, Sha256};
 
-/// One encoded resource.
+/// One encoded resource. Many are kept, so its message is held once, inside its frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
     /// The xDS name.
     pub name: Arc<str>,
-    /// Hash of `body`: the same content has the same version, whoever encodes it and when.
-    pub version: Arc<str>,
-    /// The encoded message.
-    pub body: Bytes,
-    /// The `resources` entry of a `DeltaDiscoveryResponse` that holds it, key and length included.
-    pub frame: Bytes,
+    /// Hash of the message: the same content has the same version, whoever encodes it and when.
+    pub version: Version,
+    frame: Box<[u8]>,
+    /// Bytes of the frame after the message.
+    tail: u32,
+    /// Bytes of the message.
+    size: u32,
 }
+
+/// A version as it is written on the wire: hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Version([u8; 2 * VERSION_BYTES]);
 
 impl Resource {
     /// Encodes `message` as the resource `name` of type `type_url`.
-    pub fn new(type_url: &str, name: &str, message: &impl Message) -> Self {
-        Self::from_body(type_url, name, message.encode_to_vec().into())
+    pub fn new(type_url: &str, name: impl Into<Arc<str>>, message: &impl Message) -> Self {
+        Self::from_body(type_url, name, &message.encode_to_vec())
     }
 
     /// A resource whose message is encoded already.
-    pub fn from_body(type_url: &str, name: &str, body: Bytes) -> Self {
-        let version: Arc<str> = version(&body).into();
+    pub fn from_body(type_url: &str, name: impl Into<Arc<str>>, body: &[u8]) -> Self {
+        let (name, version) = (name.into(), Version::of(body));
+        // A message is far smaller than a response, which is limited to less than 4 GiB.
+        let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         Self {
-            name: name.into(),
-            frame: frame(type_url, name, &version, &body),
+            frame: frame(type_url, &name, &version, body),
+            tail: small(field_len(name.len())),
+            size: small(body.len()),
+            name,
             version,
-            body,
         }
+    }
+
+    /// The encoded message.
+    pub fn body(&self) -> &[u8] {
+        let end = self.frame.len().saturating_sub(self.tail as usize);
+        let start = end.saturating_sub(self.size as usize);
+        self.frame.get(start..end).unwrap_or_default()
+    }
+
+    /// The `resources` entry of a `DeltaDiscoveryResponse` that holds it, key and length included.
+    pub fn frame(&self) -> &[u8] {
+        &self.frame
     }
 }
 
-fn version(body: &[u8]) -> String {
-    let digest = Sha256::digest(body);
-    digest
-        .iter()
-        .take(VERSION_BYTES)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+impl Version {
+    fn of(body: &[u8]) -> Self {
+        let mut digits = [b'0'; 2 * VERSION_BYTES];
+        let digest = Sha256::digest(body);
+        for (two, byte) in digits.chunks_exact_mut(2).zip(digest) {
+            let digit = |value: u8| b"0123456789abcdef".get(usize::from(value)).copied();
+            two.copy_from_slice(&[byte >> 4, byte & 15].map(|half| digit(half).unwrap_or(b'0')));
+        }
+        Self(digits)
+    }
+}
+
+impl std::ops::Deref for Version {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        // Digits are UTF-8.
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// Field 2 of `DeltaDiscoveryResponse`: a `Resource` with version (1), Any (2) of type URL (1) and value (2), name (3).
-fn frame(type_url: &str, name: &str, version: &str, body: &[u8]) -> Bytes {
+fn frame(type_url: &str, name: &str, version: &str, body: &[u8]) -> Box<[u8]> {
     let any = field_len(type_url.len()) + field_len(body.len());
     let resource = field_len(version.len()) + field_len(any) + field_len(name.len());
     let mut out = Vec::with_capacity(field_len(resource));
@@ -58,7 +102,7 @@ fn frame(type_url: &str, name: &str, version: &str, body: &[u8]) -> Bytes {
     bytes(&mut out, 1, type_url.as_bytes());
     bytes(&mut out, 2, body);
     bytes(&mut out, 3, name.as_bytes());
-    out.into()
+    out.into_boxed_slice()
 }
 
 /// The size of a length-delimited field whose number fits one byte.
@@ -93,7 +137,7 @@ mod tests {
             ..Workload::default()
         };
         let resource = Resource::new(proto::type_url::WORKLOAD, "c//Pod/n/p", &workload);
-        let response = DeltaDiscoveryResponse::decode(resource.frame.clone()).expect("decodes");
+        let response = DeltaDiscoveryResponse::decode(resource.frame()).expect("decodes");
         let [found] = response.resources.as_slice() else {
             panic!("one resource")
         };
@@ -107,6 +151,7 @@ mod tests {
             Workload::decode(any.value.as_slice()).expect("decodes"),
             workload
         );
+        assert_eq!(resource.body(), any.value);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
@@ -33,9 +34,11 @@ pub struct Upsert {
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// New and changed objects.
-    pub upserts: Vec<Upsert>,
+    pub upserts: Vec<Arc<Upsert>>,
     /// Objects that are gone.
     pub removals: Vec<ObjectKey>,
+    /// How many objects the source has now.
+    pub objects: usize,
     /// Everything the source has to say at this moment, old and new; `None` when nothing changed.
     pub diagnostics: Option<Vec<Diagnostic>>,
 }

@@ -21,6 +21,7 @@ impl Index {
     pub fn flush(&mut self) -> Changes {
         let dirty = std::mem::take(&mut self.dirty);
         let mut changes = Changes {
+            captured: dirty.captured,
             workloads_built: dirty.pods.len() + dirty.endpoints.len(),
             ..Changes::default()
         };
@@ -34,7 +35,7 @@ impl Index {
             let built = built.map(|service| Address {
                 r#type: Some(address::Type::Service(service)),
             });
-            let built = built.map(|address| Resource::new(type_url::ADDRESS, &name, &address));
+            let built = built.map(|address| Resource::new(type_url::ADDRESS, &*name, &address));
             changes.resources |= set(&mut self.snapshot.addresses, &name, built);
         }
         for uid in &dirty.pods {
@@ -63,7 +64,7 @@ impl Index {
             changed |= set(
                 map,
                 &name,
-                compiled.map(|policy| Resource::new(type_url::AUTHORIZATION, &name, policy)),
+                compiled.map(|policy| Resource::new(type_url::AUTHORIZATION, &*name, policy)),
             );
         }
         if dirty.static_strict {
@@ -74,7 +75,7 @@ impl Index {
             changed |= set(
                 map,
                 &name,
-                built.map(|policy| Resource::new(type_url::AUTHORIZATION, &name, &policy)),
+                built.map(|policy| Resource::new(type_url::AUTHORIZATION, &*name, &policy)),
             );
         }
         for key in &dirty.peer_authentications {
@@ -85,7 +86,7 @@ impl Index {
             let built =
                 selecting.and_then(|policy| peer_authentication::convert(inherits_strict, policy));
             let name = format!("{}/{}", key.namespace, converted_name(&key.name));
-            let built = built.map(|policy| Resource::new(type_url::AUTHORIZATION, &name, &policy));
+            let built = built.map(|policy| Resource::new(type_url::AUTHORIZATION, &*name, &policy));
             changed |= set(&mut self.snapshot.authorizations, &name, built);
         }
         changed
@@ -97,7 +98,7 @@ impl Index {
             let address = Address {
                 r#type: Some(address::Type::Workload(workload)),
             };
-            Some(Resource::new(type_url::ADDRESS, uid, &address))
+            Some(Resource::new(type_url::ADDRESS, Arc::clone(uid), &address))
         });
         set(&mut self.snapshot.addresses, uid, built)
     }
@@ -246,7 +247,7 @@ impl Index {
             let address = Address {
                 r#type: Some(address::Type::Workload(workload)),
             };
-            Some(Resource::new(type_url::ADDRESS, &uid, &address))
+            Some(Resource::new(type_url::ADDRESS, &*uid, &address))
         });
         set(&mut self.snapshot.addresses, &uid, built)
     }
@@ -261,7 +262,7 @@ impl Index {
             let enrolment = enrolment::decide(pod, self.namespaces.get(&pod.key.namespace));
             let message = workload::node_pod(uid, pod, &self.mesh, enrolment);
             NodeEntry {
-                resource: Arc::new(Resource::new(type_url::NODE_POD, uid, &message)),
+                resource: Arc::new(Resource::new(type_url::NODE_POD, Arc::clone(uid), &message)),
                 namespace: Arc::clone(&pod.key.namespace),
                 service_account: Arc::clone(&pod.service_account),
             }

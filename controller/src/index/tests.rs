@@ -67,7 +67,7 @@ impl Mesh {
 
     fn find_workload(&self, uid: &str) -> Option<istio::workload::Workload> {
         let resource = self.index.snapshot().addresses.get(uid)?;
-        match istio::workload::Address::decode(resource.body.clone())
+        match istio::workload::Address::decode(resource.body())
             .expect("decodes")
             .r#type
         {
@@ -83,7 +83,7 @@ impl Mesh {
             .addresses
             .get(name)
             .unwrap_or_else(|| panic!("no {name}: {:?}", self.names()));
-        match istio::workload::Address::decode(resource.body.clone())
+        match istio::workload::Address::decode(resource.body())
             .expect("decodes")
             .r#type
         {
@@ -107,7 +107,7 @@ impl Mesh {
 
     fn find_policy(&self, name: &str) -> Option<istio::security::Authorization> {
         let resource = self.index.snapshot().authorizations.get(name)?;
-        Some(istio::security::Authorization::decode(resource.body.clone()).expect("decodes"))
+        Some(istio::security::Authorization::decode(resource.body()).expect("decodes"))
     }
 
     fn node_pod(&self, node: &str, name: &str) -> Option<agent::NodePod> {
@@ -117,7 +117,7 @@ impl Mesh {
             .nodes
             .get(node)?
             .get(format!("Kubernetes//Pod/{name}").as_str())?;
-        Some(agent::NodePod::decode(entry.resource.body.clone()).expect("decodes"))
+        Some(agent::NodePod::decode(entry.resource.body()).expect("decodes"))
     }
 
     fn names(&self) -> Vec<String> {

@@ -8,21 +8,21 @@ use std::time::Duration;
 use proto::envoy::discovery::DeltaDiscoveryRequest;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::metadata::GRPC_CONTENT_TYPE;
+use tonic::server::NamedService;
 use tonic::{Request, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::auth::{Caller, caller};
-use super::codec::{DiscoveryCodec, Response};
+use super::codec::{RequestDecoder, Response, Responses};
 use super::stream::{Meaning, Stream, Type};
 use super::{MAX_REQUEST, Services};
 use crate::metrics::type_label;
 use crate::pipeline::Published;
 
-/// `envoy.service.discovery.v3.AggregatedDiscoveryService`, delta only, with a codec of its own.
+/// `envoy.service.discovery.v3.AggregatedDiscoveryService`, delta only, with a body of its own.
 #[derive(Clone)]
 pub struct DiscoveryServer {
     services: Services,
@@ -59,39 +59,36 @@ impl Service<http::Request<Body>> for DiscoveryServer {
                 );
                 return Ok(other.into_http());
             }
-            let mut grpc =
-                Grpc::new(DiscoveryCodec).apply_max_message_size_config(Some(MAX_REQUEST), None);
-            Ok(grpc.streaming(Delta { services }, request).await)
+            let answer = open(services, request).await;
+            Ok(answer.unwrap_or_else(Status::into_http))
         })
     }
 }
 
-struct Delta {
+/// Opens a stream, if the caller is somebody.
+async fn open(
     services: Services,
-}
-
-impl StreamingService<DeltaDiscoveryRequest> for Delta {
-    type Response = Response;
-    type ResponseStream = ReceiverStream<Result<Response, Status>>;
-    type Future = Boxed<Result<tonic::Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        let services = self.services.clone();
-        Box::pin(async move {
-            let caller = match caller(&*services.authenticator, request.metadata()).await {
-                Ok(caller) => caller,
-                Err(error) => {
-                    services.metrics.unauthenticated.inc();
-                    warn!(peer = ?request.remote_addr(), %error, "discovery refused");
-                    return Err(error.into());
-                }
-            };
-            let (out, responses) = mpsc::channel(RESPONSES);
-            let connection = Connection::open(services, caller, out);
-            tokio::spawn(connection.run(request.into_inner()));
-            Ok(tonic::Response::new(ReceiverStream::new(responses)))
-        })
-    }
+    request: http::Request<Body>,
+) -> Result<http::Response<Body>, Status> {
+    let request = Request::from_http(request);
+    let caller = match caller(&*services.authenticator, request.metadata()).await {
+        Ok(caller) => caller,
+        Err(error) => {
+            services.metrics.unauthenticated.inc();
+            warn!(peer = ?request.remote_addr(), %error, "discovery refused");
+            return Err(error.into());
+        }
+    };
+    let (out, responses) = mpsc::channel(RESPONSES);
+    let connection = Connection::open(services, caller, out);
+    let body = request.into_inner();
+    let requests = Streaming::new_request(RequestDecoder, body, None, Some(MAX_REQUEST));
+    tokio::spawn(connection.run(requests));
+    let mut answer = http::Response::new(Body::new(Responses::new(responses)));
+    answer
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    Ok(answer)
 }
 
 /// One open stream; closing is counted however it ends.
@@ -100,17 +97,13 @@ struct Connection {
     caller: Caller,
     id: u64,
     stream: Stream,
-    out: mpsc::Sender<Result<Response, Status>>,
+    out: mpsc::Sender<Response>,
     /// When what is on the way was read from the source.
     sent: Arc<Published>,
 }
 
 impl Connection {
-    fn open(
-        services: Services,
-        caller: Caller,
-        out: mpsc::Sender<Result<Response, Status>>,
-    ) -> Self {
+    fn open(services: Services, caller: Caller, out: mpsc::Sender<Response>) -> Self {
         let id = services.status.lock().open(Arc::clone(&caller.node));
         services.metrics.connected_nodes.inc();
         info!(node = &*caller.node, stream = id, "discovery stream opened");
@@ -168,7 +161,7 @@ impl Connection {
             debug!(
                 node = &*self.caller.node,
                 type_url = response.type_url,
-                resources = response.frames.len(),
+                resources = response.resources.len(),
                 removed = response.removed.len(),
                 "push"
             );
@@ -182,7 +175,7 @@ impl Connection {
                 .pushes
                 .get_or_create(&type_label(url))
                 .inc();
-            self.out.send(Ok(response)).await.map_err(|_closed| ())?;
+            self.out.send(response).await.map_err(|_closed| ())?;
         }
         self.sent = now;
         Ok(())

@@ -146,13 +146,13 @@ impl Stream {
                 // Later types may refer to what this one still has to say.
                 return None;
             }
-            let (frames, removed, is_first) = subscription.advance(*kind, now, &self.node);
-            if is_first || !frames.is_empty() || !removed.is_empty() {
+            let (resources, removed, is_first) = subscription.advance(*kind, now, &self.node);
+            if is_first || !resources.is_empty() || !removed.is_empty() {
                 return Some(respond(
                     *kind,
                     subscription,
                     &mut self.nonces,
-                    frames,
+                    resources,
                     removed,
                 ));
             }
@@ -179,7 +179,7 @@ fn respond(
     kind: Type,
     subscription: &mut Subscription,
     nonces: &mut u64,
-    frames: Vec<bytes::Bytes>,
+    resources: Vec<Arc<Resource>>,
     removed: Vec<Arc<str>>,
 ) -> Response {
     *nonces += 1;
@@ -190,7 +190,7 @@ fn respond(
         generation,
         type_url: kind.url(),
         nonce,
-        frames,
+        resources,
         removed,
     }
 }
@@ -247,13 +247,13 @@ impl Subscription {
         self.wildcard || self.names.contains(name)
     }
 
-    /// Moves on to `now`: frames of what is new, names of what is gone, and whether this is the first response.
+    /// Moves on to `now`: what is new, names of what is gone, and whether this is the first response.
     fn advance(
         &mut self,
         kind: Type,
         now: &Snapshot,
         node: &str,
-    ) -> (Vec<bytes::Bytes>, Vec<Arc<str>>, bool) {
+    ) -> (Vec<Arc<Resource>>, Vec<Arc<str>>, bool) {
         let view = kind.view(now, node);
         let before = self.told.take();
         let is_first = before.is_none();
@@ -287,11 +287,7 @@ impl Subscription {
         self.withheld.retain(|name| !view.contains_key(name));
         self.told = Some(view);
         self.generation = now.generation;
-        let frames = changed
-            .into_values()
-            .map(|resource| resource.frame.clone())
-            .collect();
-        (frames, removed, is_first)
+        (changed.into_values().collect(), removed, is_first)
     }
 
     fn since(&self, kind: Type, before: &Resources, now: &Resources) -> (Changed, Vec<Arc<str>>) {
@@ -323,19 +319,22 @@ impl Subscription {
     /// Everything that is wanted, except what the client brought in the same version.
     fn since_brought(&mut self, kind: Type, now: &Resources) -> (Changed, Vec<Arc<str>>) {
         let brought = std::mem::take(&mut self.brought);
-        let wanted = now.iter().filter(|(name, _)| self.wants(name));
-        let projected =
-            wanted.filter_map(|(name, resource)| Some((Arc::clone(name), kind.project(resource)?)));
-        let changed: BTreeMap<_, _> = projected.collect();
+        let is_there = |name: &str| {
+            now.get(name)
+                .is_some_and(|resource| kind.project(resource).is_some())
+        };
         let gone = brought
             .keys()
-            .filter(|name| self.wants(name) && !changed.contains_key(name.as_str()));
+            .filter(|name| self.wants(name) && !is_there(name));
         let gone = gone.map(|name| Arc::from(name.as_str())).collect();
-        let changed = changed.into_iter().filter(|(name, resource)| {
-            brought
-                .get(&**name)
-                .is_none_or(|v| **v != *resource.version)
-        });
+        let wanted = now.iter().filter(|(name, _)| self.wants(name));
+        let changed = wanted
+            .filter_map(|(name, resource)| Some((Arc::clone(name), kind.project(resource)?)))
+            .filter(|(name, resource)| {
+                brought
+                    .get(&**name)
+                    .is_none_or(|v| **v != *resource.version)
+            });
         (changed.collect(), gone)
     }
 }
@@ -343,13 +342,13 @@ impl Subscription {
 /// The workload inside an `Address`, which is that message's field 1.
 fn workload_of(address: &Resource) -> Option<Resource> {
     const WORKLOAD_FIELD: u8 = 0x0a;
-    let mut body = address.body.clone();
-    if body.first() != Some(&WORKLOAD_FIELD) {
+    let (field, mut rest) = address.body().split_first()?;
+    if *field != WORKLOAD_FIELD {
         return None;
     }
-    let mut rest = body.split_off(1);
     prost::encoding::decode_varint(&mut rest).ok()?;
-    Some(Resource::from_body(type_url::WORKLOAD, &address.name, rest))
+    let name = Arc::clone(&address.name);
+    Some(Resource::from_body(type_url::WORKLOAD, name, rest))
 }
 
 /// Subscribes to everything.

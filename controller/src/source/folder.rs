@@ -3,6 +3,7 @@
 //! `*.yaml`, `*.yml` and `*.json` directly in the folder count, many documents each; hidden files and sub-folders do
 //! not. The kernel's notifications start a scan, and a slow periodic one covers what they miss (network file systems).
 
+mod keeper;
 mod last_good;
 mod memory;
 
@@ -13,8 +14,9 @@ use std::time::Duration;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{error, warn};
+use tracing::warn;
 
+use keeper::Keeper;
 pub use last_good::{LoadError, SaveError, load as load_last_good};
 pub use memory::{Memory, Scan};
 
@@ -67,13 +69,14 @@ impl Source for Folder {
         // Dropping the watcher ends the notifications.
         let mut watcher = watch(&self.path, &changed);
         let memory = Arc::new(Mutex::new(self.memory));
+        let keeper = Keeper::new(Arc::clone(&memory), self.last_good);
         let mut first = true;
-        let mut unsaved = false;
-        let mut saved_at = Instant::now() - SAVE_EVERY;
         loop {
             let scan = scan(&memory, &self.path).await;
             let nothing = scan.batch.upserts.is_empty() && scan.batch.removals.is_empty();
-            unsaved |= !nothing;
+            if !nothing {
+                keeper.changed();
+            }
             if first || !nothing || scan.batch.diagnostics.is_some() {
                 first = false;
                 if batches.send(scan.batch).await.is_err() {
@@ -83,14 +86,10 @@ impl Source for Folder {
             if watcher.is_none() {
                 watcher = watch(&self.path, &changed);
             }
-            if unsaved && saved_at.elapsed() >= SAVE_EVERY {
-                save(&memory, &self.last_good).await;
-                (unsaved, saved_at) = (false, Instant::now());
-            }
-            let pause = match scan.unconfirmed {
-                true => CONFIRM_AFTER,
-                false if unsaved => SAVE_EVERY,
-                false => RESCAN_EVERY,
+            let pause = if scan.unconfirmed {
+                CONFIRM_AFTER
+            } else {
+                RESCAN_EVERY
             };
             tokio::select! {
                 () = changed.notified() => settle(&changed).await,
@@ -124,24 +123,6 @@ async fn scan(memory: &Arc<Mutex<Memory>>, path: &Path) -> Scan {
     tokio::task::spawn_blocking(work).await.unwrap_or_default()
 }
 
-/// Writes the last good objects beside everything else; a failure costs only the next start.
-async fn save(memory: &Arc<Mutex<Memory>>, path: &Path) {
-    let memory = Arc::clone(memory);
-    let path = path.to_owned();
-    let work = move || {
-        last_good::save(
-            &path,
-            memory
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .last_good(),
-        )
-    };
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(work).await {
-        error!(%error, "cannot save the last good configuration; a restart now would depend on the files alone");
-    }
-}
-
 fn watch(path: &Path, changed: &Arc<Notify>) -> Option<RecommendedWatcher> {
     let changed = Arc::clone(changed);
     let wake = move |event: notify::Result<notify::Event>| {
@@ -172,7 +153,5 @@ const SETTLE: Duration = Duration::from_millis(20);
 const SETTLE_AT_MOST: Duration = Duration::from_millis(250);
 /// How long an object must be missing before it counts as removed: editors remove and write anew.
 const CONFIRM_AFTER: Duration = Duration::from_millis(100);
-/// The last good objects are written at most this often.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How late a change is noticed when the kernel does not tell.
 const RESCAN_EVERY: Duration = Duration::from_secs(5);

@@ -64,8 +64,8 @@ impl Client {
 
 fn line(response: &Response) -> String {
     let kind = Type::find(response.type_url).expect("known");
-    let frames = response.frames.iter().flat_map(|frame| {
-        DeltaDiscoveryResponse::decode(frame.clone())
+    let frames = response.resources.iter().flat_map(|resource| {
+        DeltaDiscoveryResponse::decode(resource.frame())
             .expect("decodes")
             .resources
             .into_iter()
@@ -321,7 +321,7 @@ fn a_node_sees_its_own_pods_only() {
     let mut snapshot = two_of_each();
     for node in ["n1", "n2"] {
         let name: Arc<str> = format!("pod-{node}").into();
-        let resource = Arc::new(Resource::new(type_url::NODE_POD, &name, &"x".to_owned()));
+        let resource = Arc::new(Resource::new(type_url::NODE_POD, &*name, &"x".to_owned()));
         let entry = NodeEntry {
             resource,
             namespace: "shop".into(),
@@ -360,7 +360,7 @@ fn workloads_alone_leave_services_out() {
     client.ask(Type::Workload, &[], &[]);
     let response = client.next().expect("a response");
     assert_eq!(line(&response), "Workload +a +b");
-    let decoded = DeltaDiscoveryResponse::decode(response.frames[0].clone()).expect("decodes");
+    let decoded = DeltaDiscoveryResponse::decode(response.resources[0].frame()).expect("decodes");
     let any = decoded.resources[0].resource.clone().expect("a body");
     assert_eq!(any.type_url, type_url::WORKLOAD);
     assert_eq!(

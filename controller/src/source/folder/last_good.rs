@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use runtime::file::{PRIVATE, WriteError, atomic_write_mode};
 use serde::{Deserialize, Serialize};
@@ -44,17 +45,13 @@ struct Line<O> {
 ///
 /// # Errors
 /// From the file system.
-pub(super) fn save<'o>(
-    path: &Path,
-    objects: impl Iterator<Item = &'o Upsert>,
-) -> Result<(), SaveError> {
+pub(super) fn save(path: &Path, objects: &[Arc<Upsert>]) -> Result<(), SaveError> {
     let mut text = Vec::new();
     for upsert in objects {
-        let key = upsert.object.key();
         let line = Line {
             origin: upsert.origin.clone(),
-            kind: key.kind().to_owned(),
-            object: upsert.object.to_json()?,
+            kind: upsert.object.key().kind().to_owned(),
+            object: &upsert.object,
         };
         serde_json::to_writer(&mut text, &line)?;
         text.push(b'\n');

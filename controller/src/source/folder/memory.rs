@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::files::{Stamp, list, stamp};
+use self::places::Places;
 use crate::diagnostics::{Diagnostic, Severity};
 use crate::object::{ObjectKey, Origin};
 use crate::source::decode::{Claim, Decoded, document};
@@ -14,6 +15,7 @@ use crate::source::document::split;
 use crate::source::{Batch, Upsert};
 
 mod files;
+mod places;
 
 /// The files of a folder as last read.
 #[derive(Debug, Default)]
@@ -21,7 +23,7 @@ pub struct Memory {
     root_namespace: String,
     files: BTreeMap<Arc<str>, File>,
     /// Every place that defines an object, in the order of file names and positions: the last one counts.
-    places: BTreeMap<ObjectKey, BTreeMap<Place, Arc<Held>>>,
+    places: BTreeMap<ObjectKey, Places<Arc<Held>>>,
     /// What the receiver of the batches has.
     sent: BTreeMap<ObjectKey, Arc<Held>>,
     diagnostics: Vec<Diagnostic>,
@@ -37,8 +39,6 @@ pub struct Scan {
     pub unconfirmed: bool,
 }
 
-type Place = (Arc<str>, usize);
-
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
@@ -53,7 +53,7 @@ struct File {
 #[derive(Debug, PartialEq)]
 struct Held {
     /// `None` for kinds that are not read, which only count as duplicates.
-    upsert: Option<Upsert>,
+    upsert: Option<Arc<Upsert>>,
     origin: Origin,
     /// A policy that refuses because it cannot be read: no last good version.
     is_fallback: bool,
@@ -78,14 +78,14 @@ impl Memory {
             file.keys.push((position, key.clone()));
             let origin = upsert.origin.clone();
             let held = Held {
-                upsert: Some(upsert),
+                upsert: Some(Arc::new(upsert)),
                 origin,
                 is_fallback: false,
             };
             self.places
                 .entry(key)
                 .or_default()
-                .insert((name, position), Arc::new(held));
+                .insert(name, position, Arc::new(held));
         }
         self
     }
@@ -96,11 +96,12 @@ impl Memory {
     }
 
     /// The objects in effect that are good; a policy that refuses because it cannot be read is none.
-    pub(super) fn last_good(&self) -> impl Iterator<Item = &Upsert> {
+    pub(super) fn last_good(&self) -> Vec<Arc<Upsert>> {
         self.sent
             .values()
             .filter(|held| !held.is_fallback)
-            .filter_map(|held| held.upsert.as_ref())
+            .filter_map(|held| held.upsert.clone())
+            .collect()
     }
 
     /// Reads what changed in `folder`.
@@ -162,7 +163,7 @@ impl Memory {
     ) {
         for (position, key) in keys {
             if let Some(places) = self.places.get_mut(&key) {
-                places.remove(&(Arc::clone(name), position));
+                places.remove(name, position);
                 if places.is_empty() {
                     self.places.remove(&key);
                 }
@@ -234,7 +235,7 @@ impl Memory {
             let held = self
                 .places
                 .get(key)
-                .and_then(|places| places.get(&(Arc::clone(name), *position)));
+                .and_then(|places| places.get(name, *position));
             if let Some(held) = held {
                 before.insert(key.clone(), Arc::clone(held));
             }
@@ -248,7 +249,7 @@ impl Memory {
                     now.push((
                         upsert.object.key(),
                         Arc::new(Held {
-                            upsert: Some(*upsert),
+                            upsert: Some(Arc::from(upsert)),
                             origin,
                             is_fallback: false,
                         }),
@@ -315,7 +316,7 @@ impl Memory {
             self.places
                 .entry(key.clone())
                 .or_default()
-                .insert((Arc::clone(name), position), held);
+                .insert(Arc::clone(name), position, held);
             touched.insert(key.clone());
             keys.push((position, key));
         }
@@ -338,13 +339,13 @@ impl Memory {
             let winner = self
                 .places
                 .get(&key)
-                .and_then(|places| places.values().next_back())
+                .and_then(|places| places.last())
                 .cloned();
             match winner.filter(|held| held.upsert.is_some()) {
                 Some(held) => {
                     let known = self.sent.get(&key).is_some_and(|sent| *sent == held);
                     if let (false, Some(upsert)) = (known, &held.upsert) {
-                        batch.upserts.push(upsert.clone());
+                        batch.upserts.push(Arc::clone(upsert));
                     }
                     self.sent.insert(key, held);
                 }
@@ -355,6 +356,7 @@ impl Memory {
                 }
             }
         }
+        batch.objects = self.sent.len();
         batch
     }
 
@@ -369,7 +371,7 @@ impl Memory {
             all.push(Diagnostic::new(Severity::Error, &origin, None, message));
         }
         for (key, places) in self.places.iter().filter(|(_, places)| places.len() > 1) {
-            let Some((_, winner)) = places.last_key_value() else {
+            let Some(winner) = places.last() else {
                 continue;
             };
             for held in places.values().filter(|held| held.origin != winner.origin) {
@@ -417,7 +419,7 @@ fn keep(
     Some((
         key,
         Arc::new(Held {
-            upsert: Some(upsert),
+            upsert: Some(Arc::new(upsert)),
             origin,
             is_fallback: true,
         }),

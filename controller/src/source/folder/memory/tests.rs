@@ -28,7 +28,7 @@ impl Folder {
         let mut changes = Vec::new();
         loop {
             let scan = self.memory.scan(self.dir.path());
-            let origin = |u: &Upsert| format!("+{} {}", u.object.key(), u.origin);
+            let origin = |u: &Arc<Upsert>| format!("+{} {}", u.object.key(), u.origin);
             changes.extend(scan.batch.upserts.iter().map(origin));
             changes.extend(scan.batch.removals.iter().map(|key| format!("-{key}")));
             if !scan.unconfirmed {
@@ -112,7 +112,7 @@ fn a_policy_without_a_last_good_version_refuses_and_is_replaced_when_repaired() 
     folder.write("a.yaml", &POLICY.replace("DENY", "ALOW"));
     folder.scan();
     assert!(refuses(&folder), "a refusal is no good version to keep");
-    assert_eq!(folder.memory.last_good().count(), 0);
+    assert_eq!(folder.memory.last_good().len(), 0);
     folder.write("a.yaml", POLICY);
     folder.scan();
     assert!(!refuses(&folder));
@@ -221,7 +221,7 @@ fn a_start_with_broken_files_serves_what_was_good_before() {
     );
     before.scan();
     let saved = before.path("saved");
-    super::super::last_good::save(&saved, before.memory.last_good()).expect("saves");
+    super::super::last_good::save(&saved, &before.memory.last_good()).expect("saves");
     before.write(
         "a.yaml",
         &format!("{NAMESPACE}---\n{}", POLICY.replace("DENY", "DENI")),
