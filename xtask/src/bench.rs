@@ -1,5 +1,6 @@
 //! The benchmark as a command: builds, installs what is compared with, measures, reports.
 
+mod push;
 mod scale;
 
 use std::fs;
@@ -99,12 +100,16 @@ struct Build {
 enum Further {
     /// Measure the control plane with large synthetic clusters. Needs root.
     Scale(scale::Args),
+    /// Measure whether traffic feels configuration that changes all the time. Needs root.
+    Push(push::Args),
 }
 
 /// Measures unless `--read`, then reports.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if let Some(Further::Scale(args)) = &args.further {
-        return scale::run(args);
+    match &args.further {
+        Some(Further::Scale(args)) => return scale::run(args),
+        Some(Further::Push(args)) => return push::run(args),
+        None => {}
     }
     let (results, file) = match &args.read {
         Some(file) => (Results::read(file)?, file.clone()),

@@ -9,6 +9,7 @@ pub mod load;
 pub mod machine;
 pub mod modes;
 mod progress;
+pub mod push;
 pub mod report;
 pub mod results;
 pub mod run;

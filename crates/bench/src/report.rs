@@ -5,7 +5,7 @@ mod page;
 mod table;
 
 pub use chart::chart;
-pub use page::{update, update_scale};
+pub use page::{update, update_part};
 pub use table::{budget, details, programs};
 
 use crate::scenario::{Figure, Scenario};

@@ -16,7 +16,7 @@ use model::{
     balance,
     outbound::{INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
     policy::{Connection, Policy},
-    service::{Mode, Visibility},
+    service::{Mode, ServiceKey, Visibility},
 };
 
 use crate::pod::Pod;
@@ -183,7 +183,13 @@ fn verdict(state: &MeshState, client: &LocalPod, server: &Server<'_>, port: u16)
 /// Service ports of which an endpoint can be reached directly. All endpoints are drawn from, so that
 /// each keeps its share; those without a pod of this node are the agent's to carry.
 fn services(state: &MeshState, source: &Workload, servers: &[Server<'_>], tables: &mut Tables) {
-    for service in state.services().filter(|service| is_plain(service)) {
+    // Only these can have an endpoint on this node: the rest of a large mesh costs nothing.
+    let keys: BTreeSet<&ServiceKey> = servers
+        .iter()
+        .flat_map(|server| server.workload.services.keys())
+        .collect();
+    let here = keys.into_iter().filter_map(|key| state.service(key));
+    for service in here.filter(|service| is_plain(service)) {
         let own = service
             .addresses
             .iter()

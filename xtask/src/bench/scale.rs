@@ -92,7 +92,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     println!("\n{table}\nresults: {}", out.display());
     if args.update_docs {
         let page = shell::root()?.join("docs/benchmarks.md");
-        bench::report::update_scale(&page, &table)?;
+        bench::report::update_part(&page, "scale", &table)?;
         println!("written: {}", page.display());
     }
     Ok(())

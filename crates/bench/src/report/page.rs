@@ -22,13 +22,13 @@ pub fn update(page: &Path, results: &Results) -> Result<()> {
     fs::write(&picture, chart(results)).with_context(|| format!("writing {}", picture.display()))
 }
 
-/// Replaces what stands between the markers for the table of `bench scale`.
+/// Replaces what stands between the markers for the table of a further benchmark, such as `scale`.
 ///
 /// # Errors
 /// As [`update`].
-pub fn update_scale(page: &Path, table: &str) -> Result<()> {
+pub fn update_part(page: &Path, name: &str, table: &str) -> Result<()> {
     let text = fs::read_to_string(page).with_context(|| format!("reading {}", page.display()))?;
-    let text = replace(&text, "scale", table).with_context(|| page.display().to_string())?;
+    let text = replace(&text, name, table).with_context(|| page.display().to_string())?;
     fs::write(page, text).with_context(|| format!("writing {}", page.display()))
 }
 

@@ -1,0 +1,185 @@
+//! Whether configuration that changes all the time is felt by traffic: the same paced load with and
+//! without a thousand changes per second, in turns, through the real controller and real agents.
+//!
+//! Controller and writer of manifests run in the scheduler's idle class. In a cluster they are on other
+//! machines; here they would take the processors that the traffic is measured on.
+
+pub mod changes;
+pub mod outcome;
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::load::Load;
+use crate::machine::Setting;
+use crate::modes::{Mode as _, Setup, ambient::Ambient};
+use crate::scale::manifests::{self, Cluster};
+use crate::site::{Placement, Site, Timing};
+use changes::Changes;
+use outcome::{Side, Turn};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What the mesh holds besides client and servers.
+    pub cluster: Cluster,
+    /// Changed objects per second.
+    pub changes: u32,
+    /// Requests per second, over 16 connections.
+    pub rate: u32,
+    /// How often.
+    pub repetitions: u32,
+    /// How long each time.
+    pub timing: Timing,
+    /// Processors that others may use before a turn is left out.
+    pub others_allowed: f64,
+    /// What agents are started with.
+    pub setup: Setup,
+}
+
+/// Measures turn after turn, and tells `each` what came out as soon as it is known.
+///
+/// # Errors
+/// The mesh could not be started, changes did not reach the agents, or a client failed.
+pub fn run(options: &Options, mut each: impl FnMut(&Turn) -> Result<()>) -> Result<Vec<Turn>> {
+    let _cubic = Setting::allow_cubic()?;
+    let site = Ambient.start(&options.setup)?;
+    manifests::write(&options.cluster, &site.lab().manifests_dir())?;
+    let controller = site.lab().controller_pid().context("a controller")?;
+    stand_back(controller)?;
+    lab::wait_until("the agents know the whole mesh", PATIENCE, || {
+        knows(&site, options.cluster.addresses())
+    })?;
+    let mut turns = Vec::new();
+    for repetition in 0..options.repetitions {
+        for placement in Placement::ALL {
+            // Who is first alternates, so that what drifts is no difference.
+            let with_first = repetition % 2 == 1;
+            let first = side(&site, options, placement, with_first)?;
+            let second = side(&site, options, placement, !with_first)?;
+            let (still, pushed) = if with_first {
+                (second, first)
+            } else {
+                (first, second)
+            };
+            let others = still.others.max(pushed.others);
+            let turn = Turn {
+                placement,
+                repetition,
+                disturbed: others > options.others_allowed,
+                still,
+                pushed,
+            };
+            each(&turn)?;
+            turns.push(turn);
+        }
+    }
+    Ok(turns)
+}
+
+/// Traffic, with or without changes.
+fn side(site: &Site, options: &Options, placement: Placement, pushing: bool) -> Result<Side> {
+    if lab::interrupted() {
+        bail!("interrupted");
+    }
+    let load = Load::Paced {
+        connections: CONNECTIONS,
+        rate: options.rate,
+    };
+    let changes = pushing
+        .then(|| Changes::start(&site.lab().manifests_dir(), options.changes))
+        .transpose()?;
+    let before = acks(site)?;
+    let report = site.run(placement, load, options.timing)?;
+    let acks = acks(site)?.saturating_sub(before);
+    let written = changes.map(Changes::stop).transpose()?.unwrap_or_default();
+    if pushing {
+        settled(site)?;
+        if acks == 0 {
+            bail!("no agent took any change while traffic ran");
+        }
+    }
+    let others = report.usage.others() / report.seconds.max(f64::MIN_POSITIVE);
+    Ok(Side {
+        report,
+        // The controller is no process of the load or of the data path, and not somebody else's.
+        others: if pushing { 0.0 } else { others },
+        changes: written.objects,
+        seconds: written.seconds,
+        acks,
+    })
+}
+
+/// Waits until the agents have answered everything that was sent to them.
+fn settled(site: &Site) -> Result<()> {
+    lab::wait_until("the agents have taken every change", PATIENCE, || {
+        in_step(site)
+    })
+}
+
+/// Whether there are agents and each has accepted the newest response of each type.
+fn in_step(site: &Site) -> Result<bool> {
+    let page = site.lab().controller_get("/debug/synz")?;
+    let streams: serde_json::Value = serde_json::from_str(&page)?;
+    let streams = streams.as_object().context("streams by number")?;
+    let types = streams
+        .values()
+        .filter_map(|stream| stream.get("types")?.as_object())
+        .flat_map(serde_json::Map::values);
+    let read =
+        |one: &serde_json::Value, name: &str| one.get(name).and_then(serde_json::Value::as_u64);
+    let mut answered = types.map(|one| read(one, "acked") == read(one, "sent"));
+    Ok(!streams.is_empty() && answered.all(|answered| answered))
+}
+
+fn knows(site: &Site, addresses: usize) -> Result<bool> {
+    let page = site.lab().controller_get("/stats/prometheus")?;
+    let served = value(&page, "keelson_controller_resources", "Address");
+    let expected = u64::try_from(addresses)?;
+    Ok(served >= expected && in_step(site)?)
+}
+
+/// Answers that the agents have accepted.
+fn acks(site: &Site) -> Result<u64> {
+    let page = site.lab().controller_get("/stats/prometheus")?;
+    Ok(value(&page, "keelson_controller_xds_acks_total", ""))
+}
+
+/// The sum of a metric's series whose labels contain a text.
+fn value(page: &str, name: &str, label: &str) -> u64 {
+    let series = page
+        .lines()
+        .filter(|line| line.starts_with(name) && line.contains(label));
+    series
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
+/// Lets a process run only where nobody else wants to.
+fn stand_back(pid: i32) -> Result<()> {
+    let status = Command::new("chrt")
+        .args(["--all-tasks", "--idle", "--pid", "0", &pid.to_string()])
+        .status()
+        .context("starting chrt, of util-linux")?;
+    if !status.success() {
+        bail!("chrt could not put process {pid} into the idle class: {status}");
+    }
+    Ok(())
+}
+
+const CONNECTIONS: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_summed_by_name_and_label() {
+        let page = "# HELP a_total x\na_total{t=\"Address\"} 3\na_total{t=\"Other\"} 4\nb 9\n";
+        assert_eq!(value(page, "a_total", ""), 7);
+        assert_eq!(value(page, "a_total", "Address"), 3);
+    }
+}

@@ -1,0 +1,105 @@
+//! `cargo xtask bench push`.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use bench::modes::Setup;
+use bench::push::{Options, outcome};
+use bench::scale::manifests::Cluster;
+use bench::scenario::Sizes;
+use bench::site::Timing;
+
+use crate::bench::{Build, default_out, prepare, seconds};
+use crate::setup;
+use crate::shell::{self, is_root};
+
+/// How much traffic and how many changes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Changed objects per second.
+    #[arg(long, default_value_t = 1000)]
+    changes: u32,
+    /// Pods of the mesh besides client and servers, behind a tenth as many services.
+    #[arg(long, default_value_t = 2000)]
+    pods: usize,
+    /// How often.
+    #[arg(long)]
+    repetitions: Option<u32>,
+    /// Seconds of counting per measurement.
+    #[arg(long)]
+    window: Option<f64>,
+    /// Requests per second, over 16 connections.
+    #[arg(long)]
+    rate: Option<u32>,
+    /// Processors that other programs may use during a run before it is left out.
+    #[arg(long, default_value_t = 0.1)]
+    others: f64,
+    /// Short: whether everything works.
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    build: Build,
+    /// Where results go; by default `target/bench/push-<time>.jsonl`.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write the table into docs/benchmarks.md.
+    #[arg(long)]
+    update_docs: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    if !is_root() {
+        bail!("the lab makes network namespaces and agents load eBPF programs: run it as root");
+    }
+    shell::heading("Setup and build");
+    setup::run(&setup::Args::default())?;
+    let target = prepare(&args.build)?;
+    let default = || default_out(&target, "push-");
+    let out = args.out.clone().unwrap_or_else(default);
+    if let Some(directory) = out.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut file = fs::File::create(&out).with_context(|| format!("creating {}", out.display()))?;
+    let options = Options {
+        cluster: Cluster {
+            pods: args.pods,
+            services: args.pods.div_ceil(10),
+            policies: args.pods.div_ceil(20),
+        },
+        changes: args.changes,
+        rate: args.rate.unwrap_or(Sizes::default().rate),
+        repetitions: args.repetitions.unwrap_or(if args.quick { 2 } else { 9 }),
+        timing: Timing {
+            warm_up: seconds(None, if args.quick { 0.5 } else { 1.0 })?,
+            window: seconds(args.window, if args.quick { 1.0 } else { 4.0 })?,
+            pinned: false,
+        },
+        others_allowed: args.others,
+        setup: Setup::default(),
+    };
+    shell::heading("The same traffic without and with changes, in turns");
+    let turns = bench::push::run(&options, |turn| {
+        let ratio = turn.ratio(|latency| latency.p99).unwrap_or(f64::NAN);
+        let note = if turn.disturbed {
+            format!(", left out: others had {:.2} processors", turn.still.others)
+        } else {
+            String::new()
+        };
+        shell::good(&format!(
+            "{}: p99 {ratio:.2} times as long with {} changes{note}",
+            turn.placement.title(),
+            turn.pushed.changes
+        ));
+        Ok(writeln!(file, "{}", serde_json::to_string(turn)?)?)
+    })?;
+    let table = outcome::table(&turns);
+    println!("\n{table}\nresults: {}", out.display());
+    if args.update_docs {
+        let page = shell::root()?.join("docs/benchmarks.md");
+        bench::report::update_part(&page, "push", &table)?;
+        println!("written: {}", page.display());
+    }
+    Ok(())
+}
