@@ -185,7 +185,12 @@ fn certificates(controller: &Controller, runtime_dir: &Path) -> anyhow::Result<S
 fn load_kernel(args: &RunArgs) -> anyhow::Result<Kernel> {
     let sizes = MapSizes {
         pods: args.max_pods,
+        workers: u32::try_from(worker_count(args))?,
         listening: args.max_listening_ports,
+        service_ports: args.max_service_ports,
+        service_slots: args.max_service_slots,
+        verdicts: args.max_verdicts,
+        flows: args.max_direct_flows,
     };
     let kernel = Kernel::load(
         &args.bpf_dir,
@@ -197,17 +202,19 @@ fn load_kernel(args: &RunArgs) -> anyhow::Result<Kernel> {
     Ok(kernel)
 }
 
+fn worker_count(args: &RunArgs) -> usize {
+    match args.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
+}
+
 fn start_workers(
     args: &RunArgs,
     kernel: &Kernel,
     shared: &Arc<Shared>,
 ) -> anyhow::Result<Vec<WorkerHandle>> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = if args.workers == 0 {
-        cores
-    } else {
-        args.workers
-    };
+    let count = worker_count(args);
     let workers = (0..count)
         .map(|index| WorkerHandle::start(index, Arc::clone(shared)))
         .collect::<Result<Vec<_>, _>>()?;

@@ -9,8 +9,10 @@ mod direct;
 mod link;
 mod node;
 mod pod;
+mod room;
 
 pub use direct::DirectMaps;
 pub use link::mount_if_absent;
-pub use node::{Kernel, KernelError, MapSizes};
+pub use node::{Kernel, KernelError};
 pub use pod::PodPrograms;
+pub use room::MapSizes;

@@ -122,6 +122,18 @@ pub struct RunArgs {
     /// How long a TCP connection may take to be established.
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     pub connect_timeout: Duration,
+    /// Room for ports of services that have an endpoint on this node. The agent draws endpoints of those beyond it.
+    #[arg(long, default_value_t = 16384)]
+    pub max_service_ports: u32,
+    /// Room for the slots that endpoints of these services are drawn from. The agent draws endpoints of those beyond it.
+    #[arg(long, default_value_t = 65536)]
+    pub max_service_slots: u32,
+    /// Room for what policy says about pairs of captured pods of this node. The agent carries and judges those beyond it.
+    #[arg(long, default_value_t = 262_144)]
+    pub max_verdicts: u32,
+    /// Connections between pods of this node that may be opening at once. The agent carries those beyond it.
+    #[arg(long, default_value_t = 65536)]
+    pub max_direct_flows: u32,
     /// Room for pods in the kernel's maps. A pod beyond it is refused capture and reported.
     #[arg(long, default_value_t = 1024)]
     pub max_pods: u32,

@@ -8,9 +8,10 @@ mod alias;
 mod compile;
 mod events;
 mod revoke;
+mod verdicts;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     net::IpAddr,
     sync::{
         Arc,
@@ -19,12 +20,12 @@ use std::{
     time::Duration,
 };
 
-use abi::{Addr, DirectVerdict, VerdictKey};
+use abi::Addr;
 use arc_swap::ArcSwap;
 use model::WorkloadUid;
 
 use crate::{
-    bpf::Kernel,
+    bpf::{Kernel, KernelError},
     enrol::describe,
     mesh::Mesh,
     pod::Pod,
@@ -206,7 +207,7 @@ impl Direct {
                 .entry(Addr::from(other.to_canonical()))
                 .or_insert(0);
         }
-        let withdrawn = self.apply(&tables);
+        let withdrawn = self.apply(&mut tables);
         self.reached.0.store(Arc::new(tables.reached.clone()));
         self.tables = tables;
         for destination in withdrawn {
@@ -216,36 +217,14 @@ impl Direct {
 
     /// Writes the differences; refusals before permissions. Gives the pods to which something that
     /// was allowed is not allowed any more.
-    fn apply(&self, tables: &Tables) -> HashSet<u32> {
+    fn apply(&self, tables: &mut Tables) -> HashSet<u32> {
         let mut kernel = self.kernel.direct();
-        let mut withdrawn = HashSet::new();
-        let allowed = |verdict: Option<&DirectVerdict>| verdict == Some(&DirectVerdict::Allow);
-        let mut write = |key: VerdictKey, verdict: Option<DirectVerdict>| {
-            if let Err(error) = kernel.set_verdict(key, verdict) {
-                tracing::warn!(
-                    error = describe(&error),
-                    "the agent carries connections that could go directly"
-                );
-            }
-        };
-        for (key, before) in &self.tables.verdicts {
-            let now = tables.verdicts.get(key);
-            if now != Some(before) && !allowed(now) {
-                write(*key, now.copied());
-                if allowed(Some(before)) {
-                    withdrawn.insert(key.destination);
-                }
-            }
-        }
-        for (key, now) in &tables.verdicts {
-            if self.tables.verdicts.get(key) != Some(now) {
-                // A key of its own may restrict what the key for all ports allowed.
-                if !allowed(Some(now)) {
-                    withdrawn.insert(key.destination);
-                }
-                write(*key, Some(*now));
-            }
-        }
+        let mut troubles = Troubles::default();
+        let withdrawn = verdicts::replace(
+            &self.tables.verdicts,
+            &mut tables.verdicts,
+            |key, verdict| troubles.took(kernel.set_verdict(key, verdict)),
+        );
         for (addr, _) in self
             .tables
             .local_pods
@@ -254,18 +233,11 @@ impl Direct {
         {
             drop(kernel.set_local_pod(*addr, None));
         }
-        for (addr, pod) in tables
-            .local_pods
-            .iter()
-            .filter(|(addr, pod)| self.tables.local_pods.get(*addr) != Some(*pod))
-        {
-            if let Err(error) = kernel.set_local_pod(*addr, Some(*pod)) {
-                tracing::warn!(
-                    error = describe(&error),
-                    "the agent carries connections that could go directly"
-                );
-            }
-        }
+        // What does not fit is forgotten here, and tried again with the next change.
+        tables.local_pods.retain(|addr, pod| {
+            self.tables.local_pods.get(addr) == Some(pod)
+                || troubles.took(kernel.set_local_pod(*addr, Some(*pod)))
+        });
         for key in self
             .tables
             .services
@@ -274,18 +246,34 @@ impl Direct {
         {
             drop(kernel.set_service(*key, &[]));
         }
-        for (key, endpoints) in tables
-            .services
-            .iter()
-            .filter(|(key, endpoints)| self.tables.services.get(*key) != Some(*endpoints))
-        {
-            if let Err(error) = kernel.set_service(*key, &alias::slots(endpoints)) {
-                tracing::warn!(
-                    error = describe(&error),
-                    "the agent draws endpoints that the kernel could draw"
-                );
-            }
-        }
+        tables.services.retain(|key, endpoints| {
+            self.tables.services.get(key) == Some(endpoints)
+                || troubles.took(kernel.set_service(*key, &alias::slots(endpoints)))
+        });
+        drop(kernel);
+        troubles.say();
         withdrawn
+    }
+}
+
+/// What could not be written, by reason: said once for all entries of one pass.
+#[derive(Default)]
+struct Troubles(BTreeMap<String, usize>);
+
+impl Troubles {
+    fn took(&mut self, written: Result<(), KernelError>) -> bool {
+        let Err(error) = &written else { return true };
+        *self.0.entry(describe(error)).or_default() += 1;
+        false
+    }
+
+    fn say(&self) {
+        for (error, entries) in &self.0 {
+            tracing::warn!(
+                error,
+                entries,
+                "the agent carries connections that could go directly"
+            );
+        }
     }
 }

@@ -329,6 +329,47 @@ impl prometheus_client::collector::Collector for KernelCollector {
             let counter = prometheus_client::metrics::counter::ConstCounter::new(count);
             prometheus_client::encoding::EncodeMetric::encode(&counter, metric)?;
         }
+        self.maps(&mut encoder)
+    }
+}
+
+impl KernelCollector {
+    /// How full the maps are.
+    fn maps(
+        &self,
+        encoder: &mut prometheus_client::encoding::DescriptorEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        use prometheus_client::encoding::EncodeMetric as _;
+        use prometheus_client::metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge};
+        let gauge = |number: i64| ConstGauge::new(number);
+        let mut family = encoder.encode_descriptor(
+            "keelson_map_entries",
+            "Entries of the kernel half's maps",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (map, entries) in self.0.entries() {
+            let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+            gauge(entries).encode(family.encode_family(&[("map", map)])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "keelson_map_capacity",
+            "Entries that the kernel half's maps have room for",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (map, entries) in self.0.capacities() {
+            gauge(entries.into()).encode(family.encode_family(&[("map", map)])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "keelson_map_refused",
+            "Entries that did not fit into the kernel half's maps",
+            None,
+            MetricType::Counter,
+        )?;
+        for (map, entries) in self.0.refused() {
+            ConstCounter::new(entries).encode(family.encode_family(&[("map", map)])?)?;
+        }
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use abi::{Addr, DirectVerdict, Endpoint, Event, Service, Slot, SlotKey, VerdictKey, maps};
 use aya::{
-    Ebpf,
+    Ebpf, Pod,
     maps::{HashMap, MapData, RingBuf},
 };
 
@@ -42,6 +42,16 @@ pub struct DirectMaps {
     verdicts: HashMap<MapData, Raw<VerdictKey>, u32>,
     events: RingBuf<MapData>,
     next_service: u32,
+    counts: Counts,
+}
+
+/// How many entries there are: the maps are large, and only this writes them.
+#[derive(Default)]
+struct Counts {
+    services: usize,
+    slots: usize,
+    local_pods: usize,
+    verdicts: usize,
 }
 
 impl DirectMaps {
@@ -59,6 +69,7 @@ impl DirectMaps {
             events: typed(ebpf, maps::EVENTS)?,
             next_service: newest.unwrap_or(0).wrapping_add(1),
             services,
+            counts: Counts::default(),
         })
     }
 
@@ -78,6 +89,18 @@ impl DirectMaps {
         verdicts
             .iter()
             .for_each(|key| drop(self.verdicts.remove(key)));
+        self.counts = Counts::default();
+    }
+
+    /// How many entries maps have, since they were cleared.
+    #[must_use]
+    pub fn entries(&self) -> [(&'static str, usize); 4] {
+        [
+            (maps::SERVICES, self.counts.services),
+            (maps::SLOTS, self.counts.slots),
+            (maps::LOCAL_PODS, self.counts.local_pods),
+            (maps::VERDICTS, self.counts.verdicts),
+        ]
     }
 
     /// Sets one verdict; none removes it, so that the agent decides.
@@ -90,13 +113,14 @@ impl DirectMaps {
         verdict: Option<DirectVerdict>,
     ) -> Result<(), KernelError> {
         match verdict {
-            Some(verdict) => self
-                .verdicts
-                .insert(Raw(key), verdict as u32, 0)
-                .map_err(map_error(maps::VERDICTS)),
+            Some(verdict) => put(
+                &mut self.verdicts,
+                &mut self.counts.verdicts,
+                (Raw(key), verdict as u32),
+                maps::VERDICTS,
+            ),
             None => {
-                // Absent is as good as removed.
-                drop(self.verdicts.remove(&Raw(key)));
+                take(&mut self.verdicts, &mut self.counts.verdicts, &Raw(key));
                 Ok(())
             }
         }
@@ -108,12 +132,18 @@ impl DirectMaps {
     /// When the map is full. The agent carries connections to the address then.
     pub fn set_local_pod(&mut self, addr: Addr, pod: Option<u32>) -> Result<(), KernelError> {
         match pod {
-            Some(pod) => self
-                .local_pods
-                .insert(Raw(addr), pod, 0)
-                .map_err(map_error(maps::LOCAL_PODS)),
+            Some(pod) => put(
+                &mut self.local_pods,
+                &mut self.counts.local_pods,
+                (Raw(addr), pod),
+                maps::LOCAL_PODS,
+            ),
             None => {
-                drop(self.local_pods.remove(&Raw(addr)));
+                take(
+                    &mut self.local_pods,
+                    &mut self.counts.local_pods,
+                    &Raw(addr),
+                );
                 Ok(())
             }
         }
@@ -136,7 +166,7 @@ impl DirectMaps {
             self.write_service(key, slots)
         };
         if slots.is_empty() || result.is_err() {
-            drop(self.services.remove(&Raw(key)));
+            take(&mut self.services, &mut self.counts.services, &Raw(key));
         }
         if let Some(old) = old {
             self.remove_slots(old.id, old.slots);
@@ -149,22 +179,23 @@ impl DirectMaps {
         self.next_service = id.wrapping_add(1).max(1);
         let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         for (index, slot) in (0..count).zip(slots) {
-            let inserted = self
-                .slots
-                .insert(Raw(SlotKey { service: id, index }), Raw(*slot), 0);
-            if let Err(error) = inserted {
+            let entry = (Raw(SlotKey { service: id, index }), Raw(*slot));
+            let written = put(&mut self.slots, &mut self.counts.slots, entry, maps::SLOTS);
+            if written.is_err() {
                 self.remove_slots(id, index);
-                return Err(map_error(maps::SLOTS)(error));
+                return written;
             }
         }
-        self.services
-            .insert(Raw(key), Raw(Service { id, slots: count }), 0)
-            .map_err(map_error(maps::SERVICES))
+        let entry = (Raw(key), Raw(Service { id, slots: count }));
+        let counts = &mut self.counts.services;
+        put(&mut self.services, counts, entry, maps::SERVICES)
+            .inspect_err(|_| self.remove_slots(id, count))
     }
 
     fn remove_slots(&mut self, service: u32, count: u32) {
         for index in 0..count {
-            drop(self.slots.remove(&Raw(SlotKey { service, index })));
+            let key = Raw(SlotKey { service, index });
+            take(&mut self.slots, &mut self.counts.slots, &key);
         }
     }
 
@@ -195,6 +226,25 @@ impl DirectMaps {
             .filter_map(Result::ok)
             .map(|key| key.0)
             .collect()
+    }
+}
+
+fn put<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    count: &mut usize,
+    (key, value): (K, V),
+    name: &'static str,
+) -> Result<(), KernelError> {
+    let is_new = map.get(&key, 0).is_err();
+    map.insert(key, value, 0).map_err(map_error(name))?;
+    *count += usize::from(is_new);
+    Ok(())
+}
+
+/// Absent is as good as removed.
+fn take<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, count: &mut usize, key: &K) {
+    if map.remove(key).is_ok() {
+        *count = count.saturating_sub(1);
     }
 }
 

@@ -20,7 +20,7 @@ use aya::{
 };
 use parking_lot::Mutex;
 
-use super::{DirectMaps, link};
+use super::{DirectMaps, MapSizes, link, room};
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -54,28 +54,11 @@ const CONNECT_PROGRAMS: [&str; 4] = [
     "getpeername6_dialled",
 ];
 
-/// Room in the kernel's maps, from configuration. A full map refuses; it never passes.
-#[derive(Clone, Copy, Debug)]
-pub struct MapSizes {
-    /// Pods of the node.
-    pub pods: u32,
-    /// Listening ports of all pods of the node.
-    pub listening: u32,
-}
-
-impl Default for MapSizes {
-    fn default() -> Self {
-        Self {
-            pods: 1024,
-            listening: 16384,
-        }
-    }
-}
-
 /// The kernel half, loaded and attached.
 pub struct Kernel {
     dir: PathBuf,
     sizes: MapSizes,
+    capacities: Vec<(&'static str, u32)>,
     maps: Mutex<Maps>,
     direct: Mutex<DirectMaps>,
 }
@@ -132,6 +115,7 @@ impl Kernel {
             None => link::remove(&dir.join("links").join(PROBE_PROGRAM))?,
         }
         Ok(Self {
+            capacities: room::capacities(&dir, sizes),
             dir,
             sizes,
             maps: Mutex::new(maps),
@@ -329,6 +313,31 @@ impl Kernel {
         self.direct.lock()
     }
 
+    /// How many entries each map may have.
+    pub fn capacities(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.capacities.iter().copied()
+    }
+
+    /// How many entries did not fit since the agent started, by map.
+    pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        room::refused()
+    }
+
+    /// How many entries maps have, for those that are not the kernel's own to fill and forget.
+    #[must_use]
+    pub fn entries(&self) -> Vec<(&'static str, usize)> {
+        let held = self.maps.lock();
+        let mut all = vec![
+            (maps::PODS, held.pods.keys().count()),
+            (maps::POD_ADDRS, held.pod_addrs.keys().count()),
+            (maps::LISTENING, held.listening.keys().count()),
+            (maps::INBOUND, held.inbound.keys().count()),
+        ];
+        drop(held);
+        all.extend(self.direct.lock().entries());
+        all
+    }
+
     /// The counters of the kernel half, by reason, summed over CPUs.
     #[must_use]
     pub fn counters(&self) -> Vec<(Reason, u64)> {
@@ -370,7 +379,7 @@ pub(super) fn typed<M: TryFrom<Map, Error = MapError>>(
 }
 
 pub(super) fn map_error(map: &'static str) -> impl Fn(MapError) -> KernelError {
-    move |source| KernelError::Map { map, source }
+    move |source| room::explain(map, source)
 }
 
 fn loader(dir: &Path, sizes: MapSizes) -> EbpfLoader<'static> {
@@ -378,12 +387,8 @@ fn loader(dir: &Path, sizes: MapSizes) -> EbpfLoader<'static> {
     loader
         .default_map_pin_directory(dir)
         // Storage of sockets outlives the agent that created it, like everything else.
-        .map_pin_path(maps::SOCKETS, dir.join(maps::SOCKETS))
-        .map_max_entries(maps::PODS, sizes.pods)
-        .map_max_entries(maps::INBOUND, sizes.pods)
-        .map_max_entries(maps::POD_ADDRS, sizes.pods.saturating_mul(4))
-        .map_max_entries(maps::LISTENERS, sizes.pods.saturating_mul(16))
-        .map_max_entries(maps::LISTENING, sizes.listening);
+        .map_pin_path(maps::SOCKETS, dir.join(maps::SOCKETS));
+    room::set(&mut loader, sizes);
     loader
 }
 
@@ -495,7 +500,15 @@ pub enum KernelError {
     /// A map is missing in an object that this binary carries.
     #[error("the object holds no map `{0}`: this binary is broken")]
     NoMap(&'static str),
-    /// A map cannot be read or written; when it is full, its size is a setting.
+    /// A map has no room for another entry.
+    #[error("the map `{map}` is full: raise {setting}")]
+    Full {
+        /// Which map.
+        map: &'static str,
+        /// The setting that its size follows.
+        setting: &'static str,
+    },
+    /// A map cannot be read or written.
     #[error("cannot use the map `{map}`")]
     Map {
         /// Which map.
