@@ -195,11 +195,12 @@ impl<S: Session> Inner<S> {
     /// Reads once. True if `buffer` got something.
     fn receive(&mut self, scratch: &mut Vec<u8>, buffer: &mut ReadBuf<'_>) -> io::Result<bool> {
         let kept = self.partial.len();
-        // A record that has begun is always shorter than what can be read on top of it.
-        scratch.resize(scratch.len().max(kept + READ), 0);
+        // What does not fit into `buffer` is copied once more: not much of it, but a whole record.
+        let wanted = (buffer.remaining() + RECORD).min(READ);
+        scratch.resize(scratch.len().max(kept + wanted), 0);
         let (front, back) = scratch.split_at_mut(kept);
         front.copy_from_slice(&self.partial);
-        let read = read(&self.tcp, back)?;
+        let read = read(&self.tcp, back.get_mut(..wanted).unwrap_or_default())?;
         if read == 0 {
             // RFC 8446 section 6.1: without a close_notify it is a truncation.
             return Err(io::ErrorKind::UnexpectedEof.into());
