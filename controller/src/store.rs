@@ -11,8 +11,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use endpoint_slice::{SliceEndpoint, SliceFacts};
-pub(crate) use pod::POD_IPS;
 pub use pod::{ContainerPort, OwnerType, PodFacts};
+pub(crate) use pod::{POD_IPS, WEIGHT};
 pub use policy::{PeerAuthenticationFacts, PolicyFacts, PolicyWish};
 pub use service::{ServiceFacts, ServicePortFacts, TargetPort};
 

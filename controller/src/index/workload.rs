@@ -11,7 +11,7 @@ use super::authorization::octets;
 use super::enrolment::Enrolment;
 use super::service::app_protocol;
 use crate::store::{
-    Labels, NamespacedName, OwnerType, PodFacts, ServiceFacts, SliceFacts, TargetPort,
+    Labels, NamespacedName, OwnerType, PodFacts, ServiceFacts, SliceFacts, TargetPort, WEIGHT,
 };
 
 /// What a pod's resource says beyond the pod itself.
@@ -97,6 +97,12 @@ pub(super) fn from_pod(
             pb::NetworkMode::Standard
         }
         .into(),
+        // What is no number was refused where the manifest was read.
+        capacity: pod
+            .annotations
+            .get(WEIGHT)
+            .and_then(|weight| weight.parse().ok())
+            .filter(|weight| *weight != 1),
         ..pb::Workload::default()
     })
 }

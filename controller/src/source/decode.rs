@@ -14,7 +14,7 @@ use super::tree::{self, Node};
 use super::{FieldLines, Upsert, names, validate};
 use crate::diagnostics::{Diagnostic, Severity};
 use crate::object::{Kind, Object, ObjectKey, Origin};
-use crate::store::POD_IPS;
+use crate::store::{POD_IPS, WEIGHT};
 
 mod broken;
 
@@ -342,6 +342,7 @@ impl<'a> Reader<'a> {
         object.set_namespace(namespace);
         if kind == Kind::Pod {
             self.pod_addresses(node);
+            self.pod_weight(node);
         }
         self.waypoint_label(node);
         if self.failed {
@@ -379,6 +380,22 @@ impl<'a> Reader<'a> {
             let field = format!("metadata.annotations[{POD_IPS:?}]");
             let message =
                 format!("{word:?} is not an IP address; write for example 10.244.1.10,fd00::10");
+            self.say(Severity::Error, entry.line, &field, message);
+        }
+    }
+
+    /// Checks the weight that a pod's annotation gives it.
+    fn pod_weight(&mut self, node: &Node) {
+        let annotations = node
+            .get("metadata")
+            .and_then(|metadata| metadata.get("annotations"));
+        let Some(entry) = annotations.and_then(|annotations| annotations.entry(WEIGHT)) else {
+            return;
+        };
+        let text = entry.value.text().unwrap_or_default();
+        if text.parse::<u32>().is_err() {
+            let field = format!("metadata.annotations[{WEIGHT:?}]");
+            let message = format!("{text:?} is not a whole number; write for example \"3\"");
             self.say(Severity::Error, entry.line, &field, message);
         }
     }

@@ -17,7 +17,7 @@ pub struct PodFacts {
     pub uid: String,
     /// All labels.
     pub labels: Labels,
-    /// The annotations that decide enrolment; see [`crate::index::enrolment`].
+    /// The annotations that decide enrolment (see [`crate::index::enrolment`]) and [`WEIGHT`].
     pub annotations: Labels,
     /// The node it runs on, empty before it is scheduled.
     pub node: Arc<str>,
@@ -175,8 +175,11 @@ fn cron_job(job: &str) -> Option<&str> {
 
 /// Comma-separated addresses of a pod that no kubelet reports on.
 pub(crate) const POD_IPS: &str = "keelson.io/pod-ips";
+/// The pod's share of its Services' connections, beside those of the other endpoints; 1 if it is not said.
+pub(crate) const WEIGHT: &str = "keelson.io/weight";
 /// The annotations that are kept.
 const DECIDING: &[&str] = &[
+    WEIGHT,
     "keelson.io/mesh",
     "istio.io/dataplane-mode",
     "sidecar.istio.io/inject",

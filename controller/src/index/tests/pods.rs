@@ -140,6 +140,25 @@ fn a_namespace_label_moves_its_pods_and_a_lost_namespace_releases_them() {
 }
 
 #[test]
+fn an_annotation_gives_a_pod_its_weight() {
+    for (weight, capacity) in [("3", Some(3)), ("0", Some(0)), ("1", None)] {
+        let text = format!(
+            "{NODE}---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: cart
+  namespace: shop
+  annotations: {{keelson.io/pod-ips: 10.244.1.10, keelson.io/weight: \"{weight}\"}}
+spec: {{nodeName: n1}}
+"
+        );
+        let workload = Mesh::of(&text).workload("shop/cart");
+        assert_eq!(workload.capacity, capacity, "{weight}");
+    }
+}
+
+#[test]
 fn a_workload_says_what_the_pod_is_and_where() {
     let text = format!(
         "{NODE}---
@@ -180,6 +199,7 @@ spec: {{nodeName: n1, serviceAccountName: cart}}
     );
     assert_eq!(workload.tunnel_protocol(), TunnelProtocol::None);
     assert_eq!(workload.status(), WorkloadStatus::Healthy);
+    assert_eq!(workload.capacity, None);
     let locality = workload.locality.expect("the node has one");
     assert_eq!(
         [locality.region, locality.zone, locality.subzone],
