@@ -74,6 +74,18 @@ pub const fn payload(acked: u64, received: u64, state: u32) -> (u64, u64) {
     )
 }
 
+/// The name of cubic as `TCP_CONGESTION` takes it.
+pub const CUBIC: [u8; 8] = *b"cubic\0\0\0";
+
+/// Whether a socket of a local path is to be changed to cubic: it has its namespace's default, which is
+/// another. What its application chose stays, and setting what is set already costs more than asking.
+#[inline(always)]
+#[must_use]
+pub const fn must_become_cubic(current: [u8; 8], default: [u8; 8]) -> bool {
+    let current = u64::from_ne_bytes(current);
+    current == u64::from_ne_bytes(default) && current != u64::from_ne_bytes(CUBIC)
+}
+
 /// The side of an alias column that a random word picks: see [`abi::Slot`].
 #[inline(always)]
 #[must_use]
@@ -83,7 +95,7 @@ pub const fn is_below(threshold: u32, random: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Facts, Path, choose, payload};
+    use super::{CUBIC, Facts, Path, choose, must_become_cubic, payload};
     use abi::{Addr, DirectVerdict, Endpoint, Target};
     use core::net::IpAddr;
 
@@ -159,6 +171,21 @@ mod tests {
                 expected,
                 "{drawn:?} {local:?} {verdict:?}"
             );
+        }
+    }
+
+    #[test]
+    fn only_a_default_that_is_not_cubic_becomes_cubic() {
+        let [bbr, reno] = [*b"bbr\0\0\0\0\0", *b"reno\0\0\0\0"];
+        for (current, default, expected) in [
+            (bbr, bbr, true),
+            (reno, reno, true),
+            (reno, bbr, false),
+            (CUBIC, CUBIC, false),
+            (CUBIC, bbr, false),
+            (bbr, [0; 8], false),
+        ] {
+            assert_eq!(must_become_cubic(current, default), expected);
         }
     }
 

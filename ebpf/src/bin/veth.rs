@@ -6,18 +6,31 @@ mod programs {
     #![expect(unsafe_code, reason = "program symbols are exported by name")]
 
     use aya_ebpf::{macros::classifier, programs::TcContext};
-    use ebpf::hook;
+    use ebpf::{hook, source::Own};
 
     /// The pod's number, set by the loader.
     #[unsafe(no_mangle)]
     static POD: u32 = 0;
+    /// Its IPv4 address in network order, set by the loader; zero if it has none.
+    #[unsafe(no_mangle)]
+    static OWN_V4: u32 = 0;
+    /// Its IPv6 address, likewise.
+    #[unsafe(no_mangle)]
+    static OWN_V6: [u32; 4] = [0; 4];
 
     #[classifier]
     fn tcx_source_guard(ctx: TcContext) -> i32 {
         // SAFETY: read-only data that the loader fills before the program is loaded; a volatile read
         // keeps the compiler from using the initial value.
         let pod = unsafe { (&raw const POD).read_volatile() };
-        hook::veth::guard(&ctx, pod)
+        // SAFETY: as above.
+        let own = unsafe {
+            Own {
+                v4: (&raw const OWN_V4).read_volatile(),
+                v6: (&raw const OWN_V6).read_volatile(),
+            }
+        };
+        hook::veth::guard(&ctx, pod, &own)
     }
 
     /// A program that could panic loops here, and the verifier refuses to load it.

@@ -24,7 +24,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 
 use crate::{
-    direct::{Path, choose, is_below},
+    direct::{CUBIC, Path, choose, is_below, must_become_cubic},
     maps::{
         AGENTS, LISTENERS, LOCAL_PODS, SERVICES, SLOTS, SOCKETS, address_flags, count, is_set, pod,
         tell, verdict, worker,
@@ -247,7 +247,7 @@ fn capture_or_direct(
             ALLOW
         }
         Path::Direct(target) => {
-            if !remember(raw, pod.id, target.pod, &dialled) || !set(raw, SO_BINDTOIFINDEX, 0) {
+            if !remember(raw, pod.id, target.pod, &dialled) || !unbind(raw) {
                 return refuse(Reason::OutboundDirectFailed);
             }
             prefer_cubic(raw, pod);
@@ -265,11 +265,22 @@ fn capture_or_direct(
 #[inline(always)]
 fn capture(raw: *mut bpf_sock_addr, mark: u32) -> i32 {
     // `SO_BINDTODEVICE` would keep the connection off `lo`.
-    if set(raw, SO_MARK, mark) && set(raw, SO_BINDTOIFINDEX, 0) {
+    if set(raw, SO_MARK, mark) && unbind(raw) {
         count(Reason::OutboundCaptured);
         return ALLOW;
     }
     refuse(Reason::OutboundMarkFailed)
+}
+
+/// Undoes `SO_BINDTODEVICE`, which few sockets have.
+#[inline(always)]
+fn unbind(raw: *mut bpf_sock_addr) -> bool {
+    // SAFETY: as in `connect4`; the context's socket is valid during the hook.
+    let bound = unsafe {
+        let socket = (&raw const (*raw).__bindgen_anon_1.sk).read_volatile();
+        !socket.is_null() && (&raw const (*socket).bound_dev_if).read_volatile() != 0
+    };
+    !bound || set(raw, SO_BINDTOIFINDEX, 0)
 }
 
 /// Leads the connection to the endpoint; what was dialled is kept with the socket.
@@ -344,8 +355,8 @@ fn prefer_cubic(raw: *mut bpf_sock_addr, pod: &Pod) {
             8,
         )
     };
-    if read == 0 && u64::from_ne_bytes(current) == u64::from_ne_bytes(pod.congestion) {
-        let mut cubic = *b"cubic\0\0\0";
+    if read == 0 && must_become_cubic(current, pod.congestion) {
+        let mut cubic = CUBIC;
         // SAFETY: as above.
         unsafe {
             bpf_setsockopt(

@@ -17,7 +17,7 @@ use core::ffi::c_void;
 
 use super::sock_ops_context::{local, remote};
 use crate::{
-    direct::payload,
+    direct::{CUBIC, must_become_cubic, payload},
     maps::{FLOWS, SOCKETS, count, pod, tell},
 };
 
@@ -43,28 +43,31 @@ pub fn on_connect(ctx: &SockOpsContext) {
     if FLOWS.insert(&flow, note, BPF_ANY).is_err() {
         count(Reason::FlowLost);
     }
+}
+
+/// Tells of an established connection, and asks to be called at its end. One that is never
+/// established needs neither: its note is worth nothing after a few seconds.
+#[inline(always)]
+pub fn on_established(ctx: &SockOpsContext) {
+    let Some(socket) = stored(ctx) else {
+        return;
+    };
     if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG).is_err() {
         count(Reason::EventLost);
     }
+    tell_of(ctx, &socket, EventKind::Opened);
 }
 
-/// Tells of an established connection.
-#[inline(always)]
-pub fn on_established(ctx: &SockOpsContext) {
-    tell_of(ctx, EventKind::Opened);
-}
-
-/// Tells of the end of a connection and forgets its note.
+/// Tells of the end of a connection.
 #[inline(always)]
 pub fn on_close(ctx: &SockOpsContext) {
-    if stored(ctx).is_some() {
-        // That the note had to make room for others already is fine.
-        let _evicted = FLOWS.remove(&flow(ctx)).is_err();
+    if let Some(socket) = stored(ctx) {
+        tell_of(ctx, &socket, EventKind::Closed);
     }
-    tell_of(ctx, EventKind::Closed);
 }
 
-/// Gives the server's socket the congestion control of a local path, unless its application chose.
+/// Takes the note of a connection that is accepted, which nobody else shall find, and gives the
+/// server's socket the congestion control of a local path, unless its application chose.
 #[inline(always)]
 pub fn on_accepted(ctx: &SockOpsContext) {
     // SAFETY: the helper accepts the context of this program type.
@@ -79,8 +82,7 @@ pub fn on_accepted(ctx: &SockOpsContext) {
         source_port: own.destination_port,
         destination_port: own.source_port,
     };
-    // SAFETY: only the entry's presence is read.
-    if unsafe { FLOWS.get(&towards_us) }.is_none() {
+    if FLOWS.remove(&towards_us).is_err() {
         return;
     }
     let mut current = [0_u8; 8];
@@ -94,8 +96,8 @@ pub fn on_accepted(ctx: &SockOpsContext) {
             8,
         )
     };
-    if read == 0 && u64::from_ne_bytes(current) == u64::from_ne_bytes(pod.congestion) {
-        let mut cubic = *b"cubic\0\0\0";
+    if read == 0 && must_become_cubic(current, pod.congestion) {
+        let mut cubic = CUBIC;
         // SAFETY: as above. A failure costs speed only.
         unsafe {
             bpf_setsockopt(
@@ -110,10 +112,7 @@ pub fn on_accepted(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn tell_of(ctx: &SockOpsContext, kind: EventKind) {
-    let Some(socket) = stored(ctx) else {
-        return;
-    };
+fn tell_of(ctx: &SockOpsContext, socket: &DirectSocket, kind: EventKind) {
     // A pod that reached itself through its own service is nobody's connection.
     if socket.source == socket.destination {
         return;

@@ -3,10 +3,12 @@
 
 use std::{
     io,
+    net::IpAddr,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
+use abi::Addr;
 use aya::programs::{
     LinkOrder, SchedClassifier, SkLookup, TcAttachType, links::FdLink, tc::TcAttachOptions,
 };
@@ -66,14 +68,28 @@ impl PodPrograms {
         })
     }
 
-    /// Attaches the source guard to the node's end of the pod's interface.
+    /// Attaches the source guard to the node's end of the pod's interface. `own` are the addresses that
+    /// the cluster gave to the pod; the first of each family costs no lookup.
     ///
     /// # Errors
     /// When the kernel refuses the program or the attachment.
-    pub fn attach_guard(&self, kernel: &Kernel, interface: &str) -> Result<(), KernelError> {
+    pub fn attach_guard(
+        &self,
+        kernel: &Kernel,
+        interface: &str,
+        own: &[IpAddr],
+    ) -> Result<(), KernelError> {
+        let words = |v4: bool| {
+            let own = own.iter().map(IpAddr::to_canonical);
+            let first = own.filter(|ip| ip.is_ipv4() == v4).map(Addr::from).next();
+            first.map_or([0; 4], |addr| addr.words)
+        };
+        let (v4, v6) = (words(true)[3], words(false));
         let mut ebpf = kernel
             .pod_loader()
             .override_global("POD", &self.id, true)
+            .override_global("OWN_V4", &v4, true)
+            .override_global("OWN_V6", &v6, true)
             .load(VETH_OBJECT)
             .map_err(|source| KernelError::Load {
                 object: "veth",

@@ -273,7 +273,7 @@ fn guard_source(kernel: &Kernel, programs: &PodPrograms, entry: &Entry) -> bool 
             .and_then(|name| name.into_string().map_err(|e| e.to_string()))
             .and_then(|name| {
                 programs
-                    .attach_guard(kernel, &name)
+                    .attach_guard(kernel, &name, &entry.sandbox.ips)
                     .map_err(|e| describe(&e))
             });
         if let Err(error) = &guarded {
