@@ -27,6 +27,7 @@ use xds_client::{
 use crate::{
     admin,
     bpf::{Kernel, MapSizes},
+    budget::{self, Budget},
     cgroup, cni,
     config::{LogFormat, RunArgs, SameNode},
     direct::{Direct, DirectHandle},
@@ -61,14 +62,18 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     let log = runtime::log::init(format, &args.log).context("--log")?;
     netns::remember_home().context("/proc must be mounted")?;
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, control(args, log))
+    LocalSet::new().block_on(&runtime, control(args, log, descriptors))
 }
 
-async fn control(args: RunArgs, log: runtime::log::LogHandle) -> anyhow::Result<()> {
+async fn control(
+    args: RunArgs,
+    log: runtime::log::LogHandle,
+    descriptors: u64,
+) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
     let metrics = Metrics::new();
     let readiness = Readiness::new();
@@ -85,6 +90,12 @@ async fn control(args: RunArgs, log: runtime::log::LogHandle) -> anyhow::Result<
     let kernel = Arc::new(load_kernel(&args)?);
     register_kernel(&metrics, Arc::clone(&kernel));
     let mesh = Arc::new(Mesh::default());
+    let limits = budget::Limits {
+        total: args.max_connections,
+        per_pod: args.max_connections_per_pod,
+    };
+    let budget = Arc::new(Budget::new(limits, descriptors));
+    budget::register(&metrics, Arc::clone(&budget));
     let shared = Arc::new(Shared {
         mesh: Arc::clone(&mesh),
         reached: Arc::default(),
@@ -92,6 +103,7 @@ async fn control(args: RunArgs, log: runtime::log::LogHandle) -> anyhow::Result<
             metrics: ConnectionMetrics::register(&metrics),
             refusals: Refusals::default(),
         }),
+        budget: Arc::clone(&budget),
         tunnel: tunnel::Settings::default(),
         connect_timeout: args.connect_timeout,
         enrol: std::sync::OnceLock::new(),
@@ -102,6 +114,7 @@ async fn control(args: RunArgs, log: runtime::log::LogHandle) -> anyhow::Result<
         Arc::clone(&mesh),
         Arc::clone(&shared.recorder),
         Arc::clone(&shared.reached),
+        budget,
     )?;
     let (enroller, enrol, captured) = Enroller::new(
         Arc::clone(&kernel),
@@ -295,9 +308,12 @@ async fn follow_policy(
     direct: DirectHandle,
 ) {
     while changes.changed().await.is_ok() {
+        let told = *changes.borrow_and_update();
         direct.mesh_changed();
         tokio::time::sleep(REAUTHORIZE_AFTER).await;
-        changes.mark_unchanged();
+        if *changes.borrow_and_update() != told {
+            direct.mesh_changed();
+        }
         workers.iter().for_each(WorkerHandle::reauthorize);
     }
 }
@@ -352,7 +368,8 @@ async fn follow_readiness(mut status: watch::Receiver<Status>, configuration: Co
     }
 }
 
-fn raise_descriptor_limit() {
+/// Raises the limit of open files as far as it goes; says how many there may be now.
+fn raise_descriptor_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         // Root may raise the hard limit too, up to fs.nr_open.
@@ -362,4 +379,6 @@ fn raise_descriptor_limit() {
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    // What every system gives at least, should the kernel not say.
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }

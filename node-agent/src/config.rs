@@ -140,4 +140,11 @@ pub struct RunArgs {
     /// Room for listening ports of all pods in the kernel's maps. A port beyond it is refused and counted.
     #[arg(long, default_value_t = 16384)]
     pub max_listening_ports: u32,
+    /// Connections that the agent carries for all pods together; 0 derives it from the limit of open
+    /// files. Half of them are divided among the captured pods, the other half is for whoever needs more.
+    #[arg(long, default_value_t = 0)]
+    pub max_connections: usize,
+    /// Connections that the agent carries for one pod, however much room there is; 0 is no such limit.
+    #[arg(long, default_value_t = 0)]
+    pub max_connections_per_pod: usize,
 }

@@ -17,7 +17,7 @@ use std::{
         Arc,
         mpsc::{self, RecvTimeoutError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use abi::Addr;
@@ -26,6 +26,7 @@ use model::WorkloadUid;
 
 use crate::{
     bpf::{Kernel, KernelError},
+    budget::Budget,
     enrol::describe,
     mesh::Mesh,
     pod::Pod,
@@ -33,11 +34,15 @@ use crate::{
 };
 pub use compile::{LocalPod, Tables, compile};
 use events::Ledger;
+use revoke::Policy;
 
 /// How often the ring of events is emptied.
 const LOOK: Duration = Duration::from_millis(100);
-/// Changes that come together are compiled together.
+/// Changes that come within this time of the last one are compiled together; the first is compiled
+/// at once.
 const SETTLE: Duration = Duration::from_millis(5);
+/// How often the bytes of open connections are read from the kernel.
+const SAMPLE: Duration = Duration::from_secs(5);
 
 /// What connections of the agent need to know: which workloads' endpoints the kernel reaches itself.
 #[derive(Default)]
@@ -102,11 +107,17 @@ pub struct Direct {
     mesh: Arc<Mesh>,
     recorder: Arc<Recorder>,
     reached: Arc<Reached>,
+    /// Divided among the captured pods, whose number this thread is told.
+    budget: Arc<Budget>,
     messages: mpsc::Receiver<Message>,
     pods: Vec<Arc<Pod>>,
     others: Vec<IpAddr>,
     tables: Tables,
     ledger: Ledger,
+    /// Pods to which something is refused since a policy, and not all connections were looked at.
+    sweep: BTreeMap<u32, Policy>,
+    updated: Instant,
+    sampled: Instant,
 }
 
 impl Direct {
@@ -119,6 +130,7 @@ impl Direct {
         mesh: Arc<Mesh>,
         recorder: Arc<Recorder>,
         reached: Arc<Reached>,
+        budget: Arc<Budget>,
     ) -> std::io::Result<DirectHandle> {
         let (sender, messages) = mpsc::channel();
         let direct = Self {
@@ -126,11 +138,15 @@ impl Direct {
             mesh,
             recorder,
             reached,
+            budget,
             messages,
             pods: Vec::new(),
             others: Vec::new(),
             tables: Tables::default(),
             ledger: Ledger::default(),
+            sweep: BTreeMap::new(),
+            updated: Instant::now(),
+            sampled: Instant::now(),
         };
         std::thread::Builder::new()
             .name("direct".to_owned())
@@ -142,7 +158,12 @@ impl Direct {
         self.kernel.direct().clear();
         loop {
             let mut changed = false;
-            match self.messages.recv_timeout(LOOK) {
+            let wait = if self.sweep.is_empty() {
+                LOOK
+            } else {
+                Duration::ZERO
+            };
+            match self.messages.recv_timeout(wait) {
                 Ok(message) => {
                     let Some(change) = self.on(message) else {
                         return;
@@ -153,7 +174,7 @@ impl Direct {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if changed {
-                std::thread::sleep(SETTLE);
+                std::thread::sleep(SETTLE.saturating_sub(self.updated.elapsed()));
             }
             while let Ok(message) = self.messages.try_recv() {
                 let Some(change) = self.on(message) else {
@@ -161,11 +182,22 @@ impl Direct {
                 };
                 changed |= change;
             }
-            self.take_events();
+            // A connection that is to be ended waits; who reads of others does not.
             if changed {
                 self.update();
+                self.updated = Instant::now();
+            }
+            self.sweep_one();
+            self.take_events();
+            if self.sampled.elapsed() >= SAMPLE {
+                self.sample();
             }
         }
+    }
+
+    fn sample(&mut self) {
+        self.ledger.sample(&self.pods, &self.recorder);
+        self.sampled = Instant::now();
     }
 
     /// Takes a message; says whether tables have to be compiled, nothing when it is time to end.
@@ -173,12 +205,14 @@ impl Direct {
         match message {
             Message::Mesh => Some(true),
             Message::Pods(pods, others) => {
+                self.budget.set_pods(pods.len());
                 self.pods = pods;
                 self.others = others;
                 Some(true)
             }
             Message::Connections(reply) => {
                 self.take_events();
+                self.sample();
                 // Whoever asked may have gone.
                 drop(reply.send(self.ledger.views()));
                 Some(false)
@@ -197,6 +231,8 @@ impl Direct {
     }
 
     fn update(&mut self) {
+        // Read before the state: a newer state makes the time longer, never shorter.
+        let since = self.mesh.since().unwrap_or_else(Instant::now);
         let state = self.mesh.state();
         let local: Vec<LocalPod> = self.pods.iter().map(|pod| LocalPod::of(pod)).collect();
         let mut tables = compile(&state, &local);
@@ -207,11 +243,32 @@ impl Direct {
                 .entry(Addr::from(other.to_canonical()))
                 .or_insert(0);
         }
+        self.ledger.changed();
         let withdrawn = self.apply(&mut tables);
         self.reached.0.store(Arc::new(tables.reached.clone()));
         self.tables = tables;
-        for destination in withdrawn {
-            revoke::refused(&state, &self.pods, destination);
+        tracing::debug!(
+            after_us = microseconds(since),
+            "the kernel goes by the new configuration"
+        );
+        if withdrawn.is_empty() {
+            return;
+        }
+        // Whatever was opened before the kernel knew better is listed now.
+        self.take_events();
+        let policy = Policy { state, since };
+        for (server, listed) in self.ledger.to(&withdrawn) {
+            policy.end_listed(&self.pods, server, &listed);
+        }
+        self.sweep
+            .extend(withdrawn.into_iter().map(|server| (server, policy.clone())));
+    }
+
+    /// Looks at all connections to one of the pods to which something is refused now; the others
+    /// wait for their turn, so that no change of policy waits for more than one.
+    fn sweep_one(&mut self) {
+        if let Some((server, policy)) = self.sweep.pop_first() {
+            policy.end_all(&self.pods, server);
         }
     }
 
@@ -276,4 +333,9 @@ impl Troubles {
             );
         }
     }
+}
+
+/// The time since then, in microseconds.
+fn microseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

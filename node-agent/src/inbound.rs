@@ -176,6 +176,14 @@ async fn serve_stream(
             );
         }
     };
+    let room = worker.admit(&pod, Direction::Inbound, (asked.client, asked.target));
+    let _permit = match room {
+        Ok(permit) => permit,
+        Err(full) => {
+            let reason = ProxyStatus::new(ErrorType::ConnectionLimitReached, full.to_string());
+            return incoming.refuse(StatusCode::SERVICE_UNAVAILABLE, &reason);
+        }
+    };
     let admitted = tokio::select! {
         admitted = admit(&worker, &pod, &asked) => admitted,
         // The peer has given the request up.

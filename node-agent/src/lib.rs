@@ -5,9 +5,11 @@
 //! applications. Start reading at [`agent`], then [`enrol`] (who is captured), `outbound` and
 //! `inbound` (the life of a connection) and [`bpf`] (the only place that names aya).
 
+mod accept;
 pub mod admin;
 pub mod agent;
 pub mod bpf;
+pub mod budget;
 pub mod cgroup;
 pub mod cleanup;
 pub mod cni;

@@ -1,6 +1,6 @@
 //! The mesh as the controller tells it: state for decisions, and what is wanted of this node's pods.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use model::{Identity, MeshState, TrustDomain, WorkloadUid};
@@ -20,6 +20,8 @@ use crate::{
 pub struct Mesh {
     state: ArcSwap<MeshState>,
     changed: watch::Sender<u64>,
+    /// When the newest state was published.
+    since: ArcSwap<Option<Instant>>,
     wanted: watch::Sender<Arc<WantedPods>>,
 }
 
@@ -28,6 +30,7 @@ impl Default for Mesh {
         Self {
             state: ArcSwap::default(),
             changed: watch::Sender::new(0),
+            since: ArcSwap::default(),
             wanted: watch::Sender::default(),
         }
     }
@@ -37,6 +40,11 @@ impl Mesh {
     /// The state now. Keep it for one decision, not longer.
     pub fn state(&self) -> Arc<MeshState> {
         self.state.load_full()
+    }
+
+    /// When the newest state came, if one has come.
+    pub fn since(&self) -> Option<Instant> {
+        **self.since.load()
     }
 
     /// Changes with every new state.
@@ -158,6 +166,7 @@ impl Writer {
     }
 
     fn publish(&self) {
+        self.mesh.since.store(Arc::new(Some(Instant::now())));
         self.mesh.state.store(Arc::new(self.state.clone()));
         self.mesh.changed.send_modify(|version| *version += 1);
     }

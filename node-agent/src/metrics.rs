@@ -158,6 +158,7 @@ pub struct ConnectionMetrics {
     received: Family<TcpLabels, Counter>,
     failed: Family<TcpLabels, Counter>,
     refused: Family<RefusedLabels, Counter>,
+    accept_failures: Counter,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -169,6 +170,7 @@ struct RefusedLabels {
 /// The counters of one connection, looked up once.
 #[derive(Clone)]
 pub struct Flow {
+    opened: Counter,
     closed: Counter,
     sent: Counter,
     received: Counter,
@@ -210,6 +212,11 @@ impl ConnectionMetrics {
                 "Connections refused, by reason",
                 this.refused.clone(),
             );
+            registry.register(
+                "keelson_accept_failures",
+                "Times that the kernel would not hand over a connection, for want of descriptors or memory",
+                this.accept_failures.clone(),
+            );
             this
         })
     }
@@ -217,12 +224,25 @@ impl ConnectionMetrics {
     /// Counts an opened connection and gives the counters for the rest of its life.
     #[must_use]
     pub fn open(&self, labels: &TcpLabels) -> Flow {
-        self.opened.get_or_create(labels).inc();
+        let flow = self.flow(labels);
+        flow.opened.inc();
+        flow
+    }
+
+    /// The counters of connections with these labels; nothing is counted yet.
+    #[must_use]
+    pub fn flow(&self, labels: &TcpLabels) -> Flow {
         Flow {
+            opened: self.opened.get_or_create(labels).clone(),
             closed: self.closed.get_or_create(labels).clone(),
             sent: self.sent.get_or_create(labels).clone(),
             received: self.received.get_or_create(labels).clone(),
         }
+    }
+
+    /// Counts an accept that failed.
+    pub fn accept_failed(&self) {
+        self.accept_failures.inc();
     }
 
     /// Counts a connection that was not established.
@@ -242,6 +262,11 @@ impl ConnectionMetrics {
 }
 
 impl Flow {
+    /// Counts an opened connection.
+    pub fn open(&self) {
+        self.opened.inc();
+    }
+
     /// Adds bytes: `request` from the client, `response` from the server.
     pub fn moved(&self, request: u64, response: u64) {
         self.received.inc_by(request);

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tls::WorkloadCert;
 use tokio::sync::watch;
 
-use crate::netns::Netns;
+use crate::{budget::Usage, netns::Netns};
 
 /// Namespace and name of a pod.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -63,6 +63,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Its current certificate; none until the CA has answered once.
     pub cert: watch::Receiver<Option<Arc<WorkloadCert>>>,
+    /// What it uses of the agent's room for connections.
+    pub usage: Usage,
     /// Connections that the agent carries for it now.
     open: AtomicUsize,
 }
@@ -87,6 +89,7 @@ impl Pod {
             netns,
             addresses,
             cert,
+            usage: Usage::default(),
             open: AtomicUsize::new(0),
         }
     }

@@ -16,6 +16,7 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_REQUEST_ACK: u16 = 0x5;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NETLINK_HEADER: usize = 16;
@@ -24,11 +25,23 @@ const REQUEST: usize = 56;
 /// `struct inet_diag_sockid`.
 type SocketId = [u8; 48];
 const IPPROTO_TCP: u8 = 6;
+/// Size of `struct inet_diag_msg`; attributes follow it.
+const MESSAGE: usize = 72;
+/// Where the [`SocketId`] in it ends.
+const MESSAGE_ID_END: usize = 52;
+/// Where the cookie in a [`SocketId`] begins.
+const COOKIE: usize = 40;
+/// The attribute with a `struct tcp_info`.
+const INET_DIAG_INFO: u8 = 2;
+/// Offset of `tcpi_bytes_acked` in it; `tcpi_bytes_received` follows.
+const TCPI_BYTES_ACKED: usize = 120;
 
 /// States of TCP, include/net/tcp_states.h, as bits of a mask.
 const LISTEN: u32 = 1 << 10;
 /// `ESTABLISHED`, `SYN_RECV`, `FIN_WAIT1`, `FIN_WAIT2`, `CLOSE_WAIT`.
 const CONNECTED: u32 = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8;
+/// `LAST_ACK`, `CLOSING`: closed by the application, and the peer has not acknowledged it.
+const ENDING: u32 = 1 << 9 | 1 << 11;
 
 /// A connected socket of a namespace.
 #[derive(Clone, Debug)]
@@ -37,8 +50,57 @@ pub struct Found {
     pub local: SocketAddr,
     /// Its peer's.
     pub remote: SocketAddr,
+    /// Where it was asked for: what the socket has moved.
+    pub moved: Option<Moved>,
     family: u8,
     id: SocketId,
+}
+
+impl Found {
+    /// The connection with these addresses, whether there is one or not: for [`Ender::destroy_named`].
+    #[must_use]
+    pub fn named(local: SocketAddr, remote: SocketAddr) -> Self {
+        let mut id = [0; 48];
+        let ports = [local.port().to_be_bytes(), remote.port().to_be_bytes()].concat();
+        let octets = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        // No interface, and any cookie: `INET_DIAG_NOCOOKIE`.
+        for (at, bytes) in [
+            (0, ports),
+            (4, octets(local.ip())),
+            (20, octets(remote.ip())),
+            (COOKIE, vec![0xff; 8]),
+        ] {
+            for (to, byte) in id.iter_mut().skip(at).zip(bytes) {
+                *to = byte;
+            }
+        }
+        let family = if local.is_ipv4() {
+            libc::AF_INET
+        } else {
+            libc::AF_INET6
+        };
+        Self {
+            local,
+            remote,
+            moved: None,
+            family: u8::try_from(family).unwrap_or_default(),
+            id,
+        }
+    }
+}
+
+/// What a socket has moved, in TCP's own counts: they include the sequence numbers of SYN and FIN.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved {
+    /// `TCP_ESTABLISHED` and so on, include/net/tcp_states.h.
+    pub state: u8,
+    /// `tcpi_bytes_acked`.
+    pub acked: u64,
+    /// `tcpi_bytes_received`.
+    pub received: u64,
 }
 
 /// Listening sockets of this thread's namespace that are reachable from outside: (port, family 4 or
@@ -48,7 +110,7 @@ pub struct Found {
 /// When the kernel refuses the request.
 pub fn listening_ports() -> io::Result<BTreeMap<(u16, u16), u64>> {
     let mut ports = BTreeMap::new();
-    for found in dump(LISTEN)? {
+    for found in dump(LISTEN, 0)? {
         let (ip, port) = (found.local.ip(), found.local.port());
         let v4 = ip.is_ipv4();
         if ip.to_canonical().is_loopback() {
@@ -69,42 +131,107 @@ pub fn listening_ports() -> io::Result<BTreeMap<(u16, u16), u64>> {
 /// # Errors
 /// When the kernel refuses the request.
 pub fn connected() -> io::Result<Vec<Found>> {
-    let canonical =
-        |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-    let found = dump(CONNECTED)?.into_iter().map(|found| Found {
-        local: canonical(found.local),
-        remote: canonical(found.remote),
-        ..found
-    });
-    Ok(found.collect())
+    Ok(dump(CONNECTED, 0)?.into_iter().map(canonical).collect())
 }
 
-/// Ends a socket of this thread's namespace: its application sees an error, its peer a reset. A
-/// socket that is gone already is fine.
+/// As [`connected`], with what each has moved.
 ///
 /// # Errors
 /// When the kernel refuses the request.
-pub fn destroy(found: &Found) -> io::Result<()> {
-    let socket = open()?;
-    socket.send(
-        &request(SOCK_DESTROY, NLM_F_REQUEST_ACK, found.family, 0, &found.id),
-        0,
-    )?;
-    let (bytes, _) = socket.recv_from_full()?;
-    match split(&bytes) {
-        Some((NLMSG_ERROR, body, _)) => {
-            let error = error(body);
-            if matches!(error.raw_os_error(), Some(0 | libc::ENOENT)) {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        }
-        _ => Err(io::Error::other("the kernel's answer is not understood")),
+pub fn connected_with_bytes() -> io::Result<Vec<Found>> {
+    let found = dump(CONNECTED | ENDING, 1 << (INET_DIAG_INFO - 1))?;
+    Ok(found.into_iter().map(canonical).collect())
+}
+
+fn canonical(found: Found) -> Found {
+    let canonical =
+        |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    Found {
+        local: canonical(found.local),
+        remote: canonical(found.remote),
+        ..found
     }
 }
 
-fn dump(states: u32) -> io::Result<Vec<Found>> {
+/// Ends sockets of the namespace in which it was made.
+pub struct Ender(Socket);
+
+impl Ender {
+    /// For this thread's namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the request.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(open()?))
+    }
+
+    /// As [`Ender::destroy`], for a connection that is only [named](Found::named).
+    ///
+    /// The kernel is asked for its cookie first: where there is no connection with the addresses, it
+    /// would take the listening socket for what is meant.
+    ///
+    /// # Errors
+    /// When the kernel refuses the request.
+    pub fn destroy_named(&mut self, named: &Found) -> io::Result<bool> {
+        let request = request(
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST,
+            (named.family, 0),
+            u32::MAX,
+            &named.id,
+        );
+        self.0.send(&request, 0)?;
+        let (bytes, _) = self.0.recv_from_full()?;
+        let answer = match split(&bytes) {
+            Some((SOCK_DIAG_BY_FAMILY, body, _)) => body.get(4..MESSAGE_ID_END),
+            Some((NLMSG_ERROR, body, _)) if error(body).raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(false);
+            }
+            Some((NLMSG_ERROR, body, _)) => return Err(error(body)),
+            _ => None,
+        };
+        let answer =
+            answer.ok_or_else(|| io::Error::other("the kernel's answer is not understood"))?;
+        // A listening socket has no remote port.
+        if answer.get(2..4) != named.id.get(2..4) {
+            return Ok(false);
+        }
+        let mut exact = named.clone();
+        for (to, byte) in exact.id.iter_mut().zip(answer).skip(COOKIE) {
+            *to = *byte;
+        }
+        self.destroy(&exact)
+    }
+
+    /// Ends a socket: its application sees an error, its peer a reset. Says whether it was there still.
+    ///
+    /// # Errors
+    /// When the kernel refuses the request.
+    pub fn destroy(&mut self, found: &Found) -> io::Result<bool> {
+        let request = request(
+            SOCK_DESTROY,
+            NLM_F_REQUEST_ACK,
+            (found.family, 0),
+            0,
+            &found.id,
+        );
+        self.0.send(&request, 0)?;
+        let (bytes, _) = self.0.recv_from_full()?;
+        match split(&bytes) {
+            Some((NLMSG_ERROR, body, _)) => {
+                let error = error(body);
+                match error.raw_os_error() {
+                    Some(0) => Ok(true),
+                    Some(libc::ENOENT) => Ok(false),
+                    _ => Err(error),
+                }
+            }
+            _ => Err(io::Error::other("the kernel's answer is not understood")),
+        }
+    }
+}
+
+fn dump(states: u32, extensions: u8) -> io::Result<Vec<Found>> {
     let mut all = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let family = u8::try_from(family).map_err(io::Error::other)?;
@@ -113,7 +240,7 @@ fn dump(states: u32) -> io::Result<Vec<Found>> {
             &request(
                 SOCK_DIAG_BY_FAMILY,
                 NLM_F_REQUEST_DUMP,
-                family,
+                (family, extensions),
                 states,
                 &[0; 48],
             ),
@@ -143,13 +270,19 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn request(kind: u16, flags: u16, family: u8, states: u32, id: &SocketId) -> Vec<u8> {
+fn request(
+    kind: u16,
+    flags: u16,
+    (family, extensions): (u8, u8),
+    states: u32,
+    id: &SocketId,
+) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(NETLINK_HEADER + REQUEST);
     bytes.extend_from_slice(&72_u32.to_ne_bytes());
     bytes.extend_from_slice(&kind.to_ne_bytes());
     bytes.extend_from_slice(&flags.to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(&[family, IPPROTO_TCP, 0, 0]);
+    bytes.extend_from_slice(&[family, IPPROTO_TCP, extensions, 0]);
     bytes.extend_from_slice(&states.to_ne_bytes());
     bytes.extend_from_slice(id);
     bytes
@@ -167,7 +300,7 @@ fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 /// `struct inet_diag_msg`: four bytes, then `inet_diag_sockid`: ports at 0 and 2 (network order),
 /// addresses at 4 and 20.
 fn found(family: u8, body: &[u8]) -> Option<Found> {
-    let id: SocketId = body.get(4..52)?.try_into().ok()?;
+    let id: SocketId = body.get(4..MESSAGE_ID_END)?.try_into().ok()?;
     let port = |at: usize| Some(u16::from_be_bytes(id.get(at..at + 2)?.try_into().ok()?));
     let ip = |at: usize| -> Option<IpAddr> {
         if i32::from(family) == libc::AF_INET {
@@ -178,9 +311,32 @@ fn found(family: u8, body: &[u8]) -> Option<Found> {
     Some(Found {
         local: SocketAddr::new(ip(4)?, port(0)?),
         remote: SocketAddr::new(ip(20)?, port(2)?),
+        moved: moved(body),
         family,
         id,
     })
+}
+
+/// The state, and two fields of the attribute `INET_DIAG_INFO`, a `struct tcp_info`
+/// (include/uapi/linux/tcp.h; both since Linux 4.1).
+fn moved(body: &[u8]) -> Option<Moved> {
+    let state = *body.get(1)?;
+    let mut rest = body.get(MESSAGE..)?;
+    loop {
+        let half = |at: usize| Some(u16::from_ne_bytes(rest.get(at..at + 2)?.try_into().ok()?));
+        let (length, kind) = (usize::from(half(0)?), half(2)?);
+        let value = rest.get(4..length)?;
+        if kind == u16::from(INET_DIAG_INFO) {
+            let word =
+                |at: usize| Some(u64::from_ne_bytes(value.get(at..at + 8)?.try_into().ok()?));
+            return Some(Moved {
+                state,
+                acked: word(TCPI_BYTES_ACKED)?,
+                received: word(TCPI_BYTES_ACKED + 8)?,
+            });
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 fn error(body: &[u8]) -> io::Error {
@@ -193,9 +349,9 @@ fn error(body: &[u8]) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{connected, destroy, listening_ports};
+    use super::{Ender, Found, connected, connected_with_bytes, listening_ports};
     use std::{
-        io::{ErrorKind, Read},
+        io::{ErrorKind, Read, Write},
         net::{TcpListener, TcpStream, UdpSocket},
     };
 
@@ -231,7 +387,8 @@ mod tests {
             .into_iter()
             .find(|found| found.remote == peer)
             .unwrap();
-        destroy(&found).unwrap();
+        let mut ender = Ender::new().unwrap();
+        assert!(ender.destroy(&found).unwrap());
         assert_eq!(
             server.read(&mut [0]).unwrap_err().kind(),
             ErrorKind::ConnectionAborted
@@ -240,6 +397,47 @@ mod tests {
             client.read(&mut [0]).unwrap_err().kind(),
             ErrorKind::ConnectionReset
         );
-        destroy(&found).unwrap();
+        assert!(!ender.destroy(&found).unwrap(), "it is gone");
+    }
+
+    #[test]
+    fn a_connection_is_ended_by_its_addresses_alone_and_its_listener_is_not() {
+        for bound in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+            let listener = TcpListener::bind(bound).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let ip = if bound.starts_with("[::1]") {
+                "::1"
+            } else {
+                "127.0.0.1"
+            };
+            let mut client = TcpStream::connect((ip, port)).unwrap();
+            let (_server, _) = listener.accept().unwrap();
+            let named = Found::named(client.peer_addr().unwrap(), client.local_addr().unwrap());
+            let mut ender = Ender::new().unwrap();
+            assert!(ender.destroy_named(&named).unwrap(), "{bound}");
+            assert_eq!(
+                client.read(&mut [0]).unwrap_err().kind(),
+                ErrorKind::ConnectionReset
+            );
+            assert!(!ender.destroy_named(&named).unwrap(), "it is gone");
+            TcpStream::connect((ip, port)).unwrap();
+            listener.accept().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_an_open_connection_are_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, peer) = listener.accept().unwrap();
+        client.write_all(&[1; 1000]).unwrap();
+        server.read_exact(&mut [0; 1000]).unwrap();
+        server.write_all(&[2; 300]).unwrap();
+        client.read_exact(&mut [0; 300]).unwrap();
+        let found = connected_with_bytes().unwrap();
+        let found = found.into_iter().find(|found| found.local == peer).unwrap();
+        let moved = found.moved.unwrap();
+        // The SYN has a sequence number too.
+        assert_eq!((moved.state, moved.acked, moved.received), (1, 1001, 300));
     }
 }

@@ -22,20 +22,20 @@ use tokio_util::sync::CancellationToken;
 use tunnel::{copy::Abort, pool};
 
 use crate::{
+    accept::{Accepted, Acceptor},
+    budget::{Budget, Full},
     direct::Reached,
     enrol::EnrolHandle,
     inbound,
     mesh::Mesh,
     outbound,
     pod::Pod,
-    record::{Live, LiveView, Recorder},
+    record::{Direction, Live, LiveView, Recorder},
     sock,
 };
 
 /// How often byte counters of live connections reach the metrics, and idle tunnels are looked for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-/// Wait after an accept that failed for want of descriptors or memory.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(20);
 
 /// What all workers share.
 pub struct Shared {
@@ -45,6 +45,8 @@ pub struct Shared {
     pub recorder: Arc<Recorder>,
     /// Which workloads the kernel reaches itself.
     pub reached: Arc<Reached>,
+    /// How much is carried for each pod.
+    pub budget: Arc<Budget>,
     /// Limits and times of tunnels.
     pub tunnel: tunnel::Settings,
     /// How long a TCP connection may take to be established.
@@ -225,12 +227,25 @@ impl Worker {
         let outbound = TcpListener::from_std(listeners.outbound)?;
         let inbound = TcpListener::from_std(listeners.inbound)?;
         let hbone = TcpListener::from_std(listeners.hbone)?;
-        self.accept(outbound, pod, &tasks.accept, outbound::serve);
-        self.accept(inbound, pod, &tasks.accept, inbound::serve_plaintext);
+        self.accept(
+            outbound,
+            pod,
+            Direction::Outbound,
+            &tasks.accept,
+            outbound::serve,
+        );
+        self.accept(
+            inbound,
+            pod,
+            Direction::Inbound,
+            &tasks.accept,
+            inbound::serve_plaintext,
+        );
         let tunnels = tasks.tunnels.clone();
         self.accept(
             hbone,
             pod,
+            Direction::Inbound,
             &tasks.accept,
             move |worker, pod, stream, peer| {
                 inbound::serve_tunnel(worker, pod, stream, peer, tunnels.clone())
@@ -277,6 +292,7 @@ impl Worker {
         self: &Rc<Self>,
         listener: TcpListener,
         pod: &Arc<Pod>,
+        direction: Direction,
         stop: &CancellationToken,
         serve: S,
     ) where
@@ -285,29 +301,37 @@ impl Worker {
     {
         let (worker, pod, stop) = (Rc::clone(self), Arc::clone(pod), stop.clone());
         tokio::task::spawn_local(async move {
+            let mut acceptor = Acceptor::new(listener);
             loop {
                 let accepted = tokio::select! {
                     biased;
-                    accepted = listener.accept() => accepted,
+                    accepted = acceptor.next(&pod.name) => accepted,
                     () = stop.cancelled() => return,
                 };
+                let ends = |stream: &TcpStream, peer| (peer, stream.local_addr().unwrap_or(peer));
                 match accepted {
-                    Ok((stream, peer)) => {
+                    Accepted::Connection(stream, peer) => {
+                        let Ok(permit) = worker.admit(&pod, direction, ends(&stream, peer)) else {
+                            tunnel::copy::reset(stream);
+                            continue;
+                        };
                         if let Err(error) = sock::set_up(&stream) {
                             // The peer is gone already.
                             tracing::debug!(%error, "an accepted connection cannot be set up");
                         }
-                        tokio::task::spawn_local(serve(
-                            Rc::clone(&worker),
-                            Arc::clone(&pod),
-                            stream,
-                            peer,
-                        ));
+                        let served = serve(Rc::clone(&worker), Arc::clone(&pod), stream, peer);
+                        tokio::task::spawn_local(async move {
+                            served.await;
+                            drop(permit);
+                        });
                     }
-                    Err(error) => {
-                        tracing::warn!(pod = %pod.name, %error, "cannot accept a connection");
-                        tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    Accepted::OutOfDescriptors(stream, peer) => {
+                        worker.shared.recorder.metrics.accept_failed();
+                        let ends = ends(&stream, peer);
+                        tunnel::copy::reset(stream);
+                        worker.refuse_full(&pod, direction, ends, Full::Descriptors);
                     }
+                    Accepted::Failed => worker.shared.recorder.metrics.accept_failed(),
                 }
             }
         });

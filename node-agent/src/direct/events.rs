@@ -1,13 +1,13 @@
 //! What the kernel tells of direct connections, turned into metrics, log lines and a list.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use abi::{Event, EventKind, Flow};
+use abi::{Addr, Event, EventKind, Flow};
 use model::{
     MeshState,
     policy::{Connection, Verdict},
@@ -17,19 +17,40 @@ use crate::{
     metrics::{self, Party, TcpLabels},
     pod::Pod,
     record::{Description, Direction, End1, LiveView, Recorder, Refusal},
+    sock_diag,
 };
 
-/// Direct connections that are listed. Beyond it they are counted and logged all the same.
+/// Direct connections that are listed. Those beyond it are counted and logged at their end.
 const LISTED: usize = 65_536;
+/// A listed connection that the kernel has not had for this long is over: its end was lost.
+const LOST: Duration = Duration::from_secs(10);
+/// Pairs of pods and services that are kept prepared.
+const PREPARED: usize = 4096;
 
 /// The direct connections that are open, as far as events tell.
 #[derive(Default)]
-pub(super) struct Ledger(HashMap<(u32, Flow), Open>);
+pub(super) struct Ledger {
+    open: HashMap<(u32, Flow), Open>,
+    prepared: HashMap<Who, Arc<Prepared>>,
+}
+
+/// Client, server, and what was dialled.
+type Who = (u32, u32, (Addr, u16));
+
+/// What all connections of one client to one server have in common.
+struct Prepared {
+    description: Description,
+    /// As source and as destination.
+    flows: [metrics::Flow; 2],
+}
 
 struct Open {
-    description: Description,
-    flows: [metrics::Flow; 2],
+    of: Arc<Prepared>,
+    server: u32,
     since: Instant,
+    /// Bytes from the client and from the server that are in the metrics already.
+    counted: (u64, u64),
+    seen: Instant,
 }
 
 impl Ledger {
@@ -44,53 +65,188 @@ impl Ledger {
         let key = (event.source, event.flow);
         match event.kind {
             kind if kind == EventKind::Opened as u32 => {
-                if let Some(open) = open(event, state, pods, recorder)
-                    && self.0.len() < LISTED
+                if self.open.len() < LISTED
+                    && let Some(open) = self.opened(event, state, pods, recorder)
                 {
-                    self.0.insert(key, open);
+                    self.open.insert(key, open);
                 }
             }
             kind if kind == EventKind::Closed as u32 => {
-                // One whose opening was lost, or that never was established.
-                let Some(open) = self.0.remove(&key) else {
-                    return;
-                };
-                for flow in &open.flows {
-                    flow.moved(event.sent, event.received);
-                    flow.close();
+                // The opening of one that is not listed was lost, or an earlier agent's.
+                let known = self.open.remove(&key);
+                let open = known.or_else(|| self.opened(event, state, pods, recorder));
+                if let Some(open) = open {
+                    let age = Duration::from_nanos(event.duration);
+                    open.close(&event.flow, event.sent, event.received, age, recorder);
                 }
-                recorder.closed_direct(
-                    &open.description,
-                    event.sent,
-                    event.received,
-                    Duration::from_nanos(event.duration),
-                );
             }
             kind if kind == EventKind::Denied as u32 => denied(event, state, pods, recorder),
             _ => {}
         }
     }
 
-    /// The connections that are open. Bytes of a direct connection are known at its end.
+    /// Forgets what was prepared: the mesh or the pods have changed.
+    pub(super) fn changed(&mut self) {
+        self.prepared.clear();
+    }
+
+    /// Counts an opened connection.
+    fn opened(
+        &mut self,
+        event: &Event,
+        state: &MeshState,
+        pods: &[Arc<Pod>],
+        recorder: &Recorder,
+    ) -> Option<Open> {
+        let dialled = (event.dialled.addr, event.dialled.port);
+        let who = (event.source, event.destination, dialled);
+        let of = match self.prepared.get(&who) {
+            Some(of) => Arc::clone(of),
+            None => {
+                let (description, labels) = describe(event, state, pods)?;
+                let flows = labels.map(|labels| recorder.metrics.flow(&labels));
+                let of = Arc::new(Prepared { description, flows });
+                if self.prepared.len() >= PREPARED {
+                    self.prepared.clear();
+                }
+                self.prepared.insert(who, Arc::clone(&of));
+                of
+            }
+        };
+        of.flows.iter().for_each(metrics::Flow::open);
+        let now = Instant::now();
+        Some(Open {
+            of,
+            server: event.destination,
+            since: now,
+            counted: (0, 0),
+            seen: now,
+        })
+    }
+
+    /// Brings the bytes of open connections up to date with the kernel, and ends those that the
+    /// kernel does not have.
+    pub(super) fn sample(&mut self, pods: &[Arc<Pod>], recorder: &Recorder) {
+        let clients: BTreeSet<u32> = self.open.keys().map(|(client, _)| *client).collect();
+        let now = Instant::now();
+        // What a pod that left the mesh has open is told of at its end.
+        for pod in pods.iter().filter(|pod| clients.contains(&pod.id)) {
+            let sockets = match pod.netns.with(sock_diag::connected_with_bytes) {
+                Ok(Ok(sockets)) => sockets,
+                Ok(Err(error)) | Err(error) => {
+                    tracing::debug!(pod = %pod.name, %error, "cannot read the bytes of direct connections");
+                    continue;
+                }
+            };
+            for (found, moved) in sockets
+                .iter()
+                .filter_map(|found| Some((found, found.moved?)))
+            {
+                let flow = Flow {
+                    source: Addr::from(found.local.ip()),
+                    destination: Addr::from(found.remote.ip()),
+                    source_port: found.local.port(),
+                    destination_port: found.remote.port(),
+                };
+                if let Some(open) = self.open.get_mut(&(pod.id, flow)) {
+                    open.seen = now;
+                    let (request, response) = payload(moved);
+                    open.count(request, response);
+                }
+            }
+            let lost = |key: &(u32, Flow), open: &mut Open| {
+                key.0 == pod.id && now.duration_since(open.seen) >= LOST
+            };
+            for ((_, flow), open) in self.open.extract_if(lost) {
+                let (request, response) = open.counted;
+                let age = open.since.elapsed();
+                open.close(&flow, request, response, age, recorder);
+            }
+        }
+    }
+
+    /// The open connections to these pods, by pod: client, server.
+    pub(super) fn to(
+        &self,
+        servers: &HashSet<u32>,
+    ) -> BTreeMap<u32, Vec<(SocketAddr, SocketAddr)>> {
+        let mut found: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+        for ((_, flow), open) in &self.open {
+            if servers.contains(&open.server)
+                && let (Some(client), Some(server)) = ends(flow)
+            {
+                found.entry(open.server).or_default().push((client, server));
+            }
+        }
+        found
+    }
+
+    /// The connections that are open, with their bytes as of the last sample.
     pub(super) fn views(&self) -> Vec<LiveView> {
-        let view = |open: &Open| LiveView {
-            connection: open.description.clone(),
-            request_bytes: 0,
-            response_bytes: 0,
+        let view = |((_, flow), open): (&(u32, Flow), &Open)| LiveView {
+            connection: open.described(flow),
+            request_bytes: open.counted.0,
+            response_bytes: open.counted.1,
             age_ms: open.since.elapsed().as_millis(),
         };
-        self.0.values().map(view).collect()
+        self.open.iter().map(view).collect()
     }
 }
 
-fn open(event: &Event, state: &MeshState, pods: &[Arc<Pod>], recorder: &Recorder) -> Option<Open> {
-    let (description, labels) = describe(event, state, pods)?;
-    let flows = labels.map(|labels| recorder.metrics.open(&labels));
-    Some(Open {
-        description,
-        flows,
-        since: Instant::now(),
-    })
+impl Open {
+    fn count(&mut self, request: u64, response: u64) {
+        let (before_request, before_response) = self.counted;
+        // A count never goes back.
+        self.counted = (request.max(before_request), response.max(before_response));
+        for flow in &self.of.flows {
+            flow.moved(
+                request.saturating_sub(before_request),
+                response.saturating_sub(before_response),
+            );
+        }
+    }
+
+    fn close(
+        mut self,
+        flow: &Flow,
+        request: u64,
+        response: u64,
+        age: Duration,
+        recorder: &Recorder,
+    ) {
+        self.count(request, response);
+        self.of.flows.iter().for_each(metrics::Flow::close);
+        recorder.closed_direct(&self.described(flow), request, response, age);
+    }
+
+    fn described(&self, flow: &Flow) -> Description {
+        let mut description = self.of.description.clone();
+        let (source, destination) = ends(flow);
+        description.source.addr = source;
+        description.destination.addr = destination;
+        description
+    }
+}
+
+/// The application's bytes of an open socket, without the sequence numbers of SYN and FIN.
+fn payload(moved: sock_diag::Moved) -> (u64, u64) {
+    const FIN_WAIT2: u8 = 5;
+    const CLOSE_WAIT: u8 = 8;
+    const LAST_ACK: u8 = 9;
+    const CLOSING: u8 = 11;
+    let ours = u64::from(moved.state == FIN_WAIT2);
+    let theirs = u64::from(matches!(moved.state, CLOSE_WAIT | LAST_ACK | CLOSING));
+    (
+        moved.acked.saturating_sub(1 + ours),
+        moved.received.saturating_sub(theirs),
+    )
+}
+
+/// Both ends of a connection. One that was refused before it had a port has no source.
+fn ends(flow: &Flow) -> (Option<SocketAddr>, Option<SocketAddr>) {
+    let source = SocketAddr::new(flow.source.into(), flow.source_port);
+    let destination = SocketAddr::new(flow.destination.into(), flow.destination_port);
+    ((source.port() != 0).then_some(source), Some(destination))
 }
 
 fn denied(event: &Event, state: &MeshState, pods: &[Arc<Pod>], recorder: &Recorder) {
@@ -152,14 +308,13 @@ fn describe(
     let to = state.workload(server.workload.as_ref());
     let dialled = SocketAddr::new(event.dialled.addr.into(), event.dialled.port);
     let service = to.and_then(|to| state.service_by_exact_vip(&to.network, dialled.ip(), None));
-    let end = |pod: &Pod, addr: SocketAddr, workload: Option<&Arc<model::Workload>>| End1 {
-        addr: (addr.port() != 0).then_some(addr),
+    let end = |pod: &Pod, addr: Option<SocketAddr>, workload: Option<&Arc<model::Workload>>| End1 {
+        addr,
         workload: workload.map(|w| Arc::clone(&w.name)),
         namespace: workload.map(|w| Arc::clone(&w.namespace)),
         identity: Some(pod.identity.to_string()),
     };
-    let source = SocketAddr::new(event.flow.source.into(), event.flow.source_port);
-    let destination = SocketAddr::new(event.flow.destination.into(), event.flow.destination_port);
+    let (source, destination) = ends(&event.flow);
     let description = Description {
         direction: Direction::Direct,
         pod: client.name.to_string(),

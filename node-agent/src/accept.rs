@@ -1,0 +1,106 @@
+//! Accepting connections, also when the agent has run out of descriptors.
+//!
+//! A connection that cannot be accepted for want of a descriptor would stay in the kernel's queue and
+//! its client would hang. One descriptor is kept in reserve for it: let go, it makes room to accept the
+//! connection and to reset it.
+
+use std::{
+    fs::File,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Wait after an accept that failed, so that a failure that lasts does not keep a processor busy.
+const BACKOFF: Duration = Duration::from_millis(20);
+/// A failure that lasts is logged once in this time.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// The descriptor that is kept in reserve, one for the agent.
+static RESERVE: Mutex<Option<File>> = Mutex::new(None);
+/// Whether there is none, so that nobody needs the lock who only wants to know.
+static IS_EMPTY: AtomicBool = AtomicBool::new(true);
+
+/// Takes a listener's connections.
+pub(crate) struct Acceptor {
+    listener: TcpListener,
+    logged: Option<Instant>,
+}
+
+/// What became of an attempt.
+pub(crate) enum Accepted {
+    /// A connection.
+    Connection(TcpStream, SocketAddr),
+    /// A connection that came while there were no descriptors: to be reset at once.
+    OutOfDescriptors(TcpStream, SocketAddr),
+    /// None; the kernel said why.
+    Failed,
+}
+
+impl Acceptor {
+    pub(crate) fn new(listener: TcpListener) -> Self {
+        refill();
+        Self {
+            listener,
+            logged: None,
+        }
+    }
+
+    /// Waits for the next connection, or for a failure, which is logged as the pod's.
+    pub(crate) async fn next(&mut self, pod: &impl std::fmt::Display) -> Accepted {
+        // Before a descriptor that has become free goes to a connection.
+        if IS_EMPTY.load(Ordering::Relaxed) {
+            refill();
+        }
+        match self.listener.accept().await {
+            Ok((stream, peer)) => Accepted::Connection(stream, peer),
+            Err(error) => {
+                if self.logged.is_none_or(|last| last.elapsed() >= LOG_EVERY) {
+                    self.logged = Some(Instant::now());
+                    tracing::warn!(%pod, %error, "cannot accept a connection");
+                }
+                if is_exhausted(&error)
+                    && let Some((stream, peer)) = self.accept_with_reserve().await
+                {
+                    return Accepted::OutOfDescriptors(stream, peer);
+                }
+                tokio::time::sleep(BACKOFF).await;
+                Accepted::Failed
+            }
+        }
+    }
+
+    /// The caller drops the connection before it comes back here, which makes room for the reserve.
+    async fn accept_with_reserve(&mut self) -> Option<(TcpStream, SocketAddr)> {
+        let reserve = RESERVE.lock().take()?;
+        IS_EMPTY.store(true, Ordering::Relaxed);
+        drop(reserve);
+        let at_once = poll_fn(|context| {
+            Poll::Ready(match self.listener.poll_accept(context) {
+                Poll::Ready(accepted) => accepted.ok(),
+                Poll::Pending => None,
+            })
+        });
+        at_once.await
+    }
+}
+
+fn refill() {
+    let mut reserve = RESERVE.lock();
+    if reserve.is_none() {
+        // Without descriptors there is none to keep; the next attempt tries again.
+        *reserve = File::open("/dev/null").ok();
+        IS_EMPTY.store(reserve.is_none(), Ordering::Relaxed);
+    }
+}
+
+/// `EMFILE`, `ENFILE`.
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
