@@ -3,9 +3,12 @@
 //! - [`turn`] lets one test at a time use the machine, also among several test programs: two cores
 //!   and wall-clock promises ("refused within 100 ms") do not go together with neighbours.
 //! - [`Shared`] is a lab that the first test of a theme makes and the end of the process removes.
+//! - [`syn`] writes packets with a source of one's choice.
 //! - [`namespace`], [`service`] and [`mtls`] write the manifests that every theme needs.
 //!
 //! What only one test program needs stays there.
+
+pub mod syn;
 
 use std::fmt::Write as _;
 use std::fs::File;

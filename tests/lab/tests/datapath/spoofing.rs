@@ -3,68 +3,17 @@
 //! The lab's nodes validate sources themselves, as well-kept nodes do. On a careless one they do not,
 //! and what is left is the mesh's own guard.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use lab::{Lab, Pod, PodSpec};
-use socket2::{Domain, Protocol, Socket, Type};
-use tests_lab::namespace;
+use tests_lab::{namespace, syn};
 
 use crate::support::{Failures, changing_world, fresh_port};
 
-/// A SYN as the kernel would send it, but with any source.
-fn syn(source: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    let mut tcp = Vec::new();
-    tcp.extend(source.port().to_be_bytes());
-    tcp.extend(to.port().to_be_bytes());
-    tcp.extend(0x1234_5678_u32.to_be_bytes());
-    tcp.extend([0; 4]);
-    // Header of five words, SYN, a window, checksum to come, no urgent data.
-    tcp.extend([0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
-    let mut pseudo = octets(source.ip());
-    pseudo.extend(octets(to.ip()));
-    pseudo.extend([0, 6, 0, 20]);
-    pseudo.extend(&tcp);
-    let checksum = !sum(&pseudo);
-    tcp.splice(16..18, checksum.to_be_bytes());
-    let mut packet = if to.is_ipv4() {
-        // The kernel fills in length, id and checksum (raw(7)).
-        vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]
-    } else {
-        vec![0x60, 0, 0, 0, 0, 20, 6, 64]
-    };
-    packet.extend(octets(source.ip()));
-    packet.extend(octets(to.ip()));
-    packet.extend(tcp);
-    packet
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
-/// The ones' complement sum of RFC 1071.
-fn sum(bytes: &[u8]) -> u16 {
-    let words = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let total: u32 = words.sum();
-    let folded = (total & 0xffff) + (total >> 16);
-    u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()
-}
-
 fn send(from: &Pod, packet: &[u8], to: SocketAddr) -> Result<()> {
-    from.run(|| {
-        let protocol = Protocol::from(libc::IPPROTO_RAW);
-        let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(protocol))?;
-        // A raw IPv6 socket takes no port.
-        socket.send_to(packet, &SocketAddr::new(to.ip(), 0).into())?;
-        Ok(())
-    })?
+    from.run(|| syn::send(packet, to))?
 }
 
 /// Lets the node forward whatever source a packet of this pod claims, unless the mesh objects.
@@ -88,7 +37,8 @@ fn check(lab: &Lab, attacker: &Pod, owner: &Pod, victim: &Pod) -> Result<()> {
         let to = SocketAddr::new(*to, port);
         for _ in 0..5 {
             for source in [own, stolen] {
-                send(attacker, &syn(SocketAddr::new(*source, 4444), to), to)?;
+                let packet = syn::packet(SocketAddr::new(*source, 4444), to);
+                send(attacker, &packet, to)?;
             }
         }
         let (honest, spoofed) = (at_victim.syns_from(*own), at_victim.syns_from(*stolen));

@@ -4,7 +4,9 @@
 
 mod api;
 mod authority;
+mod budget;
 mod controller_down;
+mod direct;
 mod estate;
 mod fixture;
 mod hbone;

@@ -1,0 +1,77 @@
+//! A direct connection is proved by its own socket: a packet that claims a neighbour's address proves nothing.
+//!
+//! That pods cannot send such packets is shown by the datapath's tests of spoofing. Here they are sent
+//! from the node itself, where nothing stops them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use socket2::{Domain, Protocol, Socket, Type};
+use tests_lab::syn;
+
+use super::hamlet::{Hamlet, PORT, hamlet};
+use crate::fixture::{APPLIES, CALL, Ended, at, exchange};
+
+/// How often a SYN with this source is taken for a direct connection of its owner, and how often for
+/// plain text of nobody.
+fn taken(hamlet: &Hamlet, source: SocketAddr, to: SocketAddr) -> Result<(f64, f64)> {
+    let counts = || -> Result<[f64; 2]> {
+        Ok([
+            hamlet.decisions("inbound_direct")?,
+            hamlet.decisions("inbound_plaintext")?,
+        ])
+    };
+    let before = counts()?;
+    let packet = syn::packet(source, to);
+    hamlet.node("n1")?.run(|| syn::send(&packet, to))??;
+    testkit::eventually("the SYN is decided about", APPLIES, || {
+        let [direct, plain] = counts()?;
+        let grown = (direct - before[0], plain - before[1]);
+        ensure!(grown != (0.0, 0.0), "nothing arrived");
+        Ok(grown)
+    })
+}
+
+fn pairs(hamlet: &Hamlet) -> Result<[(IpAddr, SocketAddr); 2]> {
+    let (client, echo) = (&hamlet.client, hamlet.pod("green/echo")?);
+    Ok([
+        (client.v4()?.into(), at(echo.v4()?, PORT)),
+        (client.v6()?.into(), at(echo.v6()?, PORT)),
+    ])
+}
+
+#[test]
+fn a_forged_source_address_is_nobody_to_the_server() -> Result<()> {
+    let hamlet = hamlet()?;
+    for (stolen, to) in pairs(&hamlet)? {
+        hamlet.wait_direct(&hamlet.client, to)?;
+        assert_eq!(
+            taken(&hamlet, SocketAddr::new(stolen, 4711), to)?,
+            (0.0, 1.0),
+            "{stolen}"
+        );
+    }
+    Ok(())
+}
+
+/// Not even the ports of a connection that was direct a moment ago.
+#[test]
+fn the_note_of_a_connection_serves_that_connection_only() -> Result<()> {
+    let hamlet = hamlet()?;
+    for (own, to) in pairs(&hamlet)? {
+        hamlet.wait_direct(&hamlet.client, to)?;
+        let source = hamlet.client.run(|| -> Result<SocketAddr> {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+            socket.bind(&SocketAddr::new(own, 0).into())?;
+            socket.connect_timeout(&to.into(), CALL)?;
+            let source = socket.local_addr()?.as_socket().context("no address")?;
+            let stream = socket.into();
+            ensure!(exchange(&stream, b"hello") == Ended::Answered, "no answer");
+            // Gone at once on both sides, without a state that would answer for it.
+            socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO))?;
+            Ok(source)
+        })??;
+        assert_eq!(taken(&hamlet, source, to)?, (0.0, 1.0), "{source}");
+    }
+    Ok(())
+}

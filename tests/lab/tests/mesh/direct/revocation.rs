@@ -1,0 +1,187 @@
+//! A policy that comes to refuse ends the direct connections that are open, and no others.
+
+use std::io::{ErrorKind, Read as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::Pod;
+
+use super::hamlet::{Hamlet, PORT, hamlet, repetitions, report, times};
+use crate::fixture::{APPLIES, Ended, at, connect, exchange, joined, wait_for};
+
+/// Refuses `rival`, whomever it calls.
+const NO_RIVAL: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-rival, namespace: green}
+spec: {action: DENY, rules: [{from: [{source: {serviceAccounts: [rival]}}]}]}
+";
+/// The same for one port that nobody uses.
+const NOT_ON_81: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: not-on-81, namespace: green}
+spec: {action: DENY, rules: [{from: [{source: {serviceAccounts: [rival]}}], to: [{operation: {ports: ['81']}}]}]}
+";
+
+/// Connections that an application in the pod holds open.
+fn open(hamlet: &Hamlet, from: &Pod, to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
+    let before = hamlet.decisions("inbound_direct")?;
+    let streams: Vec<TcpStream> = (0..count)
+        .map(|_| {
+            let stream = connect(from, to)?;
+            ensure!(exchange(&stream, b"hello") == Ended::Answered, "at first");
+            Ok(stream)
+        })
+        .collect::<Result<_>>()?;
+    let direct = hamlet.decisions("inbound_direct")? - before;
+    ensure!(
+        (direct - count as f64).abs() < 0.5,
+        "{direct} of {count} went directly"
+    );
+    Ok(streams)
+}
+
+/// Blocks until the connection is cut; when that was.
+fn cut(mut stream: &TcpStream) -> Result<Instant> {
+    stream.set_read_timeout(Some(APPLIES))?;
+    match stream.read(&mut [0]) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+            ) =>
+        {
+            Ok(Instant::now())
+        }
+        other => bail!("not reset: {other:?}"),
+    }
+}
+
+/// Changes the policy while `streams` are open; how long each of them lived on.
+fn cut_all(hamlet: &Hamlet, streams: &[TcpStream], policy: &str) -> Result<Vec<Duration>> {
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = streams
+            .iter()
+            .map(|stream| scope.spawn(move || cut(stream)))
+            .collect();
+        let changed = Instant::now();
+        hamlet.policies(policy)?;
+        let ends: Result<Vec<Instant>> = waiting.into_iter().map(|one| joined(one)?).collect();
+        Ok(ends?.into_iter().map(|end| end - changed).collect())
+    })
+}
+
+/// Both families, and the neighbour's connections to the same port go on.
+#[test]
+fn a_direct_connection_that_policy_comes_to_refuse_is_cut_and_its_neighbour_is_not() -> Result<()> {
+    let hamlet = hamlet()?;
+    let echo = hamlet.pod("green/echo")?;
+    for to in [at(echo.v4()?, PORT), at(echo.v6()?, PORT)] {
+        hamlet.wait_direct(&hamlet.rival, to)?;
+        hamlet.wait_direct(&hamlet.client, to)?;
+        let kept = open(&hamlet, &hamlet.client, to, 3)?;
+        let refused = open(&hamlet, &hamlet.rival, to, 3)?;
+        // A change that leaves them allowed leaves them alone.
+        hamlet.policies(NOT_ON_81)?;
+        wait_for(&hamlet.rival, at(to.ip(), 81), Ended::Refused)?;
+        for stream in kept.iter().chain(&refused) {
+            assert_eq!(exchange(stream, b"still"), Ended::Answered);
+        }
+        let lines = hamlet.agent_log("n1").lines().count();
+        cut_all(&hamlet, &refused, NO_RIVAL)?;
+        for stream in &kept {
+            assert_eq!(exchange(stream, b"and on"), Ended::Answered);
+        }
+        wait_for(&hamlet.rival, to, Ended::Refused)?;
+        let log = hamlet.agent_log("n1");
+        let told = log.lines().skip(lines).filter(|line| {
+            ["policy changed", "green/no-rival", "green/rival"]
+                .iter()
+                .all(|text| line.contains(text))
+        });
+        assert_eq!(
+            told.count(),
+            refused.len(),
+            "one line for each, with the policy's name"
+        );
+        hamlet.clear()?;
+        for stream in &kept {
+            assert_eq!(exchange(stream, b"to the end"), Ended::Answered);
+        }
+    }
+    Ok(())
+}
+
+/// Many at once, and one after another; how long they lived on is reported.
+#[test]
+fn many_direct_connections_are_cut_by_one_change() -> Result<()> {
+    let hamlet = hamlet()?;
+    let to = at(hamlet.pod("green/echo")?.v4()?, PORT);
+    hamlet.wait_direct(&hamlet.rival, to)?;
+    let log = |skip: usize| -> Vec<String> {
+        let log = hamlet.agent_log("n1");
+        log.lines().skip(skip).map(str::to_owned).collect()
+    };
+    let lines = log(0).len();
+    let streams = open(&hamlet, &hamlet.rival, to, 200)?;
+    let crowd = cut_all(&hamlet, &streams, NO_RIVAL)?;
+    report(
+        "200 open connections, policy's file written until cut",
+        crowd,
+    );
+    let of_agent = log(lines);
+    report(
+        "the same, change at the agent until destroyed",
+        times(of_agent.iter().map(String::as_str), "policy changed"),
+    );
+    let (mut from_file, lines) = (Vec::new(), log(0).len());
+    for _ in 0..repetitions(5) {
+        hamlet.clear()?;
+        hamlet.wait_direct(&hamlet.rival, to)?;
+        let one = open(&hamlet, &hamlet.rival, to, 1)?;
+        from_file.extend(cut_all(&hamlet, &one, NO_RIVAL)?);
+    }
+    report("one connection, policy's file written until cut", from_file);
+    let of_agent = log(lines);
+    let of_agent = times(of_agent.iter().map(String::as_str), "policy changed");
+    ensure!(!of_agent.is_empty(), "the agent tells how long it took");
+    report("the same, change at the agent until destroyed", of_agent);
+    hamlet.clear()
+}
+
+/// A connection that is being made while policy changes is refused or cut, never left open.
+#[test]
+fn no_connection_slips_through_while_policy_changes() -> Result<()> {
+    let hamlet = hamlet()?;
+    let to = at(hamlet.pod("green/echo")?.v4()?, PORT);
+    for _ in 0..repetitions(5).min(20) {
+        hamlet.clear()?;
+        hamlet.wait_direct(&hamlet.rival, to)?;
+        let streams = std::thread::scope(|scope| -> Result<Vec<TcpStream>> {
+            let rival = &hamlet.rival;
+            // Opens and keeps what it gets, until it is refused for good.
+            let opening = scope.spawn(move || {
+                rival.run(|| {
+                    let (start, mut streams, mut refused) = (Instant::now(), Vec::new(), 0);
+                    while refused < 50 && start.elapsed() < APPLIES && streams.len() < 4000 {
+                        match TcpStream::connect(to) {
+                            Ok(stream) => streams.push(stream),
+                            Err(_) => refused += 1,
+                        }
+                    }
+                    streams
+                })
+            });
+            hamlet.policies(NO_RIVAL)?;
+            joined(opening)?
+        })?;
+        ensure!(!streams.is_empty(), "none was opened before");
+        wait_for(&hamlet.rival, to, Ended::Refused)?;
+        for (number, stream) in streams.iter().enumerate() {
+            cut(stream).with_context(|| format!("connection {number} of {}", streams.len()))?;
+        }
+    }
+    hamlet.clear()
+}
