@@ -21,7 +21,8 @@ use runtime::{
 use tls::{RotationPolicy, SvidStore, persist::PrivateDir};
 use tokio::{sync::watch, task::LocalSet};
 use xds_client::{
-    CaClient, Client, Controller, Handler, NodeClient, NodeInfo, RawResource, Rejection, Status,
+    CaClient, Client, Controller, Flusher, Handler, NodeClient, NodeInfo, RawResource, Rejection,
+    Status,
 };
 
 use crate::{
@@ -120,7 +121,7 @@ async fn control(
         Arc::clone(&kernel),
         workers.clone(),
         Arc::new(certs.clone()),
-        enrol_config(&args),
+        enrol_config(&args, readiness.condition("every captured pod is known")),
         EnrolmentMetrics::register(&metrics),
         direct.clone(),
     );
@@ -132,11 +133,12 @@ async fn control(
 
     let client = Client::new(client_config(&args, controller.clone()));
     let status = client.status();
+    let kept = client.flusher();
     let (stop, stopped) = watch::channel(false);
     let subscription = tokio::task::spawn_local(
         client.run(ToMesh(Writer::new(Arc::clone(&mesh))), until(stopped)),
     );
-    tokio::task::spawn_local(follow_wanted(mesh.wanted(), enrol.clone()));
+    tokio::task::spawn_local(follow_wanted(mesh.wanted(), kept, enrol.clone()));
     tokio::task::spawn_local(follow_policy(
         mesh.changes(),
         workers.clone(),
@@ -235,13 +237,14 @@ fn start_workers(
     Ok(workers)
 }
 
-fn enrol_config(args: &RunArgs) -> EnrolConfig {
+fn enrol_config(args: &RunArgs, known: Condition) -> EnrolConfig {
     EnrolConfig {
         runtime_dir: args.runtime_dir.clone(),
         certificate_wait: args.certificate_wait,
         release_wait: args.release_wait,
         drain_deadline: args.drain_deadline,
         audit_interval: args.audit_interval,
+        known,
     }
 }
 
@@ -292,12 +295,16 @@ async fn until(mut stopped: watch::Receiver<bool>) {
     drop(stopped.wait_for(|stop| *stop).await);
 }
 
+/// A pod is captured only after the configuration that says so is on disk: an agent that ends without
+/// warning has a successor that knows every captured pod. Where nothing can be kept, the client says so.
 async fn follow_wanted(
     mut wanted: watch::Receiver<Arc<crate::enrol::WantedPods>>,
+    kept: Flusher,
     enrol: EnrolHandle,
 ) {
     while wanted.changed().await.is_ok() {
         let pods = Arc::clone(&wanted.borrow_and_update());
+        kept.flush().await;
         enrol.send(Command::Wanted(pods));
     }
 }

@@ -68,6 +68,8 @@ pub struct EnrolConfig {
     pub drain_deadline: Duration,
     /// How often the kernel is compared with what should be.
     pub audit_interval: Duration,
+    /// Whether the configuration knows every pod that the kernel holds captured.
+    pub known: runtime::admin::Condition,
 }
 
 /// Answer to the CNI.
@@ -368,6 +370,8 @@ impl Enroller {
     fn publish(&mut self) {
         self.tell_captured();
         self.tell_direct();
+        let unknown = self.unknown();
+        self.config.known.set(unknown == 0);
         let missing = self.wanted.as_ref().map_or(0, |wanted| {
             wanted
                 .iter()
@@ -382,7 +386,7 @@ impl Enroller {
         });
         self.metrics
             .missing
-            .set(i64::try_from(missing).unwrap_or(i64::MAX));
+            .set(i64::try_from(missing + unknown).unwrap_or(i64::MAX));
         let captured = self
             .entries
             .values()
@@ -404,6 +408,25 @@ impl Enroller {
                 self.entries.values().map(|entry| &entry.sandbox),
             );
         }
+    }
+
+    /// How many pods an earlier agent had captured of which the configuration knows nothing: the kernel
+    /// refuses them, and nobody carries their connections.
+    fn unknown(&self) -> usize {
+        let wanted = self.wanted.as_ref();
+        let is_known = |name: &PodName| wanted.is_some_and(|pods| pods.contains_key(name));
+        let mut left = self
+            .entries
+            .iter()
+            .filter(|(name, entry)| entry.phase == Phase::Unknown && !is_known(name))
+            .peekable();
+        if left.peek().is_none() {
+            return 0;
+        }
+        let kernel = self.kernel.pods();
+        let state = |entry: &Entry| kernel.get(&entry.netns.cookie()).map(|(_, state)| *state);
+        left.filter(|(_, entry)| state(entry) == Some(PodState::Captured))
+            .count()
     }
 
     /// What the controller hears: pods whose capture is complete, and those of an earlier agent that

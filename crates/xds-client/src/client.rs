@@ -20,9 +20,11 @@ use tokio::time::Instant;
 use crate::causes;
 use crate::controller::Controller;
 use crate::node::NodeInfo;
-use crate::snapshot::{self, Held, Stored};
+use crate::snapshot::{self, Stored};
 use crate::status::Status;
+use kept::Kept;
 
+mod kept;
 mod stream;
 
 /// What a client needs to know.
@@ -105,7 +107,7 @@ pub struct Client {
 /// What the stream and the writer of the snapshot both see.
 struct Shared {
     /// By type; a type that the controller has never answered for is not there.
-    held: Mutex<Held>,
+    held: Mutex<Kept>,
     changed: Notify,
     unwritten: AtomicBool,
     writing: Mutex<()>,
@@ -133,6 +135,16 @@ impl Client {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.shared.status.subscribe()
+    }
+
+    /// Writes the snapshot when it must not wait.
+    #[must_use]
+    pub fn flusher(&self) -> Flusher {
+        Flusher {
+            shared: Arc::clone(&self.shared),
+            path: self.config.snapshot.clone(),
+            node: self.config.node.node.clone(),
+        }
     }
 
     /// Gives the snapshot to `handler`, then keeps it up to date until `stop` resolves; then writes the snapshot.
@@ -174,6 +186,8 @@ impl Client {
                 self.restore_type(handler, &type_url, resources);
             }
         }
+        // The file becomes this client's own, also beside an earlier one, and contents leave memory.
+        self.shared.change();
     }
 
     fn restore_type(
@@ -199,13 +213,12 @@ impl Client {
             );
             resources.remove(&rejection.name);
         }
-        let count = resources.len();
+        let count = self.shared.held().restore(type_url, resources);
         tracing::info!(
             type_url,
             resources = count,
             "configuration from disk is in force"
         );
-        self.shared.held().insert(type_url.to_owned(), resources);
         self.shared.status.send_modify(|status| {
             let one = status.types.entry(type_url.to_owned()).or_default();
             one.restored = true;
@@ -252,14 +265,33 @@ impl Client {
     }
 
     async fn write(&self) {
-        let Some(path) = self.config.snapshot.clone() else {
+        if self.config.snapshot.is_none() {
+            self.shared.held().forget_contents();
             return;
+        }
+        self.flusher().flush().await;
+    }
+}
+
+/// Writes the snapshot of a [`Client`] at once. What a client has been given before it is in there survives
+/// whatever happens to the process.
+#[derive(Clone)]
+pub struct Flusher {
+    shared: Arc<Shared>,
+    path: Option<PathBuf>,
+    node: String,
+}
+
+impl Flusher {
+    /// Returns when everything that was taken until now is on disk, or cannot be; says whether it is. Trouble is on
+    /// the client's status.
+    pub async fn flush(&self) -> bool {
+        let Some(path) = self.path.clone() else {
+            return false;
         };
-        let node = self.config.node.node.clone();
-        let shared = Arc::clone(&self.shared);
+        let (shared, node) = (Arc::clone(&self.shared), self.node.clone());
         let write = move || shared.write(&path, &node);
-        let written = tokio::task::spawn_blocking(write).await;
-        let trouble = match written {
+        let trouble = match tokio::task::spawn_blocking(write).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => {
                 tracing::warn!(
@@ -269,13 +301,23 @@ impl Client {
                 Some(causes(&error))
             }
             // Only at the end of the runtime.
-            Err(_cancelled) => return,
+            Err(_cancelled) => return false,
         };
+        let is_kept = trouble.is_none();
         self.shared.status.send_if_modified(|status| {
             let changed = status.snapshot_error != trouble;
             status.snapshot_error = trouble;
             changed
         });
+        is_kept
+    }
+}
+
+impl fmt::Debug for Flusher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flusher")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -283,11 +325,17 @@ impl Shared {
     /// Writes what is held now. The last of several writes, wherever they run, writes the newest state.
     fn write(&self, path: &Path, node: &str) -> Result<(), WriteError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.unwritten.store(false, Ordering::Release);
+        // Somebody else may have written it while this waited.
+        if !self.unwritten.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
         // Contents are shared, so this copies names only.
-        let held = self.held().clone();
-        snapshot::write(path, node, &held)
-            .inspect_err(|_| self.unwritten.store(true, Ordering::Release))
+        let copy = self.held().copy();
+        let (file, places) = copy
+            .write(path, node)
+            .inspect_err(|_| self.unwritten.store(true, Ordering::Release))?;
+        self.held().written(&copy, file, &places);
+        Ok(())
     }
 
     fn change(&self) {
@@ -295,7 +343,7 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, Kept> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

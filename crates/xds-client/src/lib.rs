@@ -12,7 +12,7 @@ pub mod status;
 mod testing;
 
 pub use ca::CaClient;
-pub use client::{Client, Config, Handler, RawResource, Rejection};
+pub use client::{Client, Config, Flusher, Handler, RawResource, Rejection};
 pub use controller::{ConnectError, Controller};
 pub use node::{NodeClient, NodeInfo};
 pub use status::{Status, TypeStatus};

@@ -103,7 +103,7 @@ pub fn read(path: &Path, node: &str) -> Result<Option<Held>, SnapshotError> {
 ///
 /// # Errors
 /// The file system says no; the old file is still there.
-pub fn write(path: &Path, node: &str, held: &Held) -> Result<(), WriteError> {
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(|source| WriteError {
             path: path.to_owned(),
@@ -111,31 +111,48 @@ pub fn write(path: &Path, node: &str, held: &Held) -> Result<(), WriteError> {
             source,
         })?;
     }
-    file::atomic_write_mode(path, &encode(node, held), file::PRIVATE)
+    file::atomic_write_mode(path, bytes, file::PRIVATE)
 }
 
-/// The bytes of a snapshot.
-#[must_use]
-pub fn encode(node: &str, held: &Held) -> Bytes {
-    let mut out = BytesMut::new();
-    out.put_slice(MAGIC);
-    out.put_u32(FORMAT);
-    put(&mut out, node.as_bytes());
-    put_length(&mut out, held.len());
-    for (type_url, resources) in held {
-        put(&mut out, type_url.as_bytes());
-        put_length(&mut out, resources.len());
-        for (name, stored) in resources {
-            put(&mut out, name.as_bytes());
-            out.put_u8(u8::from(stored.version.is_some()));
-            let version = stored.version.as_deref().unwrap_or_default();
-            put(&mut out, version.as_bytes());
-            put(&mut out, &stored.bytes);
-        }
+/// The bytes of a snapshot, piece by piece.
+#[derive(Debug)]
+pub struct Encoder(BytesMut);
+
+impl Encoder {
+    /// A snapshot of `node` with that many types.
+    #[must_use]
+    pub fn new(node: &str, types: usize) -> Self {
+        let mut out = BytesMut::new();
+        out.put_slice(MAGIC);
+        out.put_u32(FORMAT);
+        put(&mut out, node.as_bytes());
+        put_length(&mut out, types);
+        Self(out)
     }
-    let sum = Sha256::digest(&out);
-    out.put_slice(&sum);
-    out.freeze()
+
+    /// The next type, with that many resources.
+    pub fn begin(&mut self, type_url: &str, resources: usize) {
+        put(&mut self.0, type_url.as_bytes());
+        put_length(&mut self.0, resources);
+    }
+
+    /// The next resource of the type; says where its content begins.
+    pub fn resource(&mut self, name: &str, version: Option<&str>, content: &[u8]) -> u64 {
+        let out = &mut self.0;
+        put(out, name.as_bytes());
+        out.put_u8(u8::from(version.is_some()));
+        put(out, version.unwrap_or_default().as_bytes());
+        put(out, content);
+        (out.len() - content.len()) as u64
+    }
+
+    /// All of it, with its checksum.
+    #[must_use]
+    pub fn finish(mut self) -> Bytes {
+        let sum = Sha256::digest(&self.0);
+        self.0.put_slice(&sum);
+        self.0.freeze()
+    }
 }
 
 /// Reads the bytes of a snapshot that belongs to `node`. Contents are slices of `bytes`, not copies.

@@ -13,7 +13,6 @@ use tonic::Code;
 
 use super::{Config, Handler, RawResource, Rejection, Shared};
 use crate::controller::ConnectError;
-use crate::snapshot::Stored;
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
@@ -94,13 +93,10 @@ fn failed(status: tonic::Status) -> StreamError {
 /// The wildcard subscription of a type, with what is already here.
 fn first(config: &Config, shared: &Shared, type_url: &str) -> DeltaDiscoveryRequest {
     let held = shared.held();
-    let versions = held.get(type_url).into_iter().flatten();
     DeltaDiscoveryRequest {
         node: Some(config.node.to_proto()),
         type_url: type_url.to_owned(),
-        initial_resource_versions: versions
-            .filter_map(|(name, stored)| Some((name.clone(), stored.version.clone()?)))
-            .collect(),
+        initial_resource_versions: held.versions(type_url).collect(),
         ..DeltaDiscoveryRequest::default()
     }
 }
@@ -194,24 +190,19 @@ fn remember(
     rejected: &[Rejection],
 ) -> usize {
     let mut held = shared.held();
-    let held = held.entry(type_url.to_owned()).or_default();
     let rejected: BTreeSet<&str> = rejected.iter().map(|one| one.name.as_str()).collect();
     for name in removed {
-        held.remove(name);
+        held.remove(type_url, name);
     }
     for resource in updated {
         if !rejected.contains(resource.name.as_str()) {
-            let version = Some(resource.version);
-            let bytes = resource.bytes;
-            held.insert(resource.name, Stored { version, bytes });
+            held.set(type_url, &resource.name, &resource.version, resource.bytes);
         }
     }
     for name in rejected {
-        if let Some(stored) = held.get_mut(name) {
-            stored.version = None;
-        }
+        held.reject(type_url, name);
     }
-    held.len()
+    held.count(type_url)
 }
 
 fn nack(rejected: &[Rejection]) -> Option<rpc::Status> {

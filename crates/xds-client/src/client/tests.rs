@@ -49,6 +49,7 @@ impl Handler for Log {
 struct Agent {
     log: Log,
     status: watch::Receiver<Status>,
+    flusher: Flusher,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -74,6 +75,7 @@ impl Agent {
         change(&mut config);
         let client = Client::new(config);
         let status = client.status();
+        let flusher = client.flusher();
         let log = Log::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let handler = log.clone();
@@ -83,6 +85,7 @@ impl Agent {
         Self {
             log,
             status,
+            flusher,
             stop: Some(stop),
             task,
         }
@@ -388,6 +391,35 @@ async fn a_change_is_on_disk_soon_even_if_the_agent_is_killed() {
             }
         })
         .await;
+        agent.task.abort();
+    })
+    .await;
+}
+
+/// What waits for a flush may rely on everything before it, whatever happens next.
+#[tokio::test]
+async fn a_flush_puts_what_was_taken_on_disk_at_once() {
+    local(async {
+        let (site, mut running) = site().await;
+        let agent = Agent::start(&site);
+        let mut stream = running.stream().await;
+        stream.requests(2).await;
+        let path = site.file("state/snapshot");
+        for round in 0..20 {
+            let text = format!("x={round}");
+            stream.send(response(A, "1", &[&text], &[])).await;
+            stream.request().await;
+            assert!(soon(agent.flusher.flush()).await);
+            let held = snapshot::read(&path, "n1").unwrap().unwrap();
+            let now = std::str::from_utf8(&held[A]["x"].bytes).unwrap().to_owned();
+            assert_eq!(now, round.to_string());
+        }
+        // Where nothing can be written, whoever waits goes on and is told.
+        fs::remove_dir_all(site.file("state")).unwrap();
+        fs::write(site.file("state"), "no directory").unwrap();
+        stream.send(response(A, "2", &["y=1"], &[])).await;
+        stream.request().await;
+        assert!(!soon(agent.flusher.flush()).await);
         agent.task.abort();
     })
     .await;

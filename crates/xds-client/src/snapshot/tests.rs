@@ -2,6 +2,17 @@
 
 use super::*;
 
+fn encode(node: &str, held: &Held) -> Bytes {
+    let mut out = Encoder::new(node, held.len());
+    for (type_url, resources) in held {
+        out.begin(type_url, resources.len());
+        for (name, stored) in resources {
+            out.resource(name, stored.version.as_deref(), &stored.bytes);
+        }
+    }
+    out.finish()
+}
+
 fn held() -> Held {
     let stored = |version: Option<&str>, bytes: &'static [u8]| Stored {
         version: version.map(str::to_owned),
@@ -26,7 +37,7 @@ fn a_snapshot_is_read_as_it_was_written() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("made/on/demand");
     assert!(read(&path, "n1").unwrap().is_none());
-    write(&path, "n1", &held()).unwrap();
+    write(&path, &encode("n1", &held())).unwrap();
     assert_eq!(read(&path, "n1").unwrap(), Some(held()));
 }
 
