@@ -19,6 +19,8 @@ use tokio::time::timeout;
 
 mod connection;
 mod records;
+#[cfg(test)]
+mod tests;
 
 use connection::Connection;
 pub(crate) use connection::Flush;
