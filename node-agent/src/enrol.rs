@@ -318,6 +318,7 @@ impl Enroller {
             self.audited = Instant::now();
         }
         let wanted = self.wanted.clone();
+        let mut loaded = false;
         for (name, entry) in &mut self.entries {
             let wish = wanted
                 .as_ref()
@@ -334,8 +335,13 @@ impl Enroller {
                 self.metrics.repaired.inc();
                 entry.phase = Phase::Unknown;
             }
+            let before = matches!(entry.phase, Phase::Captured);
             capture::step(&context, entry, wish);
+            loaded |= !before && matches!(entry.phase, Phase::Captured);
             entry.answer();
+        }
+        if loaded {
+            runtime::memory::give_back();
         }
         self.publish();
     }

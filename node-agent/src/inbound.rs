@@ -9,14 +9,15 @@ use model::{
     policy::{Connection, DenyReason, Verdict},
     service::ServiceKey,
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 use tunnel::{
-    ErrorType, ProxyStatus, copy,
+    ErrorType, ProxyStatus, TunnelStream, copy,
     server::{AcceptError, Incoming, NextError, ServerTunnel},
 };
 
 use crate::{
+    budget::Permit,
     enrol::Command,
     identity,
     metrics::{Party, TcpLabels},
@@ -24,7 +25,7 @@ use crate::{
     pod::Pod,
     record::{Authority, Description, Direction, End1, Refusal},
     sock,
-    worker::{Worker, aborted},
+    worker::{Track, Worker, aborted},
 };
 
 /// Serves a plaintext connection: policy sees no identity.
@@ -33,6 +34,7 @@ pub(crate) async fn serve_plaintext(
     pod: Arc<Pod>,
     stream: TcpStream,
     peer: SocketAddr,
+    _permit: Permit,
 ) {
     let client = canonical(peer);
     let Ok(target) = stream.local_addr().map(canonical) else {
@@ -48,22 +50,31 @@ pub(crate) async fn serve_plaintext(
         source: None,
         service: None,
     };
-    match admit(&worker, &pod, &asked).await {
-        Ok(admitted) => {
-            let (live, abort) = worker.shared.recorder.open(
-                admitted.description,
-                &admitted.labels,
-                Some(asked.authority()),
-            );
-            let leg = admitted.leg;
-            worker
-                .track(&pod, live, |counters| async move {
-                    copy::tcp(leg, stream, &counters, aborted(abort)).await
-                })
-                .await;
-        }
-        Err(_) => copy::reset(stream),
-    }
+    // On the heap for as long as it takes: a connection's task is as large as its largest part.
+    let Ok(admitted) = Box::pin(admit(&worker, &pod, &asked)).await else {
+        return copy::reset(stream);
+    };
+    let (leg, track, abort) = open(&worker, &pod, &asked, *admitted);
+    let end = copy::tcp(leg, stream, track.counters(), aborted(abort)).await;
+    track.close(&end);
+}
+
+/// Puts a connection that was admitted on the worker's list.
+fn open(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    asked: &Asked,
+    admitted: Admitted,
+) -> (TcpStream, Track, oneshot::Receiver<copy::Abort>) {
+    let Admitted {
+        leg,
+        description,
+        labels,
+        ..
+    } = admitted;
+    let recorder = &worker.shared.recorder;
+    let (live, abort) = recorder.open(description, &labels, Some(asked.authority()));
+    (leg, worker.track(pod, live), abort)
 }
 
 /// Serves a tunnel until it ends or `stop` asks the peer to open no more connections in it.
@@ -72,10 +83,11 @@ pub(crate) async fn serve_tunnel(
     pod: Arc<Pod>,
     stream: TcpStream,
     peer: SocketAddr,
+    _permit: Permit,
     stop: CancellationToken,
 ) {
     let client = canonical(peer);
-    let mut tunnel = match accept_tunnel(&worker, &pod, stream).await {
+    let mut tunnel = match Box::pin(accept_tunnel(&worker, &pod, stream)).await {
         Ok(tunnel) => tunnel,
         Err(refusal) => return refuse_tunnel(&worker, &pod, client, refusal),
     };
@@ -155,61 +167,77 @@ async fn serve_stream(
     pod: Arc<Pod>,
     client: SocketAddr,
     peer: Option<Identity>,
-    mut incoming: Incoming,
+    incoming: Incoming,
 ) {
-    let asked = match asked(&pod, client, peer, &incoming) {
+    let established = Box::pin(establish(&worker, &pod, client, peer, incoming)).await;
+    let Some((leg, stream, track, abort, _permit)) = established else {
+        return;
+    };
+    let end = copy::bidirectional(leg, stream, track.counters(), aborted(abort)).await;
+    track.close(&end);
+}
+
+/// Takes a request of a peer to the application, or refuses it.
+async fn establish(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    client: SocketAddr,
+    peer: Option<Identity>,
+    mut incoming: Incoming,
+) -> Option<(
+    TcpStream,
+    TunnelStream,
+    Track,
+    oneshot::Receiver<copy::Abort>,
+    Permit,
+)> {
+    let asked = match asked(pod, client, peer, &incoming) {
         Ok(asked) => asked,
         Err(text) => {
             incoming.refuse(
                 StatusCode::BAD_REQUEST,
                 &ProxyStatus::new(ErrorType::HttpRequestError, text.clone()),
             );
-            return refuse_tunnel(
-                &worker,
-                &pod,
-                client,
-                Refusal {
-                    flags: "CONNECT",
-                    reason: "bad_request",
-                    text,
-                },
-            );
+            let refusal = Refusal {
+                flags: "CONNECT",
+                reason: "bad_request",
+                text,
+            };
+            refuse_tunnel(worker, pod, client, refusal);
+            return None;
         }
     };
-    let room = worker.admit(&pod, Direction::Inbound, (asked.client, asked.target));
-    let _permit = match room {
+    let room = worker.admit(pod, Direction::Inbound, (asked.client, asked.target));
+    let permit = match room {
         Ok(permit) => permit,
         Err(full) => {
             let reason = ProxyStatus::new(ErrorType::ConnectionLimitReached, full.to_string());
-            return incoming.refuse(StatusCode::SERVICE_UNAVAILABLE, &reason);
+            incoming.refuse(StatusCode::SERVICE_UNAVAILABLE, &reason);
+            return None;
         }
     };
     let admitted = tokio::select! {
-        admitted = admit(&worker, &pod, &asked) => admitted,
+        admitted = admit(worker, pod, &asked) => admitted,
         // The peer has given the request up.
-        () = incoming.cancelled() => return,
+        () = incoming.cancelled() => return None,
     };
     match admitted {
-        Ok(admitted) => {
+        Ok(mut admitted) => {
             let answer = admitted
                 .baggage
+                .take()
                 .and_then(|text| http::HeaderValue::from_str(&text).ok());
             let Ok(stream) = incoming.accept(answer) else {
-                return copy::reset(admitted.leg);
+                copy::reset(admitted.leg);
+                return None;
             };
-            let (live, abort) = worker.shared.recorder.open(
-                admitted.description,
-                &admitted.labels,
-                Some(asked.authority()),
-            );
-            let leg = admitted.leg;
-            worker
-                .track(&pod, live, |counters| async move {
-                    copy::bidirectional(leg, stream, &counters, aborted(abort)).await
-                })
-                .await;
+            let (leg, track, abort) = open(worker, pod, &asked, *admitted);
+            Some((leg, stream, track, abort, permit))
         }
-        Err((status, reason)) => incoming.refuse(status, &reason),
+        Err((status, reason)) => {
+            incoming.refuse(status, &reason);
+            None
+        }
     }
 }
 
@@ -288,7 +316,7 @@ async fn admit(
     worker: &Worker,
     pod: &Arc<Pod>,
     asked: &Asked,
-) -> Result<Admitted, (StatusCode, ProxyStatus)> {
+) -> Result<Box<Admitted>, (StatusCode, ProxyStatus)> {
     let state = worker.shared.mesh.state();
     let workload = state.workload(pod.workload.as_ref());
     let from = workload.and_then(|own| state.workload_by_ip(&own.network, asked.client.ip()));
@@ -361,12 +389,12 @@ async fn admit(
     )
     .await
     {
-        Ok(leg) => Ok(Admitted {
+        Ok(leg) => Ok(Box::new(Admitted {
             leg,
             baggage: Some(baggage(workload)),
             description,
             labels,
-        }),
+        })),
         Err(error) => {
             if error.kind() == io::ErrorKind::ConnectionRefused
                 && asked.source.is_none()

@@ -1,6 +1,10 @@
 //! What the agent counts, with Istio's names and labels.
 
-use std::{fmt::Write, sync::Arc};
+use std::{
+    fmt::Write,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use model::{Service, Workload};
 use prometheus_client::{
@@ -10,31 +14,45 @@ use prometheus_client::{
 };
 use runtime::metrics::Metrics;
 
-/// A shared label text. Istio writes `unknown` for what is not known.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Text(Arc<str>);
+/// A label text, shared with whoever has it already. Istio writes `unknown` for what is not known.
+#[derive(Clone, Debug)]
+pub struct Text(Option<Arc<str>>);
 
 impl Text {
     /// The text of an unknown thing.
     #[must_use]
     pub fn unknown() -> Self {
-        Self(Arc::from("unknown"))
+        Self(None)
     }
 
     /// A text; empty becomes `unknown`.
     #[must_use]
-    pub fn new(text: &str) -> Self {
-        if text.is_empty() {
-            Self::unknown()
-        } else {
-            Self(Arc::from(text))
-        }
+    pub fn new(text: &Arc<str>) -> Self {
+        Self((!text.is_empty()).then(|| Arc::clone(text)))
+    }
+
+    fn as_str(&self) -> &str {
+        self.0.as_deref().unwrap_or("unknown")
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Text {}
+
+impl Hash for Text {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
 impl EncodeLabelValue for Text {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(&self.0)
+        encoder.write_str(self.as_str())
     }
 }
 
@@ -108,17 +126,17 @@ impl TcpLabels {
         service: Option<&Service>,
         security: &'static str,
     ) -> Self {
-        let of = |party: Party<'_>, field: fn(&Workload) -> &str| {
+        let of = |party: Party<'_>, field: fn(&Workload) -> &Arc<str>| {
             party
                 .workload
                 .map_or_else(Text::unknown, |w| Text::new(field(w)))
         };
         let principal = |party: Party<'_>| {
-            party
-                .principal
-                .map_or_else(Text::unknown, |identity| Text::new(&identity.to_string()))
+            party.principal.map_or_else(Text::unknown, |identity| {
+                Text::new(&Arc::from(identity.to_string()))
+            })
         };
-        let service_text = |field: fn(&Service) -> &str| {
+        let service_text = |field: fn(&Service) -> &Arc<str>| {
             service.map_or_else(Text::unknown, |s| Text::new(field(s)))
         };
         Self {

@@ -8,7 +8,7 @@ use model::{
 };
 use socket2::SockRef;
 use tls::WorkloadCert;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::oneshot};
 use tunnel::{
     ConnectRequest, Tunnel, TunnelStream,
     client::{ConnectError, Lost, OpenError},
@@ -18,12 +18,13 @@ use tunnel::{
 };
 
 use crate::{
+    budget::Permit,
     identity,
     metrics::{Party, TcpLabels},
     pod::Pod,
     record::{Description, Direction, End1, Refusal},
     sock,
-    worker::{Shared, Worker, aborted},
+    worker::{Shared, Track, Worker, aborted},
 };
 
 /// Endpoints that are tried before a connection to a service is given up. Nothing has been sent at
@@ -31,39 +32,53 @@ use crate::{
 const ENDPOINT_ATTEMPTS: usize = 3;
 
 /// Serves one connection that the pod opened.
-pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
-    let client = canonical(peer);
-    let Ok(target) = stream.local_addr().map(canonical) else {
-        return copy::reset(stream);
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    _permit: Permit,
+) {
+    // On the heap for as long as it takes: a connection's task is as large as its largest part.
+    let established = Box::pin(establish(&worker, &pod, stream, peer)).await;
+    let Some((stream, far, track, abort)) = established else {
+        return;
     };
+    let end = match far {
+        Far::Tunnel(tunnel) => {
+            copy::bidirectional(stream, tunnel, track.counters(), aborted(abort)).await
+        }
+        Far::Plain(plain) => copy::tcp(stream, plain, track.counters(), aborted(abort)).await,
+    };
+    track.close(&end);
+}
+
+/// Finds out where a connection goes and takes it there, or refuses it.
+async fn establish(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<(TcpStream, Far, Track, oneshot::Receiver<copy::Abort>)> {
+    let client = canonical(peer);
+    let target = stream.local_addr().ok().map(canonical);
     // Dialled directly by a process in the pod: there is nothing behind it.
-    if target.ip().is_loopback() {
-        return copy::reset(stream);
-    }
+    let Some(target) = target.filter(|target| !target.ip().is_loopback()) else {
+        copy::reset(stream);
+        return None;
+    };
     // An endpoint was drawn in the kernel, and it is none that the kernel reaches itself.
     let drawn = SockRef::from(&stream)
         .mark()
         .is_ok_and(|mark| mark & abi::DRAWN != 0);
-    let attempt = connect(&worker, &pod, client, target, drawn).await;
-    match attempt {
+    match connect(worker, pod, client, target, drawn).await {
         Ok(Connected {
             description,
             labels,
             far,
         }) => {
             let (live, abort) = worker.shared.recorder.open(description, &labels, None);
-            worker
-                .track(&pod, live, |counters| async move {
-                    match far {
-                        Far::Tunnel(tunnel) => {
-                            copy::bidirectional(stream, tunnel, &counters, aborted(abort)).await
-                        }
-                        Far::Plain(plain) => {
-                            copy::tcp(stream, plain, &counters, aborted(abort)).await
-                        }
-                    }
-                })
-                .await;
+            Some((stream, far, worker.track(pod, live), abort))
         }
         Err(failure) => {
             let Failure {
@@ -71,11 +86,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, 
                 labels,
                 refusal,
             } = *failure;
-            worker
-                .shared
-                .recorder
-                .refuse(&description, &labels, refusal);
+            let recorder = &worker.shared.recorder;
+            recorder.refuse(&description, &labels, refusal);
             copy::reset(stream);
+            None
         }
     }
 }

@@ -23,13 +23,13 @@ use tunnel::{copy::Abort, pool};
 
 use crate::{
     accept::{Accepted, Acceptor},
-    budget::{Budget, Full},
+    budget::{Budget, Full, Permit},
     direct::Reached,
     enrol::EnrolHandle,
     inbound,
     mesh::Mesh,
     outbound,
-    pod::Pod,
+    pod::{Carried, Pod},
     record::{Direction, Live, LiveView, Recorder},
     sock,
 };
@@ -154,6 +154,32 @@ struct Tracked {
     live: Live,
 }
 
+/// A connection on a worker's list.
+pub(crate) struct Track {
+    worker: Rc<Worker>,
+    key: u64,
+    tracked: Rc<Tracked>,
+    _carried: Carried,
+}
+
+impl Track {
+    /// Where the bytes of the connection are counted.
+    pub(crate) fn counters(&self) -> &tunnel::copy::Counters {
+        &self.tracked.live.counters
+    }
+
+    /// Tells how it ended.
+    pub(crate) fn close(self, end: &tunnel::copy::CopyEnd) {
+        self.tracked.live.close(end);
+    }
+}
+
+impl Drop for Track {
+    fn drop(&mut self) {
+        self.worker.live.borrow_mut().remove(&self.key);
+    }
+}
+
 fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -247,8 +273,8 @@ impl Worker {
             pod,
             Direction::Inbound,
             &tasks.accept,
-            move |worker, pod, stream, peer| {
-                inbound::serve_tunnel(worker, pod, stream, peer, tunnels.clone())
+            move |worker, pod, stream, peer, permit| {
+                inbound::serve_tunnel(worker, pod, stream, peer, permit, tunnels.clone())
             },
         );
         if let Some(before) = self.pods.borrow_mut().insert(pod.id, tasks) {
@@ -297,7 +323,7 @@ impl Worker {
         serve: S,
     ) where
         F: Future<Output = ()> + 'static,
-        S: Fn(Rc<Self>, Arc<Pod>, TcpStream, std::net::SocketAddr) -> F + 'static,
+        S: Fn(Rc<Self>, Arc<Pod>, TcpStream, std::net::SocketAddr, Permit) -> F + 'static,
     {
         let (worker, pod, stop) = (Rc::clone(self), Arc::clone(pod), stop.clone());
         tokio::task::spawn_local(async move {
@@ -319,11 +345,13 @@ impl Worker {
                             // The peer is gone already.
                             tracing::debug!(%error, "an accepted connection cannot be set up");
                         }
-                        let served = serve(Rc::clone(&worker), Arc::clone(&pod), stream, peer);
-                        tokio::task::spawn_local(async move {
-                            served.await;
-                            drop(permit);
-                        });
+                        tokio::task::spawn_local(serve(
+                            Rc::clone(&worker),
+                            Arc::clone(&pod),
+                            stream,
+                            peer,
+                            permit,
+                        ));
                     }
                     Accepted::OutOfDescriptors(stream, peer) => {
                         worker.shared.recorder.metrics.accept_failed();
@@ -337,27 +365,21 @@ impl Worker {
         });
     }
 
-    /// Keeps a connection on the list while `copy` moves its bytes, and tells how it ended.
-    pub(crate) async fn track<F>(
-        &self,
-        pod: &Arc<Pod>,
-        live: Live,
-        copy: impl FnOnce(Arc<tunnel::copy::Counters>) -> F,
-    ) where
-        F: Future<Output = tunnel::copy::CopyEnd>,
-    {
+    /// Keeps a connection on the list until it is told how it ended.
+    pub(crate) fn track(self: &Rc<Self>, pod: &Arc<Pod>, live: Live) -> Track {
         let carried = pod.carry();
-        let counters = Arc::clone(&live.counters);
         let key = self.next.replace(self.next.get() + 1);
         let tracked = Rc::new(Tracked {
             pod: Arc::clone(pod),
             live,
         });
         self.live.borrow_mut().insert(key, Rc::clone(&tracked));
-        let end = copy(counters).await;
-        self.live.borrow_mut().remove(&key);
-        tracked.live.close(&end);
-        drop(carried);
+        Track {
+            worker: Rc::clone(self),
+            key,
+            tracked,
+            _carried: carried,
+        }
     }
 
     fn reauthorize(&self) {

@@ -6,5 +6,6 @@ pub mod admin;
 pub mod drain;
 pub mod file;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod signals;

@@ -47,6 +47,8 @@ pub(super) fn start(setup: &Setup, args: &[&str]) -> Result<Site> {
         let mut all = vec!["--log".to_owned(), "info,access=off".to_owned()];
         let own = node.cgroup().path().display().to_string();
         all.extend(["--cgroup-root".to_owned(), own]);
+        // All connections of `idle` are one pod's; its share of what is derived would be less.
+        all.extend(["--max-connections".to_owned(), MAX_CONNECTIONS.to_owned()]);
         all.extend(args.iter().map(|arg| (*arg).to_owned()));
         let options = AgentOptions {
             workers: setup.workers,
@@ -61,5 +63,8 @@ pub(super) fn start(setup: &Setup, args: &[&str]) -> Result<Site> {
     })?;
     Ok(site)
 }
+
+/// More than the connections of `idle`.
+const MAX_CONNECTIONS: &str = "30000";
 
 const READY: Duration = Duration::from_secs(30);
