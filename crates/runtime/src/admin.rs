@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::drain::DrainSignal;
@@ -83,11 +83,37 @@ impl Server {
     /// # Errors
     /// [`AdminError::NotLoopback`] under [`Exposure::Loopback`], [`AdminError::Bind`] from the system.
     pub async fn bind(address: SocketAddr, exposure: Exposure) -> Result<Self, AdminError> {
-        if exposure == Exposure::Loopback && !address.ip().to_canonical().is_loopback() {
-            return Err(AdminError::NotLoopback(address));
-        }
+        allow(address, exposure)?;
+        Self::from_listener(address, TcpListener::bind(address).await)
+    }
+
+    /// As [`Server::bind`], also while another process of this user that did the same still listens
+    /// there: for a daemon that takes over from another. Whoever asks meanwhile is answered by either.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub fn bind_beside(address: SocketAddr, exposure: Exposure) -> Result<Self, AdminError> {
+        let listen = || {
+            let socket = if address.is_ipv4() {
+                TcpSocket::new_v4()
+            } else {
+                TcpSocket::new_v6()
+            }?;
+            socket.set_reuseaddr(true)?;
+            socket.set_reuseport(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        allow(address, exposure)?;
+        Self::from_listener(address, listen())
+    }
+
+    fn from_listener(
+        address: SocketAddr,
+        listener: io::Result<TcpListener>,
+    ) -> Result<Self, AdminError> {
         let bind = |source| AdminError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let listener = listener.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         Ok(Self {
             listener,
@@ -208,6 +234,13 @@ impl Server {
     }
 }
 
+fn allow(address: SocketAddr, exposure: Exposure) -> Result<(), AdminError> {
+    if exposure == Exposure::Loopback && !address.ip().to_canonical().is_loopback() {
+        return Err(AdminError::NotLoopback(address));
+    }
+    Ok(())
+}
+
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
@@ -301,6 +334,8 @@ pub const READ: &[Method] = &[Method::GET];
 /// Methods of a page that shows and changes.
 pub const READ_WRITE: &[Method] = &[Method::GET, Method::POST];
 
+/// Clients that may wait to be accepted.
+const BACKLOG: u32 = 128;
 /// Idle and stuck clients hold a slot; more connections than this wait in the accept queue.
 const MAX_CONNECTIONS: usize = 64;
 /// A client that sends no request head for this long is closed.
