@@ -126,7 +126,12 @@ impl PrivateDir {
         let path = self.file(&svid.identity);
         let temporary = self
             .path
-            .join(format!(".{}.tmp", NEXT.fetch_add(1, Ordering::Relaxed)));
+            // Two agents share the directory while one takes over from the other.
+            .join(format!(
+                ".{}-{}.tmp",
+                std::process::id(),
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            ));
         drop(fs::remove_file(&temporary));
         OpenOptions::new()
             .write(true)
