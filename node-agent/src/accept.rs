@@ -76,6 +76,11 @@ impl Acceptor {
         }
     }
 
+    /// The listener, for who accepts without waiting.
+    pub(crate) fn into_listener(self) -> TcpListener {
+        self.listener
+    }
+
     /// The caller drops the connection before it comes back here, which makes room for the reserve.
     async fn accept_with_reserve(&mut self) -> Option<(TcpStream, SocketAddr)> {
         let reserve = RESERVE.lock().take()?;

@@ -23,8 +23,9 @@ pub fn pages(
     certs: &SvidStore,
     enrol: &EnrolHandle,
     direct: &DirectHandle,
+    abi_version: u32,
 ) -> Server {
-    let server = config_dump(server, &shared.mesh, enrol);
+    let server = config_dump(server, &shared.mesh, enrol, abi_version);
     let store = certs.clone();
     let server = server.page(
         "/certs",
@@ -40,7 +41,7 @@ pub fn pages(
     connections(server, workers, direct)
 }
 
-fn config_dump(server: Server, mesh: &Arc<Mesh>, enrol: &EnrolHandle) -> Server {
+fn config_dump(server: Server, mesh: &Arc<Mesh>, enrol: &EnrolHandle, abi_version: u32) -> Server {
     let (mesh, enrol) = (Arc::clone(mesh), enrol.clone());
     server.route(
         "/config_dump",
@@ -58,7 +59,8 @@ fn config_dump(server: Server, mesh: &Arc<Mesh>, enrol: &EnrolHandle) -> Server 
                 let policies: Vec<_> = state.policies().collect();
                 Reply::json(&json!({
                     "version": env!("CARGO_PKG_VERSION"),
-                    "abi": abi::ABI_VERSION,
+                    "abi": abi_version,
+                    "pid": std::process::id(),
                     "pods": pods,
                     "workloads": workloads,
                     "services": services,

@@ -2,6 +2,7 @@
 //! enrolment thread and the workers.
 
 use std::{
+    cell::RefCell,
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     path::Path,
@@ -9,17 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use abi::ABI_VERSION;
 use anyhow::Context;
 use proto::{agent::NodeReport, type_url};
 use runtime::{
     admin::{Condition, Exposure, Readiness, Server},
     drain::Drain,
     metrics::Metrics,
-    signals::StopSignals,
+    signals::{Stop, StopSignals},
 };
 use tls::{RotationPolicy, SvidStore, persist::PrivateDir};
-use tokio::{sync::watch, task::LocalSet};
+use tokio::{
+    net::UnixListener,
+    sync::{oneshot, watch},
+    task::LocalSet,
+};
 use xds_client::{
     CaClient, Client, Controller, Flusher, Handler, NodeClient, NodeInfo, RawResource, Rejection,
     Status,
@@ -27,17 +31,18 @@ use xds_client::{
 
 use crate::{
     admin,
-    bpf::{Kernel, MapSizes},
+    bpf::{Kernel, MapSizes, Place},
     budget::{self, Budget},
     cgroup, cni,
     config::{LogFormat, RunArgs, SameNode},
     direct::{Direct, DirectHandle},
-    enrol::{Command, EnrolConfig, EnrolHandle, Enroller},
+    enrol::{Awaited, Command, EnrolConfig, EnrolHandle, Enroller, Parts},
     mesh::{Mesh, Resource, Writer},
     metrics::{ConnectionMetrics, EnrolmentMetrics, register_kernel},
     netns,
     record::{Recorder, Refusals},
-    worker::{Shared, WorkerHandle},
+    succession::{self, Lock, Office, Predecessor, Stage, Who},
+    worker::{Cause, Drained, Shared, WorkerHandle},
 };
 
 /// Lifetime asked of the CA; it may give less.
@@ -49,6 +54,10 @@ const REPORT_EVERY: Duration = Duration::from_secs(30);
 const REPORT_RETRY: Duration = Duration::from_millis(500);
 /// A controller that is back is found again within this time.
 const RECONNECT_AT_MOST: Duration = Duration::from_secs(5);
+/// A successor that does not hear of the controller for this long works with the last good configuration.
+const CONTROLLER_WAIT: Duration = Duration::from_secs(5);
+/// Answers that are being given when an agent ends may take this long.
+const ADMIN_ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// Connections need descriptors: the limit is raised to what the kernel allows.
 const DESCRIPTORS: u64 = 1 << 20;
 
@@ -76,115 +85,356 @@ async fn control(
     descriptors: u64,
 ) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
-    let metrics = Metrics::new();
-    let readiness = Readiness::new();
-    let server = Server::bind(args.admin, Exposure::Loopback).await?;
     std::fs::create_dir_all(&args.state_dir)
         .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
     std::fs::create_dir_all(&args.runtime_dir)
         .with_context(|| format!("--runtime-dir {}", args.runtime_dir.display()))?;
-    let controller = Controller::new(&args.controller, &args.controller_ca, &args.token_file);
-    let certs = certificates(&controller, &args.runtime_dir)?;
-    let cni_listener = cni::bind(&args.cni_socket)
-        .with_context(|| format!("--cni-socket {}", args.cni_socket.display()))?;
-
-    let kernel = Arc::new(load_kernel(&args)?);
-    register_kernel(&metrics, Arc::clone(&kernel));
-    let mesh = Arc::new(Mesh::default());
-    let limits = budget::Limits {
-        total: args.max_connections,
-        per_pod: args.max_connections_per_pod,
+    let own = Who::new(
+        args.abi_version,
+        cgroup::own_id(&args.cgroup_root)?,
+        args.instance.clone(),
+    );
+    let predecessor = tokio::select! {
+        predecessor = succession::apply(&args.runtime_dir, &own, args.takeover_timeout) => predecessor?,
+        reason = signals.next() => return not_in_charge(reason),
     };
-    let budget = Arc::new(Budget::new(limits, descriptors));
-    budget::register(&metrics, Arc::clone(&budget));
-    let shared = Arc::new(Shared {
-        mesh: Arc::clone(&mesh),
-        reached: Arc::default(),
-        recorder: Arc::new(Recorder {
-            metrics: ConnectionMetrics::register(&metrics),
-            refusals: Refusals::default(),
-        }),
-        budget: Arc::clone(&budget),
-        tunnel: tunnel::Settings::default(),
-        connect_timeout: args.connect_timeout,
-        enrol: std::sync::OnceLock::new(),
-    });
-    let workers = start_workers(&args, &kernel, &shared)?;
-    let direct = Direct::start(
-        Arc::clone(&kernel),
-        Arc::clone(&mesh),
-        Arc::clone(&shared.recorder),
-        Arc::clone(&shared.reached),
-        budget,
-    )?;
-    let (enroller, enrol, captured) = Enroller::new(
-        Arc::clone(&kernel),
-        workers.clone(),
-        Arc::new(certs.clone()),
-        enrol_config(&args, readiness.condition("every captured pod is known")),
-        EnrolmentMetrics::register(&metrics),
-        direct.clone(),
-    );
-    // Set once, before the first connection can ask for it.
-    let _fresh = shared.enrol.set(enrol.clone()).is_ok();
-    let enroller = std::thread::Builder::new()
-        .name("enrol".to_owned())
-        .spawn(move || enroller.run())?;
+    let crew = Crew::assemble(&args, own, descriptors)?;
+    let taken = tokio::select! {
+        taken = crew.take_charge(&args, predecessor) => taken,
+        reason = signals.next() => return not_in_charge(reason),
+    };
+    let lock = taken.context("cannot take charge")?;
+    crew.work(args, log, lock, signals).await
+}
 
-    let client = Client::new(client_config(&args, controller.clone()));
-    let status = client.status();
-    let kept = client.flusher();
-    let (stop, stopped) = watch::channel(false);
-    let subscription = tokio::task::spawn_local(
-        client.run(ToMesh(Writer::new(Arc::clone(&mesh))), until(stopped)),
-    );
-    tokio::task::spawn_local(follow_wanted(mesh.wanted(), kept, enrol.clone()));
-    tokio::task::spawn_local(follow_policy(
-        mesh.changes(),
-        workers.clone(),
-        direct.clone(),
-    ));
-    tokio::task::spawn_local(report_captured(
-        NodeClient::new(controller),
-        args.node.clone(),
-        captured,
-    ));
-    tokio::task::spawn_local(cni::serve(cni_listener, enrol.clone()));
-    tokio::task::spawn_local(follow_readiness(
-        status,
-        readiness.condition("configuration"),
-    ));
-
-    let drain = Drain::new();
-    let server = server
-        .with_readiness(readiness)
-        .with_metrics(metrics)
-        .with_log(log);
-    let server = admin::pages(server, &shared, &workers, &certs, &enrol, &direct);
-    tokio::task::spawn_local(server.run(drain.signal()));
-    tracing::info!(node = args.node, admin = %args.admin, workers = workers.len(), abi = ABI_VERSION, "agent started");
-
-    let reason = signals.next().await;
-    tracing::info!(?reason, deadline = ?args.drain_deadline, "agent stops: draining");
-    enrol.send(Command::Stop);
-    direct.stop();
-    let deadline = Instant::now() + args.drain_deadline;
-    let mut draining = Vec::new();
-    for worker in workers {
-        draining.push(tokio::task::spawn_local(async move {
-            worker.drain(deadline).await
-        }));
-    }
-    for worker in draining {
-        worker.await?;
-    }
-    stop.send_replace(true);
-    subscription.await?;
-    if enroller.join().is_err() {
-        tracing::error!("the enrolment thread had panicked");
-    }
-    tracing::info!("agent stopped; captured pods stay captured");
+fn not_in_charge(reason: Stop) -> anyhow::Result<()> {
+    tracing::info!(%reason, "stopped before this agent was in charge; nothing has changed");
     Ok(())
+}
+
+/// Everything that works in an agent, in charge or not.
+struct Crew {
+    own: Who,
+    metrics: Metrics,
+    readiness: Readiness,
+    certs: SvidStore,
+    kernel: Arc<Kernel>,
+    shared: Arc<Shared>,
+    workers: Vec<WorkerHandle>,
+    direct: DirectHandle,
+    enrol: EnrolHandle,
+    enroller: RefCell<Option<Enroller>>,
+    enrolling: RefCell<Option<std::thread::JoinHandle<()>>>,
+    awaited: watch::Receiver<Awaited>,
+    status: watch::Receiver<Status>,
+    reporting: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+    subscription: RefCell<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl Crew {
+    /// Makes everything that can be there before an agent is in charge. Writes nothing that another
+    /// agent would notice.
+    fn assemble(args: &RunArgs, own: Who, descriptors: u64) -> anyhow::Result<Self> {
+        let metrics = Metrics::new();
+        let readiness = Readiness::new();
+        let controller = Controller::new(&args.controller, &args.controller_ca, &args.token_file);
+        let certs = certificates(&controller, &args.runtime_dir)?;
+        let workers = worker_count(args);
+        let kernel = Arc::new(Kernel::load(place(args, workers)?)?);
+        kernel.add_agent(own.cgroup)?;
+        register_kernel(&metrics, Arc::clone(&kernel));
+        let mesh = Arc::new(Mesh::default());
+        let limits = budget::Limits {
+            total: args.max_connections,
+            per_pod: args.max_connections_per_pod,
+        };
+        let budget = Arc::new(Budget::new(limits, descriptors));
+        budget::register(&metrics, Arc::clone(&budget));
+        let shared = Arc::new(Shared {
+            mesh: Arc::clone(&mesh),
+            reached: Arc::default(),
+            recorder: Arc::new(Recorder {
+                metrics: ConnectionMetrics::register(&metrics),
+                refusals: Refusals::default(),
+            }),
+            budget: Arc::clone(&budget),
+            tunnel: tunnel::Settings::default(),
+            connect_timeout: args.connect_timeout,
+            enrol: std::sync::OnceLock::new(),
+        });
+        let workers = (0..workers)
+            .map(|index| WorkerHandle::start(index, Arc::clone(&shared)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let direct = Direct::start(
+            Arc::clone(&kernel),
+            Arc::clone(&mesh),
+            Arc::clone(&shared.recorder),
+            Arc::clone(&shared.reached),
+            budget,
+        )?;
+        let (enroller, ends) = Enroller::new(Parts {
+            kernel: Arc::clone(&kernel),
+            workers: workers.clone(),
+            certs: Arc::new(certs.clone()),
+            config: enrol_config(args, readiness.condition("every captured pod is known")),
+            metrics: EnrolmentMetrics::register(&metrics),
+            direct: direct.clone(),
+        });
+        // Set once, before the first connection can ask for it.
+        let _fresh = shared.enrol.set(ends.handle.clone()).is_ok();
+        let client = Client::new(client_config(args, controller.clone()));
+        let status = client.status();
+        let kept = client.flusher();
+        let (stop, stopped) = watch::channel(false);
+        let subscription = tokio::task::spawn_local(
+            client.run(ToMesh(Writer::new(Arc::clone(&mesh))), until(stopped)),
+        );
+        tokio::task::spawn_local(follow_wanted(mesh.wanted(), kept, ends.handle.clone()));
+        tokio::task::spawn_local(follow_policy(
+            mesh.changes(),
+            workers.clone(),
+            direct.clone(),
+        ));
+        let (reporting, reports) = watch::channel(true);
+        tokio::task::spawn_local(report_captured(
+            NodeClient::new(controller),
+            args.node.clone(),
+            args.abi_version,
+            ends.captured,
+            reports,
+        ));
+        Ok(Self {
+            own,
+            metrics,
+            readiness,
+            certs,
+            kernel,
+            shared,
+            workers,
+            direct,
+            enrol: ends.handle,
+            enroller: RefCell::new(Some(enroller)),
+            enrolling: RefCell::default(),
+            awaited: ends.awaited,
+            status,
+            reporting,
+            stop,
+            subscription: RefCell::new(Some(subscription)),
+        })
+    }
+
+    /// Puts this agent in charge: at once if nobody is, else as soon as it has what the pods of the
+    /// one in charge need.
+    async fn take_charge(
+        &self,
+        args: &RunArgs,
+        predecessor: Predecessor,
+    ) -> anyhow::Result<InCharge> {
+        let mut running = match predecessor {
+            Predecessor::Nobody(lock) => {
+                self.kernel.attach()?;
+                self.start_enrolling(Enroller::in_charge)?;
+                let cni = self.bind_cni(args)?;
+                let admin = Server::bind_beside(args.admin, Exposure::Loopback)?;
+                return Ok(InCharge { lock, cni, admin });
+            }
+            Predecessor::Running(running) => running,
+        };
+        // The predecessor's own connections in the pods, which our programs will see.
+        self.kernel.add_agent(running.who.cgroup)?;
+        self.start_enrolling(|enroller| enroller)?;
+        let (configured, known) = watch::channel(false);
+        let configured =
+            tokio::task::spawn_local(follow_configuration(self.status.clone(), configured));
+        running.until_ready(known, self.awaited.clone()).await?;
+        configured.abort();
+        running.pause().await?;
+        let started = Instant::now();
+        let (taken, wait) = oneshot::channel();
+        self.enrol.send(Command::TakeCharge(taken));
+        wait.await
+            .context("the enrolment thread has ended")?
+            .map_err(anyhow::Error::msg)?;
+        let cni = self.bind_cni(args)?;
+        let admin = Server::bind_beside(args.admin, Exposure::Loopback)?;
+        let (lock, farewell) = running.drain().await?;
+        tracing::info!(took = ?started.elapsed(), "this agent is in charge; its predecessor drains");
+        tokio::task::spawn_local(farewell.wait());
+        Ok(InCharge { lock, cni, admin })
+    }
+
+    fn start_enrolling(&self, prepare: impl FnOnce(Enroller) -> Enroller) -> anyhow::Result<()> {
+        let Some(enroller) = self.enroller.take().map(prepare) else {
+            return Ok(());
+        };
+        let thread = std::thread::Builder::new()
+            .name("enrol".to_owned())
+            .spawn(move || enroller.run())?;
+        self.enrolling.replace(Some(thread));
+        Ok(())
+    }
+
+    fn bind_cni(&self, args: &RunArgs) -> anyhow::Result<UnixListener> {
+        cni::bind(&args.cni_socket)
+            .with_context(|| format!("--cni-socket {}", args.cni_socket.display()))
+    }
+
+    /// Works until SIGTERM, SIGINT or a successor, then drains.
+    async fn work(
+        self,
+        args: RunArgs,
+        log: runtime::log::LogHandle,
+        post: InCharge,
+        mut signals: StopSignals,
+    ) -> anyhow::Result<()> {
+        let InCharge { lock, cni, admin } = post;
+        let readiness = self.readiness.clone();
+        tokio::task::spawn_local(follow_readiness(
+            self.status.clone(),
+            readiness.condition("configuration"),
+        ));
+        let (stage, mut stages) = watch::channel(Stage::Alone);
+        let desk = cni::Desk {
+            enrol: self.enrol.clone(),
+            stage: stages.clone(),
+            path: args.cni_socket.clone(),
+        };
+        tokio::task::spawn_local(cni::serve(cni, desk.clone()));
+        let office = Office {
+            own: self.own.clone(),
+            kernel: Arc::clone(&self.kernel),
+            enrol: self.enrol.clone(),
+            direct: self.direct.clone(),
+            reporting: self.reporting.clone(),
+            patience: args.takeover_timeout,
+            restore: Box::new(move || rebind_cni(&desk)),
+        };
+        let (drained, wait) = oneshot::channel();
+        let listener = succession::bind(&args.runtime_dir)
+            .with_context(|| format!("--runtime-dir {}", args.runtime_dir.display()))?;
+        let succession = tokio::task::spawn_local(succession::serve(listener, office, stage, wait));
+        let drain = Drain::new();
+        let server = admin
+            .with_readiness(readiness)
+            .with_metrics(self.metrics.clone())
+            .with_log(log);
+        let server = admin::pages(
+            server,
+            &self.shared,
+            &self.workers,
+            &self.certs,
+            &self.enrol,
+            &self.direct,
+            args.abi_version,
+        );
+        tokio::task::spawn_local(server.run(drain.signal()));
+        tracing::info!(node = args.node, admin = %args.admin, workers = self.workers.len(), abi = args.abi_version, "agent started");
+
+        let cause = until_over(&mut signals, &mut stages, args.takeover_timeout).await;
+        tracing::info!(?cause, deadline = ?args.drain_deadline, "agent stops: draining");
+        self.enrol.send(Command::Stop);
+        self.direct.stop();
+        self.reporting.send_replace(false);
+        // Whoever is started now need not wait: nothing is written any more but by connections.
+        self.join_enroller().await;
+        drop(lock);
+        if cause == Cause::Succeeded {
+            // The pages are the successor's.
+            tokio::task::spawn_local(drain.finish(ADMIN_ENDS_WITHIN));
+        }
+        let sum = tokio::select! {
+            sum = self.drain(cause, args.drain_deadline) => sum,
+            () = impatient(&mut signals) => self.drain(cause, Duration::ZERO).await,
+        };
+        tracing::info!(
+            finished = sum.finished,
+            cut = sum.cut,
+            "agent drained; captured pods stay captured"
+        );
+        self.stop.send_replace(true);
+        if let Some(subscription) = self.subscription.take() {
+            subscription.await?;
+        }
+        if cause == Cause::Succeeded && drained.send(sum).is_ok() {
+            drop(tokio::time::timeout(ADMIN_ENDS_WITHIN, succession).await);
+        }
+        Ok(())
+    }
+
+    async fn join_enroller(&self) {
+        let Some(thread) = self.enrolling.take() else {
+            return;
+        };
+        let joined = tokio::task::spawn_blocking(move || thread.join().is_ok()).await;
+        if !joined.unwrap_or(false) {
+            tracing::error!("the enrolment thread had panicked");
+        }
+    }
+
+    async fn drain(&self, cause: Cause, within: Duration) -> Drained {
+        let deadline = Instant::now() + within;
+        let mut sum = Drained::default();
+        let draining: Vec<_> = self
+            .workers
+            .iter()
+            .cloned()
+            .map(|worker| {
+                tokio::task::spawn_local(async move { worker.drain(cause, deadline).await })
+            })
+            .collect();
+        for worker in draining {
+            sum += worker.await.unwrap_or_default();
+        }
+        sum
+    }
+}
+
+/// What an agent in charge holds.
+struct InCharge {
+    lock: Lock,
+    cni: UnixListener,
+    admin: Server,
+}
+
+/// Waits for the reason to end. While a successor gets ready it is waited for: its start is usually
+/// why this agent is asked to stop.
+async fn until_over(
+    signals: &mut StopSignals,
+    stages: &mut watch::Receiver<Stage>,
+    patience: Duration,
+) -> Cause {
+    let succeeded = |stage: &Stage| *stage == Stage::Succeeded;
+    tokio::select! {
+        reason = signals.next() => tracing::info!(%reason, "asked to stop"),
+        _ = stages.wait_for(succeeded) => return Cause::Succeeded,
+    }
+    let over = |stage: &Stage| matches!(stage, Stage::Succeeded | Stage::Alone);
+    let waited = tokio::select! {
+        waited = tokio::time::timeout(patience, stages.wait_for(over)) => waited,
+        _again = signals.next() => return Cause::Stopped,
+    };
+    match waited {
+        Ok(Ok(stage)) if succeeded(&stage) => Cause::Succeeded,
+        _ => Cause::Stopped,
+    }
+}
+
+/// A second signal while draining means now; the first that comes after a succession only says what
+/// is known already.
+async fn impatient(signals: &mut StopSignals) {
+    signals.next().await;
+    tracing::info!("asked to stop while draining: once more ends what is open");
+    signals.next().await;
+}
+
+fn rebind_cni(desk: &cni::Desk) {
+    match cni::bind(&desk.path) {
+        Ok(listener) => drop(tokio::task::spawn_local(cni::serve(listener, desk.clone()))),
+        Err(error) => {
+            tracing::error!(%error, path = %desk.path.display(), "cannot listen for the CNI again");
+        }
+    }
 }
 
 fn certificates(controller: &Controller, runtime_dir: &Path) -> anyhow::Result<SvidStore> {
@@ -197,26 +447,6 @@ fn certificates(controller: &Controller, runtime_dir: &Path) -> anyhow::Result<S
     )
 }
 
-fn load_kernel(args: &RunArgs) -> anyhow::Result<Kernel> {
-    let sizes = MapSizes {
-        pods: args.max_pods,
-        workers: u32::try_from(worker_count(args))?,
-        listening: args.max_listening_ports,
-        service_ports: args.max_service_ports,
-        service_slots: args.max_service_slots,
-        verdicts: args.max_verdicts,
-        flows: args.max_direct_flows,
-    };
-    let kernel = Kernel::load(
-        &args.bpf_dir,
-        &args.cgroup_root,
-        args.kubelet_cgroup.as_deref(),
-        sizes,
-    )?;
-    kernel.add_agent(cgroup::own_id(&args.cgroup_root)?)?;
-    Ok(kernel)
-}
-
 fn worker_count(args: &RunArgs) -> usize {
     match args.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -224,17 +454,30 @@ fn worker_count(args: &RunArgs) -> usize {
     }
 }
 
-fn start_workers(
-    args: &RunArgs,
-    kernel: &Kernel,
-    shared: &Arc<Shared>,
-) -> anyhow::Result<Vec<WorkerHandle>> {
-    let count = worker_count(args);
-    let workers = (0..count)
-        .map(|index| WorkerHandle::start(index, Arc::clone(shared)))
-        .collect::<Result<Vec<_>, _>>()?;
-    kernel.configure(u32::try_from(count)?, args.same_node == SameNode::Direct)?;
-    Ok(workers)
+fn place(args: &RunArgs, workers: usize) -> anyhow::Result<Place> {
+    Ok(Place {
+        bpf_dir: args.bpf_dir.clone(),
+        version: args.abi_version,
+        cgroup_root: args.cgroup_root.clone(),
+        kubelet_cgroup: args.kubelet_cgroup.clone(),
+        sizes: MapSizes {
+            pods: args.max_pods,
+            workers: u32::try_from(workers)?,
+            listening: args.max_listening_ports,
+            service_ports: args.max_service_ports,
+            service_slots: args.max_service_slots,
+            verdicts: args.max_verdicts,
+            flows: args.max_direct_flows,
+        },
+        config: abi::NodeConfig {
+            workers: u32::try_from(workers)?,
+            flags: if args.same_node == SameNode::Direct {
+                abi::DIRECT
+            } else {
+                0
+            },
+        },
+    })
 }
 
 fn enrol_config(args: &RunArgs, known: Condition) -> EnrolConfig {
@@ -328,9 +571,14 @@ async fn follow_policy(
 async fn report_captured(
     mut client: NodeClient,
     node: String,
+    abi_version: u32,
     mut captured: watch::Receiver<Option<BTreeSet<String>>>,
+    mut reporting: watch::Receiver<bool>,
 ) {
     loop {
+        if reporting.wait_for(|reporting| *reporting).await.is_err() {
+            return;
+        }
         let known = captured.borrow_and_update().clone();
         let Some(known) = known else {
             if captured.changed().await.is_err() {
@@ -342,9 +590,14 @@ async fn report_captured(
             node: node.clone(),
             captured: known.into_iter().collect(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            abi_version: ABI_VERSION,
+            abi_version,
         };
-        let wait = match client.report(report).await {
+        let result = tokio::select! {
+            result = client.report(report) => result,
+            // A successor speaks for the node.
+            _ = reporting.wait_for(|reporting| !*reporting) => continue,
+        };
+        let wait = match result {
             Ok(()) => REPORT_EVERY,
             Err(error) => {
                 tracing::debug!(
@@ -359,6 +612,29 @@ async fn report_captured(
             () = tokio::time::sleep(wait) => {}
         }
     }
+}
+
+/// Tells when there is a configuration to carry connections by: the controller's, or the last good one
+/// if the controller is not heard of.
+async fn follow_configuration(
+    mut status: watch::Receiver<Status>,
+    configured: watch::Sender<bool>,
+) {
+    let all = |status: &Status, which: fn(&xds_client::TypeStatus) -> bool| {
+        !status.types.is_empty() && status.types.values().all(which)
+    };
+    let synced = status.wait_for(|status| all(status, |t| t.synced));
+    if !matches!(
+        tokio::time::timeout(CONTROLLER_WAIT, synced).await,
+        Ok(Ok(_))
+    ) && status
+        .wait_for(|status| all(status, |t| t.synced || t.restored))
+        .await
+        .is_err()
+    {
+        return;
+    }
+    configured.send_replace(true);
 }
 
 async fn follow_readiness(mut status: watch::Receiver<Status>, configuration: Condition) {

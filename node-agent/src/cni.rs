@@ -4,18 +4,24 @@
 //! One JSON line in, one JSON line out. `add` is called for every pod of the node before its
 //! containers start; it answers when capture is complete or the pod is known to be exempt.
 
-use std::{io, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::oneshot,
+    sync::{oneshot, watch},
 };
 
 use crate::{
     enrol::{Added, Command, EnrolHandle, Listed},
     pod::{PodName, Sandbox},
+    succession::Stage,
 };
 
 /// A request is a few hundred bytes; a longer line is not one.
@@ -68,14 +74,25 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Who answers requests.
+#[derive(Clone)]
+pub struct Desk {
+    /// Does what they ask.
+    pub enrol: EnrolHandle,
+    /// Whether a successor does it instead.
+    pub stage: watch::Receiver<Stage>,
+    /// Where a successor listens: it has replaced our socket by its own.
+    pub path: PathBuf,
+}
+
 /// Serves until the future is dropped.
-pub async fn serve(listener: UnixListener, enrol: EnrolHandle) {
+pub async fn serve(listener: UnixListener, desk: Desk) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let enrol = enrol.clone();
+                let desk = desk.clone();
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = answer(stream, &enrol).await {
+                    if let Err(error) = answer(stream, &desk).await {
                         tracing::debug!(%error, "a CNI request was not completed");
                     }
                 });
@@ -88,45 +105,58 @@ pub async fn serve(listener: UnixListener, enrol: EnrolHandle) {
     }
 }
 
-async fn answer(stream: UnixStream, enrol: &EnrolHandle) -> io::Result<()> {
+async fn answer(stream: UnixStream, desk: &Desk) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut reader = BufReader::new(read.take(LINE_LIMIT));
     tokio::time::timeout(REQUEST_WITHIN, reader.read_line(&mut line)).await??;
     let reply = match serde_json::from_str(&line) {
-        Ok(request) => perform(request, enrol).await,
-        Err(error) => Reply::Error(format!("not a request: {error}")),
+        Ok(request) => perform(request, &desk.enrol).await,
+        Err(error) => Some(Reply::Error(format!("not a request: {error}"))),
     };
-    let mut text = serde_json::to_vec(&reply)?;
-    text.push(b'\n');
+    let mut text = match reply {
+        Some(reply) => serde_json::to_vec(&reply)?,
+        None if *desk.stage.borrow() == Stage::Succeeded => forward(&line, &desk.path).await?,
+        None => serde_json::to_vec(&Reply::Error("the agent is stopping; try again".to_owned()))?,
+    };
+    if text.last() != Some(&b'\n') {
+        text.push(b'\n');
+    }
     write.write_all(&text).await
 }
 
-async fn perform(request: Request, enrol: &EnrolHandle) -> Reply {
-    let stopping = || Reply::Error("the agent is stopping; try again".to_owned());
+/// Hands a request to the successor, whose answer it gets.
+async fn forward(line: &str, path: &Path) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(line.as_bytes()).await?;
+    let mut text = Vec::new();
+    let mut reader = BufReader::new(stream.take(LINE_LIMIT));
+    reader.read_until(b'\n', &mut text).await?;
+    Ok(text)
+}
+
+/// Does what is asked; nothing if enrolment has ended meanwhile.
+async fn perform(request: Request, enrol: &EnrolHandle) -> Option<Reply> {
     match request {
         Request::Add(sandbox) => {
             let (reply, answer) = oneshot::channel();
             enrol.send(Command::Add(sandbox, reply));
-            match answer.await {
-                Ok(Ok(added)) => Reply::Ok(Answer::Added(added)),
-                Ok(Err(error)) => Reply::Error(error),
-                Err(_) => stopping(),
+            match answer.await.ok()? {
+                Ok(added) => Some(Reply::Ok(Answer::Added(added))),
+                Err(error) => Some(Reply::Error(error)),
             }
         }
         Request::Del { pod, uid } => {
             let (reply, answer) = oneshot::channel();
             enrol.send(Command::Delete(pod, uid, reply));
-            answer
-                .await
-                .map_or_else(|_| stopping(), |()| Reply::Ok(Answer::Deleted {}))
+            answer.await.ok()?;
+            Some(Reply::Ok(Answer::Deleted {}))
         }
         Request::List {} => {
             let (reply, answer) = oneshot::channel();
             enrol.send(Command::List(reply));
-            answer
-                .await
-                .map_or_else(|_| stopping(), |pods| Reply::Ok(Answer::Pods { pods }))
+            let pods = answer.await.ok()?;
+            Some(Reply::Ok(Answer::Pods { pods }))
         }
     }
 }

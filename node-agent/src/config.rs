@@ -107,9 +107,17 @@ pub struct RunArgs {
     /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`.
     #[arg(long, default_value = "info")]
     pub log: String,
-    /// After SIGTERM, how long connections may go on before they are reset.
-    #[arg(long, default_value = "25s", value_parser = humantime::parse_duration)]
+    /// After SIGTERM or after another agent has taken over, how long connections may go on before they are reset.
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     pub drain_deadline: Duration,
+    /// How long taking over from a running agent may take, and how long that one may leave a question
+    /// of the successor unanswered before it counts as hung and is killed.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub takeover_timeout: Duration,
+    /// What this agent is an instance of, such as the uid of its own pod: an instance that has been
+    /// succeeded does not take over again when it is restarted, but stands by.
+    #[arg(long, env = "KEELSON_INSTANCE", default_value = "")]
+    pub instance: String,
     /// How often the kernel is compared with what should be, and repaired.
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     pub audit_interval: Duration,
@@ -134,6 +142,10 @@ pub struct RunArgs {
     /// Connections between pods of this node that may be opening at once. The agent carries those beyond it.
     #[arg(long, default_value_t = 65536)]
     pub max_direct_flows: u32,
+    /// Version of the kernel contract that pins are kept under. For tests of upgrades: an agent with another
+    /// one shares no program and no map with this one.
+    #[arg(long, hide = true, default_value_t = abi::ABI_VERSION)]
+    pub abi_version: u32,
     /// Room for pods in the kernel's maps. A pod beyond it is refused capture and reported.
     #[arg(long, default_value_t = 1024)]
     pub max_pods: u32,

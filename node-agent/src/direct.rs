@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use abi::Addr;
+use abi::{Addr, DirectVerdict};
 use arc_swap::ArcSwap;
 use model::WorkloadUid;
 
@@ -64,8 +64,22 @@ enum Message {
     Pods(Vec<Arc<Pod>>, Vec<IpAddr>),
     /// Which direct connections there are.
     Connections(tokio::sync::oneshot::Sender<Vec<LiveView>>),
+    /// From now on the tables and events are this agent's; with those that a predecessor left
+    /// brought up to date before the answer, or removed.
+    Charge(Inherit, mpsc::Sender<()>),
+    /// Write no more and leave the events to another; answered when that holds.
+    Pause(mpsc::Sender<()>),
     /// End the thread.
     Stop,
+}
+
+/// What becomes of the tables that are in the kernel when an agent takes charge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Inherit {
+    /// They are brought up to date: an agent kept them until a moment ago.
+    Tables,
+    /// They are removed: nobody knows how old they are. The agent carries connections meanwhile.
+    Nothing,
 }
 
 /// Talks to the thread.
@@ -88,6 +102,21 @@ impl DirectHandle {
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.send(Message::Connections(reply));
         answer.await.unwrap_or_default()
+    }
+
+    /// Takes charge of the kernel's tables and waits until that is done.
+    pub fn charge(&self, inherit: Inherit) {
+        let (done, wait) = mpsc::channel();
+        self.send(Message::Charge(inherit, done));
+        // A thread that is gone writes nothing.
+        let _gone = wait.recv().is_err();
+    }
+
+    /// Leaves the kernel's tables to another agent and waits until that is so.
+    pub fn pause(&self) {
+        let (done, wait) = mpsc::channel();
+        self.send(Message::Pause(done));
+        let _gone = wait.recv().is_err();
     }
 
     /// Ends the thread; what the kernel holds stays.
@@ -118,10 +147,11 @@ pub struct Direct {
     sweep: BTreeMap<u32, Policy>,
     updated: Instant,
     sampled: Instant,
+    in_charge: bool,
 }
 
 impl Direct {
-    /// Starts the thread.
+    /// Starts the thread. It writes nothing before [`DirectHandle::charge`].
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -147,6 +177,7 @@ impl Direct {
             sweep: BTreeMap::new(),
             updated: Instant::now(),
             sampled: Instant::now(),
+            in_charge: false,
         };
         std::thread::Builder::new()
             .name("direct".to_owned())
@@ -155,7 +186,6 @@ impl Direct {
     }
 
     fn run(mut self) {
-        self.kernel.direct().clear();
         loop {
             let mut changed = false;
             let wait = if self.sweep.is_empty() {
@@ -217,11 +247,56 @@ impl Direct {
                 drop(reply.send(self.ledger.views()));
                 Some(false)
             }
+            Message::Charge(inherit, done) => {
+                self.charge(inherit);
+                let _nobody_waits = done.send(()).is_err();
+                Some(false)
+            }
+            Message::Pause(done) => {
+                self.take_events();
+                self.in_charge = false;
+                let _nobody_waits = done.send(()).is_err();
+                Some(false)
+            }
             Message::Stop => None,
         }
     }
 
+    /// Removing tables that are in use would refuse a connection that was let through by one of them
+    /// and is asked about again a moment later, at its SYN: they are compared instead.
+    fn charge(&mut self, inherit: Inherit) {
+        self.in_charge = true;
+        if inherit == Inherit::Nothing {
+            self.kernel.direct().clear();
+            self.tables = Tables::default();
+            return;
+        }
+        self.tables = {
+            let mut kernel = self.kernel.direct();
+            kernel.recount();
+            let verdicts = kernel.verdicts();
+            Tables {
+                verdicts: verdicts
+                    .into_iter()
+                    .map(|(key, raw)| (key, DirectVerdict::from_raw(Some(raw))))
+                    .collect(),
+                local_pods: kernel.local_pods(),
+                // Without endpoints: each is written anew, in one step.
+                services: kernel
+                    .services()
+                    .into_iter()
+                    .map(|key| (key, Vec::new()))
+                    .collect(),
+                ..Tables::default()
+            }
+        };
+        self.update();
+    }
+
     fn take_events(&mut self) {
+        if !self.in_charge {
+            return;
+        }
         let state = self.mesh.state();
         let mut events = Vec::new();
         self.kernel.direct().events(|event| events.push(event));
@@ -231,6 +306,9 @@ impl Direct {
     }
 
     fn update(&mut self) {
+        if !self.in_charge {
+            return;
+        }
         // Read before the state: a newer state makes the time longer, never shorter.
         let since = self.mesh.since().unwrap_or_else(Instant::now);
         let state = self.mesh.state();

@@ -7,6 +7,7 @@
 //! through the agent first and ends tunnels last.
 
 mod capture;
+mod charge;
 mod entry;
 mod saved;
 
@@ -29,12 +30,13 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     bpf::Kernel,
     cgroup,
-    direct::DirectHandle,
+    direct::{DirectHandle, Inherit},
     metrics::EnrolmentMetrics,
     pod::{PodName, Sandbox},
     worker::WorkerHandle,
 };
 use entry::{Entry, Phase};
+use saved::Saved;
 
 /// What the controller wants of a pod of this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -113,6 +115,13 @@ pub enum Command {
     List(oneshot::Sender<Vec<Listed>>),
     /// The application refused a connection on a port that was said to listen.
     Relisten(u32),
+    /// The predecessor writes no more: take its pods over. Answered when all of them are ours, or
+    /// with what is in the way.
+    TakeCharge(oneshot::Sender<Result<(), String>>),
+    /// Write nothing more until told otherwise; answered when that holds.
+    Pause(oneshot::Sender<()>),
+    /// The successor has given up: make everything ours again.
+    Resume,
     /// End the thread; captured pods stay captured.
     Stop,
 }
@@ -127,6 +136,47 @@ impl EnrolHandle {
         // The agent is stopping; whoever waits for an answer sees the channel closed.
         drop(self.0.send(command));
     }
+}
+
+/// Whose the kernel's maps and the pods' namespaces are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    /// Another agent's: look, and open what taking over will need.
+    Preparing,
+    /// Ours.
+    InCharge,
+    /// A successor's, unless it gives up.
+    Paused,
+}
+
+/// What an agent that is not in charge still needs before it can be; none while it is not known what
+/// is wanted.
+pub type Awaited = Option<Vec<String>>;
+
+/// What enrolment works with.
+pub struct Parts {
+    /// The kernel half.
+    pub kernel: Arc<Kernel>,
+    /// Who carries connections.
+    pub workers: Vec<WorkerHandle>,
+    /// Certificates of the pods.
+    pub certs: Arc<SvidStore>,
+    /// Times and places.
+    pub config: EnrolConfig,
+    /// What is counted.
+    pub metrics: EnrolmentMetrics,
+    /// The same-node path.
+    pub direct: DirectHandle,
+}
+
+/// How the rest of the agent talks to the enrolment thread and hears of it.
+pub struct Ends {
+    /// Takes commands.
+    pub handle: EnrolHandle,
+    /// The pods that the controller shall hear of; none before they are known.
+    pub captured: watch::Receiver<Option<BTreeSet<String>>>,
+    /// What has to be there before another agent can be succeeded.
+    pub awaited: watch::Receiver<Awaited>,
 }
 
 /// The enrolment thread's state.
@@ -144,51 +194,72 @@ pub struct Enroller {
     told: Vec<u32>,
     commands: mpsc::Receiver<Command>,
     audited: Instant,
-    dirty: bool,
+    stored: Vec<Saved>,
+    mode: Mode,
+    awaited: watch::Sender<Awaited>,
+    /// Requests of the CNI that came while another agent was in charge.
+    deferred: Vec<Command>,
+    /// Programs of another version are attached.
+    others: bool,
 }
 
 impl Enroller {
-    /// A new enroller and its handle. Pods of an earlier agent are adopted at the first pass.
+    /// A new enroller, not in charge until [`Self::in_charge`] or [`Command::TakeCharge`].
     #[must_use]
-    pub fn new(
-        kernel: Arc<Kernel>,
-        workers: Vec<WorkerHandle>,
-        certs: Arc<SvidStore>,
-        config: EnrolConfig,
-        metrics: EnrolmentMetrics,
-        direct: DirectHandle,
-    ) -> (Self, EnrolHandle, watch::Receiver<Option<BTreeSet<String>>>) {
+    pub fn new(parts: Parts) -> (Self, Ends) {
         let (sender, commands) = mpsc::channel();
         let (captured, captured_receiver) = watch::channel(None);
+        let (awaited, awaited_receiver) = watch::channel(None);
         let enroller = Self {
-            kernel,
-            workers,
-            certs,
-            config,
-            metrics,
+            kernel: parts.kernel,
+            workers: parts.workers,
+            certs: parts.certs,
+            config: parts.config,
+            metrics: parts.metrics,
             wanted: None,
             entries: BTreeMap::new(),
             next_id: 1,
             captured,
-            direct,
+            direct: parts.direct,
             told: Vec::new(),
             commands,
             audited: Instant::now(),
-            dirty: false,
+            stored: Vec::new(),
+            mode: Mode::Preparing,
+            awaited,
+            deferred: Vec::new(),
+            others: false,
         };
-        (enroller, EnrolHandle(sender), captured_receiver)
+        let ends = Ends {
+            handle: EnrolHandle(sender),
+            captured: captured_receiver,
+            awaited: awaited_receiver,
+        };
+        (enroller, ends)
+    }
+
+    /// Takes charge of a node that no agent is in charge of. Pods of an earlier agent are adopted:
+    /// its programs refuse until somebody listens.
+    #[must_use]
+    pub fn in_charge(mut self) -> Self {
+        self.mode = Mode::InCharge;
+        self.others = self.kernel.others_attached();
+        self.direct.charge(Inherit::Nothing);
+        self.load_saved();
+        self.drop_unknown_to_us();
+        self
     }
 
     /// Runs until [`Command::Stop`].
     pub fn run(mut self) {
-        self.adopt();
         loop {
-            self.pass();
-            let wait = if self.is_settled() {
-                Duration::from_secs(1)
-            } else {
-                Duration::from_millis(20)
-            };
+            match self.mode {
+                Mode::InCharge => self.pass(),
+                Mode::Preparing => self.prepare(),
+                Mode::Paused => {}
+            }
+            let settled = self.mode == Mode::InCharge && self.is_settled();
+            let wait = Duration::from_millis(if settled { 1000 } else { 20 });
             match self.commands.recv_timeout(wait) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(command) => self.on(command),
@@ -205,6 +276,9 @@ impl Enroller {
 
     fn on(&mut self, command: Command) {
         match command {
+            Command::Add(..) | Command::Delete(..) if self.mode != Mode::InCharge => {
+                self.deferred.push(command);
+            }
             Command::Add(sandbox, reply) => self.add(sandbox, reply),
             Command::Delete(pod, uid, reply) => {
                 if self
@@ -222,7 +296,18 @@ impl Enroller {
                 let pods = self.entries.values().map(Entry::listed).collect();
                 drop(reply.send(pods));
             }
-            Command::Relisten(id) => self.relisten(id),
+            Command::Relisten(id) if self.mode == Mode::InCharge => self.relisten(id),
+            Command::Relisten(_) => {}
+            Command::TakeCharge(reply) => {
+                let taken = self.take_charge();
+                // Whoever asked gives up only by ending the agent.
+                drop(reply.send(taken));
+            }
+            Command::Pause(reply) => {
+                self.pause();
+                let _nobody_waits = reply.send(()).is_err();
+            }
+            Command::Resume => self.resume(),
             Command::Stop => {}
         }
     }
@@ -267,7 +352,7 @@ impl Enroller {
             .max()
             .unwrap_or(0)
             + 1;
-        if !known.contains_key(&netns.cookie()) {
+        if self.mode == Mode::InCharge && !known.contains_key(&netns.cookie()) {
             let state = if fresh {
                 PodState::Pending
             } else {
@@ -279,19 +364,29 @@ impl Enroller {
         }
         let name = sandbox.pod.clone();
         self.entries.insert(name, Entry::new(id, sandbox, netns));
-        self.dirty = true;
         Ok(())
     }
 
-    /// Takes over the pods of an earlier agent, whose programs refuse until somebody listens.
-    fn adopt(&mut self) {
-        for sandbox in saved::load(&self.config.runtime_dir) {
+    /// Reads which sandboxes an earlier agent knew, and takes on those that are new.
+    fn load_saved(&mut self) {
+        let saved = saved::load(&self.config.runtime_dir);
+        let known: BTreeMap<&PodName, &Sandbox> = saved
+            .iter()
+            .map(|saved| (&saved.sandbox.pod, &saved.sandbox))
+            .collect();
+        self.entries
+            .retain(|name, entry| known.get(name) == Some(&&entry.sandbox));
+        for Saved { sandbox, captured } in saved {
             let name = sandbox.pod.clone();
-            if let Err(error) = self.insert(sandbox, false) {
-                tracing::info!(pod = %name, error, "a pod of the earlier agent is gone");
+            if !self.entries.contains_key(&name)
+                && let Err(error) = self.insert(sandbox, false)
+            {
+                tracing::debug!(pod = %name, error, "a pod of the earlier agent is gone");
+            }
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.held = captured;
             }
         }
-        self.drop_unknown_to_us();
     }
 
     /// Removes kernel entries of namespaces that no sandbox is known for: their pods are gone.
@@ -343,6 +438,7 @@ impl Enroller {
         if loaded {
             runtime::memory::give_back();
         }
+        self.replace_others();
         self.publish();
     }
 
@@ -408,11 +504,17 @@ impl Enroller {
         self.metrics
             .unguarded
             .set(i64::try_from(unguarded).unwrap_or(i64::MAX));
-        if std::mem::take(&mut self.dirty) {
-            saved::store(
-                &self.config.runtime_dir,
-                self.entries.values().map(|entry| &entry.sandbox),
-            );
+        let now: Vec<Saved> = self
+            .entries
+            .values()
+            .map(|entry| Saved {
+                sandbox: entry.sandbox.clone(),
+                captured: entry.phase == Phase::Captured || entry.held,
+            })
+            .collect();
+        if self.stored != now {
+            saved::store(&self.config.runtime_dir, &now);
+            self.stored = now;
         }
     }
 
@@ -445,7 +547,7 @@ impl Enroller {
             Phase::Captured => true,
             Phase::Unknown | Phase::Failed(_) => {
                 let state = kernel.get(&entry.netns.cookie()).map(|(_, state)| *state);
-                state == Some(PodState::Captured)
+                entry.held || state == Some(PodState::Captured)
             }
             Phase::Exempt | Phase::Releasing(..) => false,
         };
@@ -517,7 +619,6 @@ impl Enroller {
                 self.certs.forget(&pod.identity);
             }
         }
-        self.dirty = true;
         tracing::info!(pod = %name, "pod forgotten");
     }
 

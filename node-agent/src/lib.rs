@@ -28,4 +28,5 @@ pub mod pod_net;
 pub mod record;
 pub mod sock;
 pub mod sock_diag;
+pub mod succession;
 pub mod worker;

@@ -258,6 +258,13 @@ impl Live {
         }
     }
 
+    /// Whether it came in a peer's tunnel.
+    #[must_use]
+    pub fn in_tunnel(&self) -> bool {
+        let connection = &self.connection;
+        connection.direction == Direction::Inbound && connection.security == "mutual_tls"
+    }
+
     /// Bytes from the client and from the server so far.
     fn moved(&self) -> (u64, u64) {
         match self.connection.direction {

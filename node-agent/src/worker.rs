@@ -18,7 +18,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::LocalSet,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tunnel::{copy::Abort, pool};
 
 use crate::{
@@ -36,6 +36,13 @@ use crate::{
 
 /// How often byte counters of live connections reach the metrics, and idle tunnels are looked for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long an agent that was succeeded goes on accepting. Connections whose SYN it got are its own
+/// although they are established later: a SYN-ACK that was lost is sent again after 1 and 3 s.
+const ACCEPT_LINGER: Duration = Duration::from_secs(4);
+/// How long tunnels without streams may take to end after GOAWAY.
+const TUNNELS_END_WITHIN: Duration = Duration::from_secs(5);
+/// How often a draining worker looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// What all workers share.
 pub struct Shared {
@@ -74,9 +81,35 @@ enum Command {
     Reauthorize,
     Connections(oneshot::Sender<Vec<LiveView>>),
     Drain {
+        cause: Cause,
         deadline: Instant,
-        done: oneshot::Sender<()>,
+        done: oneshot::Sender<Drained>,
     },
+}
+
+/// Why an agent drains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// Another agent has taken over: new connections are its business.
+    Succeeded,
+    /// It was asked to stop: new connections are refused until there is another agent.
+    Stopped,
+}
+
+/// How the connections of a draining agent ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Drained {
+    /// By themselves.
+    pub finished: u64,
+    /// At the deadline.
+    pub cut: u64,
+}
+
+impl std::ops::AddAssign for Drained {
+    fn add_assign(&mut self, other: Self) {
+        self.finished += other.finished;
+        self.cut += other.cut;
+    }
 }
 
 /// Talks to a worker.
@@ -119,11 +152,15 @@ impl WorkerHandle {
     }
 
     /// Stops accepting, lets live connections finish until the deadline, ends the rest.
-    pub async fn drain(&self, deadline: Instant) {
-        let (done, finished) = oneshot::channel();
-        self.send(Command::Drain { deadline, done });
+    pub async fn drain(&self, cause: Cause, deadline: Instant) -> Drained {
+        let (done, drained) = oneshot::channel();
+        self.send(Command::Drain {
+            cause,
+            deadline,
+            done,
+        });
         // A worker that is gone has nothing left to drain.
-        drop(finished.await);
+        drained.await.unwrap_or_default()
     }
 
     fn send(&self, command: Command) {
@@ -142,6 +179,19 @@ pub struct Worker {
     pods: RefCell<HashMap<u32, PodTasks>>,
     live: RefCell<HashMap<u64, Rc<Tracked>>>,
     next: std::cell::Cell<u64>,
+    /// Accepted connections that are being served, tunnels apart.
+    serving: TaskTracker,
+    /// Tunnels that peers have open.
+    serving_tunnels: TaskTracker,
+    /// Connections that have ended.
+    ended: std::cell::Cell<u64>,
+}
+
+/// What a listener is for.
+#[derive(Clone, Copy)]
+enum Serves {
+    Connections,
+    Tunnels,
 }
 
 struct PodTasks {
@@ -176,7 +226,9 @@ impl Track {
 
 impl Drop for Track {
     fn drop(&mut self) {
-        self.worker.live.borrow_mut().remove(&self.key);
+        let worker = &self.worker;
+        worker.live.borrow_mut().remove(&self.key);
+        worker.ended.set(worker.ended.get() + 1);
     }
 }
 
@@ -198,6 +250,9 @@ fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
             pods: RefCell::default(),
             live: RefCell::default(),
             next: std::cell::Cell::new(0),
+            serving: TaskTracker::new(),
+            serving_tunnels: TaskTracker::new(),
+            ended: std::cell::Cell::new(0),
         });
         worker.serve(commands).await;
     });
@@ -239,8 +294,16 @@ impl Worker {
                 // Whoever asked may have gone.
                 drop(reply.send(views));
             }
-            Command::Drain { deadline, done } => {
-                tokio::task::spawn_local(Rc::clone(self).drain(deadline, done));
+            Command::Drain {
+                cause,
+                deadline,
+                done,
+            } => {
+                let worker = Rc::clone(self);
+                tokio::task::spawn_local(async move {
+                    let drained = worker.drain(cause, deadline).await;
+                    let _nobody_waits = done.send(drained).is_err();
+                });
             }
         }
     }
@@ -253,8 +316,10 @@ impl Worker {
         let outbound = TcpListener::from_std(listeners.outbound)?;
         let inbound = TcpListener::from_std(listeners.inbound)?;
         let hbone = TcpListener::from_std(listeners.hbone)?;
+        let served = Serves::Connections;
         self.accept(
             outbound,
+            served,
             pod,
             Direction::Outbound,
             &tasks.accept,
@@ -262,6 +327,7 @@ impl Worker {
         );
         self.accept(
             inbound,
+            served,
             pod,
             Direction::Inbound,
             &tasks.accept,
@@ -270,6 +336,7 @@ impl Worker {
         let tunnels = tasks.tunnels.clone();
         self.accept(
             hbone,
+            Serves::Tunnels,
             pod,
             Direction::Inbound,
             &tasks.accept,
@@ -317,6 +384,7 @@ impl Worker {
     fn accept<F, S>(
         self: &Rc<Self>,
         listener: TcpListener,
+        serves: Serves,
         pod: &Arc<Pod>,
         direction: Direction,
         stop: &CancellationToken,
@@ -326,33 +394,39 @@ impl Worker {
         S: Fn(Rc<Self>, Arc<Pod>, TcpStream, std::net::SocketAddr, Permit) -> F + 'static,
     {
         let (worker, pod, stop) = (Rc::clone(self), Arc::clone(pod), stop.clone());
+        let ends = |stream: &TcpStream, peer| (peer, stream.local_addr().unwrap_or(peer));
+        let (own, named) = (Rc::clone(self), Arc::clone(&pod));
+        let start = move |stream: TcpStream, peer| {
+            let (worker, pod) = (&own, &named);
+            let Ok(permit) = worker.admit(pod, direction, ends(&stream, peer)) else {
+                return tunnel::copy::reset(stream);
+            };
+            if let Err(error) = sock::set_up(&stream) {
+                // The peer is gone already.
+                tracing::debug!(%error, "an accepted connection cannot be set up");
+            }
+            let served = match serves {
+                Serves::Connections => &worker.serving,
+                Serves::Tunnels => &worker.serving_tunnels,
+            };
+            served.spawn_local(serve(
+                Rc::clone(worker),
+                Arc::clone(pod),
+                stream,
+                peer,
+                permit,
+            ));
+        };
         tokio::task::spawn_local(async move {
             let mut acceptor = Acceptor::new(listener);
             loop {
                 let accepted = tokio::select! {
                     biased;
                     accepted = acceptor.next(&pod.name) => accepted,
-                    () = stop.cancelled() => return,
+                    () = stop.cancelled() => break,
                 };
-                let ends = |stream: &TcpStream, peer| (peer, stream.local_addr().unwrap_or(peer));
                 match accepted {
-                    Accepted::Connection(stream, peer) => {
-                        let Ok(permit) = worker.admit(&pod, direction, ends(&stream, peer)) else {
-                            tunnel::copy::reset(stream);
-                            continue;
-                        };
-                        if let Err(error) = sock::set_up(&stream) {
-                            // The peer is gone already.
-                            tracing::debug!(%error, "an accepted connection cannot be set up");
-                        }
-                        tokio::task::spawn_local(serve(
-                            Rc::clone(&worker),
-                            Arc::clone(&pod),
-                            stream,
-                            peer,
-                            permit,
-                        ));
-                    }
+                    Accepted::Connection(stream, peer) => start(stream, peer),
                     Accepted::OutOfDescriptors(stream, peer) => {
                         worker.shared.recorder.metrics.accept_failed();
                         let ends = ends(&stream, peer);
@@ -360,6 +434,19 @@ impl Worker {
                         worker.refuse_full(&pod, direction, ends, Full::Descriptors);
                     }
                     Accepted::Failed => worker.shared.recorder.metrics.accept_failed(),
+                }
+            }
+            // The runtime may not have heard yet of what waits.
+            let Ok(listener) = acceptor.into_listener().into_std() else {
+                return;
+            };
+            while let Ok((stream, peer)) = listener.accept() {
+                let stream = stream
+                    .set_nonblocking(true)
+                    .and_then(|()| TcpStream::from_std(stream));
+                match stream {
+                    Ok(stream) => start(stream, peer),
+                    Err(error) => tracing::warn!(%error, "an accepted connection is lost"),
                 }
             }
         });
@@ -406,24 +493,50 @@ impl Worker {
         }
     }
 
-    async fn drain(self: Rc<Self>, deadline: Instant, done: oneshot::Sender<()>) {
+    async fn drain(&self, cause: Cause, deadline: Instant) -> Drained {
+        let ended = self.ended.get();
+        for tasks in self.pods.borrow().values() {
+            tasks.tunnels.cancel();
+        }
+        if cause == Cause::Succeeded {
+            let linger = (Instant::now() + ACCEPT_LINGER).min(deadline);
+            tokio::time::sleep_until(linger.into()).await;
+        }
         for tasks in self.pods.borrow().values() {
             tasks.accept.cancel();
-            tasks.tunnels.cancel();
+        }
+        // What was accepted may open streams in our tunnels; those that are open need none.
+        while self.opening() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_LOOK).await;
         }
         self.pools.borrow().values().for_each(pool::Pool::drain);
         while !self.live.borrow().is_empty() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(DRAIN_LOOK).await;
         }
+        let cut = self.live.borrow().len() as u64;
         for tracked in self.live.borrow().values() {
             tracked.live.end(
                 Abort::Drain,
                 "the agent stops and the connection outlived the drain deadline".to_owned(),
             );
         }
-        // One turn for the resets to leave and the log lines to be written.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let _nobody_waits = done.send(()).is_err();
+        // For the resets to leave, the log lines to be written and the tunnels to end.
+        let last = Instant::now() + TUNNELS_END_WITHIN;
+        tokio::time::sleep(DRAIN_LOOK).await;
+        while !self.serving_tunnels.is_empty() && Instant::now() < last {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+        Drained {
+            finished: (self.ended.get() - ended).saturating_sub(cut),
+            cut,
+        }
+    }
+
+    /// Accepted connections that are not established to the other side yet.
+    fn opening(&self) -> usize {
+        let live = self.live.borrow();
+        let accepted = live.values().filter(|tracked| !tracked.live.in_tunnel());
+        self.serving.len().saturating_sub(accepted.count())
     }
 }
 

@@ -92,7 +92,17 @@ impl DirectMaps {
         self.counts = Counts::default();
     }
 
-    /// How many entries maps have, since they were cleared.
+    /// Counts what a predecessor left, for an agent that keeps it.
+    pub fn recount(&mut self) {
+        self.counts = Counts {
+            services: self.services.keys().count(),
+            slots: self.slots.keys().count(),
+            local_pods: self.local_pods.keys().count(),
+            verdicts: self.verdicts.keys().count(),
+        };
+    }
+
+    /// How many entries maps have, since they were cleared or counted.
     #[must_use]
     pub fn entries(&self) -> [(&'static str, usize); 4] {
         [
@@ -215,6 +225,16 @@ impl DirectMaps {
             .iter()
             .filter_map(Result::ok)
             .map(|(key, verdict)| (key.0, verdict))
+            .collect()
+    }
+
+    /// The pods that the kernel knows by address.
+    #[must_use]
+    pub fn local_pods(&self) -> BTreeMap<Addr, u32> {
+        self.local_pods
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(addr, pod)| (addr.0, pod))
             .collect()
     }
 

@@ -10,8 +10,7 @@ use std::{
 };
 
 use abi::{
-    ABI_VERSION, Addr, InboundMode, ListenerKey, NodeConfig, Pod, PodAddr, PodState, PortKey,
-    Reason, maps,
+    Addr, InboundMode, ListenerKey, NodeConfig, Pod, PodAddr, PodState, PortKey, Reason, maps,
 };
 use aya::{
     Ebpf, EbpfLoader, Pod as Plain,
@@ -20,7 +19,7 @@ use aya::{
 };
 use parking_lot::Mutex;
 
-use super::{DirectMaps, MapSizes, link, room};
+use super::{DirectMaps, MapSizes, link, room, versions};
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -46,6 +45,7 @@ mod plain {
 
 static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.bpf.o"));
 
+const TRACK_PROGRAM: &str = "sock_ops_track";
 const PROBE_PROGRAM: &str = "sock_ops_probe";
 const CONNECT_PROGRAMS: [&str; 4] = [
     "connect4_capture",
@@ -54,11 +54,29 @@ const CONNECT_PROGRAMS: [&str; 4] = [
     "getpeername6_dialled",
 ];
 
-/// The kernel half, loaded and attached.
+/// Where the kernel half is kept and attached, and how it is set.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Directory of all versions' pins.
+    pub bpf_dir: PathBuf,
+    /// Version of the contract: names the directory below `bpf_dir`.
+    pub version: u32,
+    /// Root of the cgroups whose connections are captured.
+    pub cgroup_root: PathBuf,
+    /// The kubelet's cgroup, whose connections are probes.
+    pub kubelet_cgroup: Option<PathBuf>,
+    /// Room in the maps.
+    pub sizes: MapSizes,
+    /// The node's settings: workers and whether connections may go directly.
+    pub config: NodeConfig,
+}
+
+/// The kernel half, loaded.
 pub struct Kernel {
+    place: Place,
     dir: PathBuf,
-    sizes: MapSizes,
     capacities: Vec<(&'static str, u32)>,
+    node: Mutex<Ebpf>,
     maps: Mutex<Maps>,
     direct: Mutex<DirectMaps>,
 }
@@ -75,18 +93,13 @@ struct Maps {
 }
 
 impl Kernel {
-    /// Loads the node's programs and attaches them at `cgroup_root`; the probe noter at
-    /// `kubelet_cgroup`, if there is one. Replaces the programs of an earlier agent in place.
+    /// Loads the node's programs and opens their maps, those of an earlier agent if there are any.
+    /// Nothing is attached and no map is written: an agent that is in charge does not notice.
     ///
     /// # Errors
-    /// When the kernel refuses a program, a map or an attachment; the error says which.
-    pub fn load(
-        bpf_dir: &Path,
-        cgroup_root: &Path,
-        kubelet_cgroup: Option<&Path>,
-        sizes: MapSizes,
-    ) -> Result<Self, KernelError> {
-        let dir = bpf_dir.join(format!("v{ABI_VERSION}"));
+    /// When the kernel refuses a program or a map; the error says which.
+    pub fn load(place: Place) -> Result<Self, KernelError> {
+        let dir = place.bpf_dir.join(format!("v{}", place.version));
         link::mount_if_absent(&dir).map_err(|source| KernelError::BpfFs {
             dir: dir.clone(),
             source,
@@ -95,32 +108,82 @@ impl Kernel {
             dir: dir.clone(),
             source,
         })?;
-        let mut ebpf =
-            loader(&dir, sizes)
-                .load(NODE_OBJECT)
-                .map_err(|source| KernelError::Load {
-                    object: "node",
-                    source: Box::new(source),
-                })?;
+        let mut ebpf = loader(&dir, place.sizes)
+            .load(NODE_OBJECT)
+            .map_err(|source| KernelError::Load {
+                object: "node",
+                source: Box::new(source),
+            })?;
         let maps = Maps::take(&mut ebpf)?;
         let direct = DirectMaps::take(&mut ebpf)?;
-        let root = open(cgroup_root)?;
         for name in CONNECT_PROGRAMS {
-            attach_connect(&mut ebpf, name, &root, &dir)?;
+            let hook: &mut CgroupSockAddr = program(&mut ebpf, name)?;
+            hook.load().map_err(program_error(name))?;
         }
-        attach_sock_ops(&mut ebpf, "sock_ops_track", &root, &dir)?;
-        match kubelet_cgroup {
-            Some(kubelet) => attach_sock_ops(&mut ebpf, PROBE_PROGRAM, &open(kubelet)?, &dir)?,
-            // An earlier agent may have been told of one.
-            None => link::remove(&dir.join("links").join(PROBE_PROGRAM))?,
+        for name in [TRACK_PROGRAM, PROBE_PROGRAM] {
+            let hook: &mut SockOps = program(&mut ebpf, name)?;
+            hook.load().map_err(program_error(name))?;
         }
         Ok(Self {
-            capacities: room::capacities(&dir, sizes),
+            capacities: room::capacities(&dir, place.sizes),
+            place,
             dir,
-            sizes,
+            node: Mutex::new(ebpf),
             maps: Mutex::new(maps),
             direct: Mutex::new(direct),
         })
+    }
+
+    /// Applies the node's settings and attaches its programs: at the root of the cgroups, the probe
+    /// noter at the kubelet's cgroup. Programs of an earlier agent of this version are replaced in
+    /// place.
+    ///
+    /// What notes connections comes before what reads the notes; see [`Self::retire_others`].
+    ///
+    /// # Errors
+    /// When the kernel refuses an attachment; the error says which.
+    pub fn attach(&self) -> Result<(), KernelError> {
+        self.maps
+            .lock()
+            .config
+            .set(0, Raw(self.place.config), 0)
+            .map_err(map_error(maps::CONFIG))?;
+        let mut ebpf = self.node.lock();
+        let root = open(&self.place.cgroup_root)?;
+        attach_sock_ops(&mut ebpf, TRACK_PROGRAM, &root, &self.dir)?;
+        match &self.place.kubelet_cgroup {
+            Some(kubelet) => {
+                attach_sock_ops(&mut ebpf, PROBE_PROGRAM, &open(kubelet)?, &self.dir)?;
+            }
+            // An earlier agent may have been told of one.
+            None => link::remove(&self.dir.join("links").join(PROBE_PROGRAM))?,
+        }
+        for name in CONNECT_PROGRAMS {
+            attach_connect(&mut ebpf, name, &root, &self.dir)?;
+        }
+        Ok(())
+    }
+
+    /// Version of the contract that this agent's programs and maps are pinned under.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.place.version
+    }
+
+    /// Whether programs of another version of the contract are attached. They refuse what their own
+    /// agent does not listen for.
+    #[must_use]
+    pub fn others_attached(&self) -> bool {
+        versions::attached(&self.place.bpf_dir, &self.dir)
+    }
+
+    /// Detaches the programs of all other versions, and forgets their maps: readers of notes
+    /// (`sk_lookup`) before writers, so that no connection is taken for one that nobody noted.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn retire_others(&self) -> Result<(), KernelError> {
+        versions::retire(&self.place.bpf_dir, &self.dir)
     }
 
     /// Where this ABI's maps and links are pinned.
@@ -130,7 +193,7 @@ impl Kernel {
     }
 
     pub(super) fn pod_loader(&self) -> EbpfLoader<'static> {
-        loader(&self.dir, self.sizes)
+        loader(&self.dir, self.place.sizes)
     }
 
     /// Exempts the tasks of a cgroup from capture: an agent's own connections.
@@ -149,21 +212,6 @@ impl Kernel {
     pub fn remove_agent(&self, cgroup_id: u64) {
         // Absent is as good as removed.
         drop(self.maps.lock().agents.remove(&cgroup_id));
-    }
-
-    /// Sets the number of workers that connections are spread over, and whether connections between
-    /// captured pods of this node may go directly.
-    ///
-    /// # Errors
-    /// When the map cannot be written.
-    pub fn configure(&self, workers: u32, direct: bool) -> Result<(), KernelError> {
-        let flags = if direct { abi::DIRECT } else { 0 };
-        let config = Raw(NodeConfig { workers, flags });
-        self.maps
-            .lock()
-            .config
-            .set(0, config, 0)
-            .map_err(map_error(maps::CONFIG))
     }
 
     /// Sets a pod's state for the outbound hooks.
@@ -420,7 +468,6 @@ fn attach_connect(
     dir: &Path,
 ) -> Result<(), KernelError> {
     let hook: &mut CgroupSockAddr = program(ebpf, name)?;
-    hook.load().map_err(program_error(name))?;
     let fd = hook
         .fd()
         .map_err(program_error(name))?
@@ -442,7 +489,6 @@ fn attach_sock_ops(
     dir: &Path,
 ) -> Result<(), KernelError> {
     let hook: &mut SockOps = program(ebpf, name)?;
-    hook.load().map_err(program_error(name))?;
     let fd = hook
         .fd()
         .map_err(program_error(name))?

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     bpf::{Kernel, KernelError, PodPrograms},
+    netns::Netns,
     pod::Pod,
     pod_net, sock, sock_diag,
     worker::{PodListeners, WorkerHandle},
@@ -63,7 +64,7 @@ pub(super) fn step(context: &Context<'_>, entry: &mut Entry, wanted: Option<&Wan
 }
 
 fn adopt_as_it_is(context: &Context<'_>, entry: &mut Entry) {
-    if entry.phase == Phase::Unknown && entry.waiting.is_empty() {
+    if entry.phase == Phase::Unknown && entry.waiting.is_empty() && !entry.held {
         let state = context
             .kernel
             .pods()
@@ -84,19 +85,11 @@ fn towards_captured(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
         Phase::Failed(retry) if Instant::now() < retry => return,
         _ => {}
     }
-    let pod = match entry
-        .pod
-        .as_ref()
-        .filter(|pod| pod.identity == wanted.identity && pod.workload == wanted.workload)
-    {
-        Some(pod) => Arc::clone(pod),
-        None => match new_pod(context, entry, wanted) {
-            Ok(pod) => pod,
-            Err(error) => return failed(entry, &CaptureError::Namespace(error)),
-        },
+    let pod = match pod_for(context, entry, wanted) {
+        Ok(pod) => pod,
+        Err(error) => return failed(entry, &CaptureError::Namespace(error)),
     };
     let ready = pod.cert.borrow().is_some();
-    entry.pod = Some(Arc::clone(&pod));
     if !ready
         && entry
             .wanted_since
@@ -119,13 +112,116 @@ fn towards_captured(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
     }
 }
 
+/// Opens what taking the pod over will need, and nothing that its agent would notice. Says what is
+/// still awaited.
+pub(super) fn prepare(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    wanted: &Wanted,
+) -> Result<(), String> {
+    let name = entry.sandbox.pod.clone();
+    let prepare = |entry: &mut Entry| -> Result<Arc<Pod>, CaptureError> {
+        let pod = pod_for(context, entry, wanted).map_err(CaptureError::Namespace)?;
+        if entry.prepared.is_empty() {
+            entry.prepared = open_listeners(context, &entry.netns)?;
+        }
+        Ok(pod)
+    };
+    let pod = prepare(entry).map_err(|error| format!("pod {name}: {}", describe(&error)))?;
+    let since = entry.wanted_since.get_or_insert_with(Instant::now);
+    if pod.cert.borrow().is_none() && since.elapsed() < context.config.certificate_wait {
+        return Err(format!("pod {name}: the certificate of {}", pod.identity));
+    }
+    Ok(())
+}
+
+/// First half of taking over a pod that an earlier agent captured: its connections come to us as far
+/// as programs that use our maps are attached.
+pub(super) fn take(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    wanted: &Wanted,
+) -> Result<(), String> {
+    let take = |entry: &mut Entry| -> Result<(), CaptureError> {
+        let pod = pod_for(context, entry, wanted).map_err(CaptureError::Namespace)?;
+        stage(context, entry, &pod)?;
+        set_state(context, entry, PodState::Captured)?;
+        Ok(())
+    };
+    take(entry).map_err(|error| format!("pod {}: {}", entry.sandbox.pod, describe(&error)))
+}
+
+/// Second half: programs of ours, where those of the earlier agent are.
+pub(super) fn complete(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    wanted: &Wanted,
+) -> Result<(), String> {
+    engage(context, entry)
+        .map_err(|error| format!("pod {}: {}", entry.sandbox.pod, describe(&error)))?;
+    entry.phase = Phase::Captured;
+    entry.reason.clone_from(&wanted.reason);
+    Ok(())
+}
+
+/// Keeps a pod refused that an earlier agent of another version captured and that the controller does
+/// not know: nobody listens for it.
+pub(super) fn hold(context: &Context<'_>, entry: &mut Entry) -> Result<(), String> {
+    let own = entry.sandbox.ips.iter();
+    let flags = own
+        .map(|ip| (ip.to_canonical(), OWN_ADDRESS | OWNED_ADDRESS))
+        .collect();
+    let hold = |entry: &mut Entry| -> Result<(), CaptureError> {
+        context.kernel.set_addresses(entry.id, &flags)?;
+        context.kernel.set_inbound(entry.id, InboundMode::Capture)?;
+        set_state(context, entry, PodState::Captured)?;
+        engage(context, entry)
+    };
+    hold(entry).map_err(|error| format!("pod {}: {}", entry.sandbox.pod, describe(&error)))
+}
+
+fn pod_for(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) -> io::Result<Arc<Pod>> {
+    let same = |pod: &&Arc<Pod>| pod.identity == wanted.identity && pod.workload == wanted.workload;
+    let pod = match entry.pod.as_ref().filter(same) {
+        Some(pod) => Arc::clone(pod),
+        None => new_pod(context, entry, wanted)?,
+    };
+    entry.pod = Some(Arc::clone(&pod));
+    Ok(pod)
+}
+
+fn set_state(context: &Context<'_>, entry: &Entry, state: PodState) -> Result<(), KernelError> {
+    context
+        .kernel
+        .set_pod(entry.netns.cookie(), entry.id, state, entry.congestion)
+}
+
 fn failed(entry: &mut Entry, error: &CaptureError) {
     entry.reason = format!("capture failed: {}", describe(error));
     tracing::error!(pod = %entry.sandbox.pod, error = entry.reason, "cannot capture the pod; trying again");
     entry.phase = Phase::Failed(Instant::now() + RETRY);
 }
 
-fn is_captured_in_kernel(context: &Context<'_>, entry: &Entry) -> bool {
+/// Puts our listeners in place of those of another agent; see [`super::Command::Resume`].
+pub(super) fn listen_again(context: &Context<'_>, entry: &mut Entry) {
+    let Some(pod) = entry.pod.clone().filter(|_| entry.phase == Phase::Captured) else {
+        return;
+    };
+    if let Err(error) = listen(context, entry, &pod) {
+        failed(entry, &error);
+    }
+}
+
+/// Puts our programs in place of those of another agent.
+pub(super) fn engage_again(context: &Context<'_>, entry: &mut Entry) {
+    if entry.phase == Phase::Captured
+        && let Err(error) = engage(context, entry)
+    {
+        failed(entry, &error);
+    }
+}
+
+pub(super) fn is_captured_in_kernel(context: &Context<'_>, entry: &Entry) -> bool {
     context
         .kernel
         .pods()
@@ -154,6 +250,12 @@ fn new_pod(context: &Context<'_>, entry: &Entry, wanted: &Wanted) -> io::Result<
 }
 
 fn capture(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(), CaptureError> {
+    stage(context, entry, pod)?;
+    engage(context, entry)
+}
+
+/// What capture needs before any program of ours asks about the pod: addresses, listeners, mode.
+fn stage(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(), CaptureError> {
     let kernel = context.kernel;
     kernel.set_addresses(entry.id, &address_flags(entry, pod))?;
     let addresses = &pod.addresses;
@@ -162,8 +264,14 @@ fn capture(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(
         .run(|| pod_net::set_up(addresses))
         .and_then(|r| r)
         .map_err(CaptureError::Namespace)?;
-    listen(context, pod)?;
+    listen(context, entry, pod)?;
     kernel.set_inbound(entry.id, InboundMode::Capture)?;
+    Ok(())
+}
+
+/// Puts the pod's programs in place: guard, inbound, then outbound.
+fn engage(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> {
+    let kernel = context.kernel;
     // Known to the tracker before its ports are listed, so that none falls between.
     if !is_captured_in_kernel(context, entry)
         && !matches!(
@@ -171,23 +279,13 @@ fn capture(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(
             Some((_, PodState::Pending))
         )
     {
-        kernel.set_pod(
-            entry.netns.cookie(),
-            entry.id,
-            PodState::Exempt,
-            entry.congestion,
-        )?;
+        set_state(context, entry, PodState::Exempt)?;
     }
     seed_listening(kernel, entry).map_err(CaptureError::Namespace)?;
     let programs = PodPrograms::new(kernel, entry.id);
     entry.guarded = guard_source(kernel, &programs, entry);
     programs.attach_lookup(kernel, &entry.netns)?;
-    kernel.set_pod(
-        entry.netns.cookie(),
-        entry.id,
-        PodState::Captured,
-        entry.congestion,
-    )?;
+    set_state(context, entry, PodState::Captured)?;
     Ok(())
 }
 
@@ -207,19 +305,27 @@ fn address_flags(entry: &Entry, pod: &Pod) -> BTreeMap<IpAddr, u32> {
         .collect()
 }
 
-fn listen(context: &Context<'_>, pod: &Arc<Pod>) -> Result<(), CaptureError> {
-    for (index, worker) in context.workers.iter().enumerate() {
-        let listeners = pod
-            .netns
-            .run(|| {
-                Ok(PodListeners {
-                    outbound: sock::listen(OUTBOUND_PORT)?,
-                    inbound: sock::listen(INBOUND_PORT)?,
-                    hbone: sock::listen(HBONE_PORT)?,
-                })
-            })
-            .and_then(|listeners: io::Result<PodListeners>| listeners)
-            .map_err(CaptureError::Listen)?;
+/// Opens the sockets of all workers inside the pod.
+fn open_listeners(context: &Context<'_>, netns: &Netns) -> Result<Vec<PodListeners>, CaptureError> {
+    let open = || {
+        Ok(PodListeners {
+            outbound: sock::listen(OUTBOUND_PORT)?,
+            inbound: sock::listen(INBOUND_PORT)?,
+            hbone: sock::listen(HBONE_PORT)?,
+        })
+    };
+    netns
+        .run(|| context.workers.iter().map(|_| open()).collect())
+        .and_then(|listeners: io::Result<Vec<PodListeners>>| listeners)
+        .map_err(CaptureError::Listen)
+}
+
+fn listen(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(), CaptureError> {
+    let mut opened = std::mem::take(&mut entry.prepared);
+    if opened.is_empty() {
+        opened = open_listeners(context, &pod.netns)?;
+    }
+    for ((index, worker), listeners) in context.workers.iter().enumerate().zip(opened) {
         let number = u16::try_from(index).unwrap_or(u16::MAX);
         let key = |kind: ListenerKind| ListenerKey {
             pod: pod.id,
@@ -303,12 +409,15 @@ fn towards_exempt(context: &Context<'_>, entry: &mut Entry) {
                 context.kernel.forget_pod(entry.id);
                 guard_exempt(context, entry);
                 entry.pod = None;
+                entry.held = false;
                 entry.phase = Phase::Exempt;
                 tracing::info!(pod = %entry.sandbox.pod, "pod released");
             }
         }
         Phase::Releasing(..) => {}
-        Phase::Unknown | Phase::Failed(_) if is_captured_in_kernel(context, entry) => {
+        Phase::Unknown | Phase::Failed(_)
+            if entry.held || is_captured_in_kernel(context, entry) =>
+        {
             stop_capturing(context, entry);
             entry.phase = Phase::Releasing(Instant::now(), false);
         }
@@ -345,12 +454,7 @@ fn stop_capturing(context: &Context<'_>, entry: &Entry) {
 }
 
 fn set_exempt(context: &Context<'_>, entry: &Entry) {
-    if let Err(error) = context.kernel.set_pod(
-        entry.netns.cookie(),
-        entry.id,
-        PodState::Exempt,
-        entry.congestion,
-    ) {
+    if let Err(error) = set_state(context, entry, PodState::Exempt) {
         tracing::error!(pod = %entry.sandbox.pod, error = describe(&error), "cannot exempt the pod");
     }
 }

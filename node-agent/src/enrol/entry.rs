@@ -11,6 +11,7 @@ use super::{Added, Listed};
 use crate::{
     netns::Netns,
     pod::{Pod, Sandbox},
+    worker::PodListeners,
 };
 
 /// Where a pod stands.
@@ -46,6 +47,10 @@ pub(super) struct Entry {
     /// Since when the pod should be captured and is not.
     pub(super) wanted_since: Option<Instant>,
     pub(super) pod: Option<Arc<Pod>>,
+    /// Captured by an earlier agent, and not released since.
+    pub(super) held: bool,
+    /// Sockets of each worker that were opened before they are needed.
+    pub(super) prepared: Vec<PodListeners>,
     pub(super) waiting: Vec<oneshot::Sender<Result<Added, String>>>,
 }
 
@@ -62,6 +67,8 @@ impl Entry {
             asked: Instant::now(),
             wanted_since: None,
             pod: None,
+            held: false,
+            prepared: Vec::new(),
             waiting: Vec::new(),
         }
     }

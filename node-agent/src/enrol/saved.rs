@@ -2,7 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::pod::Sandbox;
+
+/// A sandbox, and whether its pod was captured. An agent with another ABI cannot ask the kernel's
+/// maps of the earlier one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Saved {
+    #[serde(flatten)]
+    pub(super) sandbox: Sandbox,
+    #[serde(default)]
+    pub(super) captured: bool,
+}
 
 fn file(dir: &Path) -> PathBuf {
     dir.join("pods.json")
@@ -10,7 +22,7 @@ fn file(dir: &Path) -> PathBuf {
 
 /// What an earlier agent kept; nothing if there was none. An unreadable file is reported: its pods
 /// stay captured by the kernel and refused until the CNI names them again.
-pub(super) fn load(dir: &Path) -> Vec<Sandbox> {
+pub(super) fn load(dir: &Path) -> Vec<Saved> {
     let path = file(dir);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -27,9 +39,8 @@ pub(super) fn load(dir: &Path) -> Vec<Sandbox> {
 }
 
 /// Keeps the sandboxes.
-pub(super) fn store<'s>(dir: &Path, sandboxes: impl Iterator<Item = &'s Sandbox>) {
-    let sandboxes: Vec<&Sandbox> = sandboxes.collect();
-    let result = serde_json::to_vec_pretty(&sandboxes)
+pub(super) fn store(dir: &Path, sandboxes: &[Saved]) {
+    let result = serde_json::to_vec_pretty(sandboxes)
         .map_err(|e| e.to_string())
         .and_then(|bytes| {
             runtime::file::atomic_write(&file(dir), &bytes).map_err(|e| e.to_string())

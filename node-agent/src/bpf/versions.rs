@@ -1,0 +1,91 @@
+//! Pins of other versions of the contract: an agent with another ABI attaches its own programs
+//! beside them, and retires them when its own are complete.
+//!
+//! While two versions are attached both are asked. A `connect` passes only if both let it; in a
+//! namespace's `sk_lookup` a listener that one of them chose goes before another's refusal, and a
+//! refusal before another's "pass". So a connection is never decided by nobody, and what only the
+//! older version knows of (a direct connection that it noted, say) is still its to decide.
+
+use std::path::{Path, PathBuf};
+
+use super::{KernelError, link};
+
+/// Programs that stay attached until the version after the next: they show an application what a
+/// direct connection dialled, which only the version knows that led it. They decide nothing.
+const KEPT: [&str; 2] = ["getpeername4_dialled", "getpeername6_dialled"];
+
+/// Whether programs of a version other than `own` are attached that decide anything.
+pub(super) fn attached(bpf_dir: &Path, own: &Path) -> bool {
+    others(bpf_dir, own).iter().any(|dir| decides(dir))
+}
+
+/// Detaches the programs of all versions other than `own`.
+pub(super) fn retire(bpf_dir: &Path, own: &Path) -> Result<(), KernelError> {
+    let (active, kept): (Vec<PathBuf>, Vec<PathBuf>) = others(bpf_dir, own)
+        .into_iter()
+        .partition(|dir| decides(dir));
+    if active.is_empty() {
+        return Ok(());
+    }
+    for dir in &kept {
+        remove(dir)?;
+    }
+    for dir in active {
+        retire_one(&dir)?;
+        tracing::info!(dir = %dir.display(), "programs of another version detached");
+    }
+    Ok(())
+}
+
+fn retire_one(dir: &Path) -> Result<(), KernelError> {
+    let mut links = entries(&dir.join("links"));
+    // `pod-N-lookup` and guards before the programs of the node, which write what those read.
+    links.sort_by_key(|link| !is_of_pod(link));
+    for link in links.iter().filter(|link| !is_kept(link)) {
+        link::remove(link)?;
+    }
+    // Programs that stay attached hold their maps; nobody has to find those any more.
+    for map in entries(dir).iter().filter(|path| !path.is_dir()) {
+        link::remove(map)?;
+    }
+    Ok(())
+}
+
+fn decides(dir: &Path) -> bool {
+    entries(&dir.join("links"))
+        .iter()
+        .any(|link| !is_kept(link))
+}
+
+fn is_kept(link: &Path) -> bool {
+    KEPT.iter().any(|kept| link.ends_with(kept))
+}
+
+fn is_of_pod(link: &Path) -> bool {
+    link.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"pod-"))
+}
+
+fn others(bpf_dir: &Path, own: &Path) -> Vec<PathBuf> {
+    entries(bpf_dir)
+        .into_iter()
+        .filter(|dir| dir != own && dir.is_dir())
+        .collect()
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn remove(dir: &Path) -> Result<(), KernelError> {
+    std::fs::remove_dir_all(dir).map_err(|source| KernelError::Link {
+        pin: dir.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,205 @@
+//! The side of the agent in charge.
+
+use std::{
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{oneshot, watch},
+};
+
+use super::wire::{Ask, PROTOCOL, Say, Talk, Who, kill};
+use crate::{
+    bpf::Kernel,
+    direct::DirectHandle,
+    enrol::{Command, EnrolHandle},
+    worker::Drained,
+};
+
+/// How long a successor may take to say who it is.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where the agent in charge stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Nobody wants to succeed it.
+    Alone,
+    /// A successor gets ready.
+    Awaited,
+    /// A successor takes over.
+    Paused,
+    /// It has been succeeded.
+    Succeeded,
+}
+
+/// What the agent in charge has to hand over.
+pub struct Office {
+    /// Who it is.
+    pub own: Who,
+    /// Where the exemption of the successor's connections is noted.
+    pub kernel: Arc<Kernel>,
+    /// Writes maps and namespaces.
+    pub enrol: EnrolHandle,
+    /// Writes the tables of the same-node path.
+    pub direct: DirectHandle,
+    /// Whether the controller is told what is captured.
+    pub reporting: watch::Sender<bool>,
+    /// How long a successor may take from pause to drain.
+    pub patience: Duration,
+    /// What to do when the successor gives up after the pause, besides going on.
+    pub restore: Box<dyn Fn()>,
+}
+
+/// Listens for a successor.
+///
+/// # Errors
+/// When the path cannot be used.
+pub fn bind(dir: &Path) -> io::Result<UnixListener> {
+    let path = socket(dir);
+    // Bound under another name and moved, so that nobody finds a socket that nobody listens on.
+    let fresh = path.with_extension(format!("new-{}", std::process::id()));
+    let _absent = std::fs::remove_file(&fresh).is_err();
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, &path)?;
+    Ok(listener)
+}
+
+pub(super) fn socket(dir: &Path) -> PathBuf {
+    dir.join("succession.sock")
+}
+
+/// Serves successors, one after another, until one of them has succeeded; tells it in the end how our
+/// connections ended.
+pub async fn serve(
+    listener: UnixListener,
+    office: Office,
+    stage: watch::Sender<Stage>,
+    drained: oneshot::Receiver<Drained>,
+) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a successor");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if let Some(mut talk) = converse(stream, &office, &stage).await {
+            let Ok(Drained { finished, cut }) = drained.await else {
+                return;
+            };
+            // A successor that has gone needs no farewell.
+            drop(talk.say(&Say::Gone { finished, cut }).await);
+            return;
+        }
+    }
+}
+
+/// Talks to one successor; gives the conversation back once it has succeeded us.
+async fn converse(
+    stream: UnixStream,
+    office: &Office,
+    stage: &watch::Sender<Stage>,
+) -> Option<Talk> {
+    let mut talk = Talk::new(stream);
+    let successor = match greet(&mut talk, office).await {
+        Ok(successor) => successor,
+        Err(error) => {
+            tracing::warn!(%error, "a process that wanted to succeed this agent is turned away");
+            return None;
+        }
+    };
+    tracing::info!(
+        pid = successor.pid,
+        version = successor.version,
+        abi = successor.abi,
+        "another agent gets ready to succeed this one"
+    );
+    stage.send_replace(Stage::Awaited);
+    loop {
+        let paused = *stage.borrow() == Stage::Paused;
+        let heard = if paused {
+            tokio::time::timeout(office.patience, talk.hear()).await
+        } else {
+            Ok(talk.hear().await)
+        };
+        let Ok(heard) = heard else {
+            tracing::error!(pid = successor.pid, patience = ?office.patience, "the successor hangs; killing it and going on");
+            if let Some(Err(error)) = talk.peer().map(kill) {
+                tracing::error!(%error, "cannot kill the successor");
+            }
+            give_up(office, stage).await;
+            return None;
+        };
+        let answered = match heard {
+            Ok(Some(Ask::Pause {})) if !paused => {
+                pause(office).await;
+                stage.send_replace(Stage::Paused);
+                talk.say(&Say::Paused {}).await
+            }
+            Ok(Some(Ask::Drain {})) if paused => {
+                // It has everything: that it cannot hear us changes nothing.
+                drop(talk.say(&Say::Draining {}).await);
+                stage.send_replace(Stage::Succeeded);
+                return Some(talk);
+            }
+            Ok(Some(other)) => Err(io::Error::other(format!("not what comes next: {other:?}"))),
+            Ok(None) => Err(io::Error::other("it ended")),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = answered {
+            tracing::warn!(pid = successor.pid, %error, "the successor gave up; this agent stays in charge");
+            give_up(office, stage).await;
+            return None;
+        }
+    }
+}
+
+async fn greet(talk: &mut Talk, office: &Office) -> io::Result<Who> {
+    let hello = tokio::time::timeout(HELLO_WITHIN, talk.hear()).await??;
+    let Some(Ask::Hello(successor)) = hello else {
+        return Err(io::Error::other("it did not say who it is"));
+    };
+    if successor.protocol != PROTOCOL {
+        let text = format!(
+            "agent {} (pid {}) is in charge and speaks version {PROTOCOL} of the succession protocol, not {}; stop it first",
+            office.own.version, office.own.pid, successor.protocol
+        );
+        talk.say(&Say::No(text.clone())).await?;
+        return Err(io::Error::other(text));
+    }
+    // Its connections inside pods must not be captured by our programs, which are attached until it
+    // has replaced them.
+    if let Err(error) = office.kernel.add_agent(successor.cgroup) {
+        let text = crate::enrol::describe(&error);
+        talk.say(&Say::No(text.clone())).await?;
+        return Err(io::Error::other(text));
+    }
+    talk.say(&Say::Hello(office.own.clone())).await?;
+    Ok(successor)
+}
+
+async fn pause(office: &Office) {
+    office.reporting.send_replace(false);
+    let (paused, wait) = oneshot::channel();
+    office.enrol.send(Command::Pause(paused));
+    // A thread that is gone writes nothing.
+    drop(wait.await);
+    let direct = office.direct.clone();
+    drop(tokio::task::spawn_blocking(move || direct.pause()).await);
+}
+
+async fn give_up(office: &Office, stage: &watch::Sender<Stage>) {
+    if stage.send_replace(Stage::Alone) == Stage::Paused {
+        office.enrol.send(Command::Resume);
+        (office.restore)();
+        office.reporting.send_replace(true);
+    }
+}
