@@ -137,7 +137,56 @@ impl Lab {
             ),
         ];
         let command = command("keelson-node-agent", flags, &options.args, &options.env)?;
-        node.spawn_in("agent", "agent", command)
+        node.spawn_in(&options.cgroup, "agent", command)
+    }
+
+    /// Starts a second agent beside the one of a node and waits until it has taken over. Gives the
+    /// first one back: it drains, and is killed when it is dropped.
+    ///
+    /// # Errors
+    /// None runs, or the second ended or had not taken over in time; it is killed then.
+    pub fn succeed_agent(&self, node: &str, options: &AgentOptions) -> Result<Process> {
+        if self.agent_pid(node).is_none() {
+            bail!("no agent runs on {node} that could be succeeded");
+        }
+        let mut process = self.spawn_agent(node, options)?;
+        self.wait_in_charge(node, &mut process)?;
+        let before = self
+            .cluster()
+            .mesh
+            .agents
+            .insert(node.to_owned(), process)
+            .with_context(|| format!("the first agent of {node} is gone"))?;
+        Ok(before)
+    }
+
+    /// Waits until a process is the agent that answers for its node.
+    ///
+    /// # Errors
+    /// It ended, or was not in charge in time; its last lines are in the error.
+    pub fn wait_in_charge(&self, node: &str, process: &mut Process) -> Result<()> {
+        let pid = process.pid();
+        let what = format!("agent {pid} is in charge of {node}");
+        let waited = wait_until(&what, READY, || {
+            still_runs(process)?;
+            let page = self.agent_json(node, "/config_dump")?;
+            Ok(page.get("pid") == Some(&json!(pid)))
+        });
+        waited.map_err(|error| with_log(error, process))
+    }
+
+    /// Takes the process of a node's agent out of the lab's hands, running as it is.
+    ///
+    /// # Errors
+    /// No agent runs there.
+    pub fn release_agent(&self, node: &str) -> Result<Process> {
+        self.take_agent(node)
+    }
+
+    /// Makes a process the agent of a node, as [`Lab::start_agent`] does with those it starts. Gives
+    /// back the one before.
+    pub fn adopt_agent(&self, node: &str, process: Process) -> Option<Process> {
+        self.cluster().mesh.agents.insert(node.to_owned(), process)
     }
 
     /// Kills the agent of a node with SIGKILL. The node's CNI still wants one: pods made from now

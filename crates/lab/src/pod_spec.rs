@@ -72,7 +72,9 @@ impl PodSpec {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    pub(crate) fn file_name(&self) -> String {
+    /// The manifest's file, for [`crate::Lab::delete`].
+    #[must_use]
+    pub fn file_name(&self) -> String {
         format!("pod-{}-{}.yaml", self.namespace, self.name)
     }
 

@@ -33,6 +33,8 @@ pub struct AgentOptions {
     pub args: Vec<String>,
     /// Environment variables.
     pub env: Vec<(String, String)>,
+    /// The agent's cgroup below its node's.
+    pub cgroup: String,
     /// Announce all pods of the node again, also those that an earlier agent knows. An agent
     /// shall find those in its state, so this is off.
     pub replay_all: bool,
@@ -47,6 +49,7 @@ impl Default for AgentOptions {
             drain_deadline: Duration::from_secs(25),
             args: Vec::new(),
             env: Vec::new(),
+            cgroup: "agent".to_owned(),
             replay_all: false,
             wait_ready: true,
         }
