@@ -1,6 +1,7 @@
 //! Cgroups as the hooks know them: by id.
 
 use std::{
+    collections::HashSet,
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -28,6 +29,26 @@ pub fn own_id(root: &Path) -> io::Result<u64> {
         )
     })?;
     Ok(metadata.ino())
+}
+
+/// The ids of a cgroup directory and of all below it. One that goes while they are read is left out.
+#[must_use]
+pub fn ids_below(root: &Path) -> HashSet<u64> {
+    let mut ids = HashSet::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(directory) = open.pop() {
+        if let Ok(metadata) = std::fs::metadata(&directory) {
+            ids.insert(metadata.ino());
+        }
+        let entries = std::fs::read_dir(&directory).into_iter().flatten();
+        open.extend(
+            entries
+                .filter_map(Result::ok)
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
+    }
+    ids
 }
 
 /// The network namespace of a process whose cgroup path names the pod's uid, as kubelets write it.
@@ -69,7 +90,7 @@ fn unified_path(text: &str) -> Option<&str> {
 mod tests {
     use std::path::Path;
 
-    use super::{place, unified_path};
+    use super::{ids_below, place, unified_path};
 
     #[test]
     fn a_root_below_the_mount_is_not_named_twice() {
@@ -81,6 +102,19 @@ mod tests {
         ] {
             assert_eq!(place(Path::new(root), Path::new(path)), Path::new(expected));
         }
+    }
+
+    #[test]
+    fn all_directories_have_an_id_and_those_that_are_gone_have_none() {
+        let root = std::env::temp_dir().join(format!("keelson-cgroups-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::write(root.join("a/cgroup.procs"), "").unwrap();
+        let before = ids_below(&root);
+        assert_eq!(before.len(), 3);
+        std::fs::remove_dir(root.join("a/b")).unwrap();
+        assert_eq!(ids_below(&root).len(), 2);
+        assert!(ids_below(&root).is_subset(&before));
+        std::fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

@@ -196,16 +196,28 @@ impl Kernel {
         loader(&self.dir, self.place.sizes)
     }
 
-    /// Exempts the tasks of a cgroup from capture: an agent's own connections.
+    /// Exempts the tasks of a cgroup from capture: an agent's own connections. Where there is no room,
+    /// cgroups that are gone lose theirs.
     ///
     /// # Errors
     /// When the map is full.
     pub fn add_agent(&self, cgroup_id: u64) -> Result<(), KernelError> {
-        self.maps
-            .lock()
-            .agents
-            .insert(cgroup_id, 1, 0)
+        let insert = || self.maps.lock().agents.insert(cgroup_id, 1, 0);
+        insert()
+            .or_else(|_full| {
+                self.forget_gone_agents();
+                insert()
+            })
             .map_err(map_error(maps::AGENTS))
+    }
+
+    fn forget_gone_agents(&self) {
+        let alive = crate::cgroup::ids_below(&self.place.cgroup_root);
+        let mut maps = self.maps.lock();
+        let known: Vec<u64> = maps.agents.keys().filter_map(Result::ok).collect();
+        for gone in known.iter().filter(|id| !alive.contains(id)) {
+            drop(maps.agents.remove(gone));
+        }
     }
 
     /// Ends the exemption of a cgroup.

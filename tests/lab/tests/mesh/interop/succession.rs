@@ -1,5 +1,6 @@
 //! What a foreign client of a captured pod sees when the pod's agent is succeeded.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -31,7 +32,7 @@ fn a_succeeded_agent_says_goaway_and_its_streams_go_on_until_the_deadline() -> R
     let to = estate.echo_at()?.to_string();
     let lab = estate.lab;
     let mut before = inside(&estate.foreign, || async move {
-        let tunnel = Tunnel::dial(hbone, config.clone()).await?;
+        let tunnel = Tunnel::dial(hbone, Arc::clone(&config)).await?;
         let mut open = tunnel.open(&to).await?;
         echo(&mut open).await?;
         let succeeding = tokio::task::spawn_blocking(move || lab.succeed_agent("n2", &options));
