@@ -16,4 +16,5 @@ mod mtls;
 mod observability;
 mod policy;
 mod records;
+mod small_maps;
 mod verifier;

@@ -8,6 +8,7 @@ use tests_lab::turn;
 use super::village::{POLICY, POLICY_FILE, Village, village};
 use crate::api::{AUTHORIZATION, Caller};
 use crate::fixture::{Ended, call, connect, exchange, pod, wait_configured, wait_for};
+use crate::metrics::Metrics;
 
 /// The serial numbers of all certificates of a node.
 fn serials(village: &Village, node: &str) -> Result<Vec<String>> {
@@ -82,6 +83,66 @@ fn agents_that_restart_without_the_controller_serve_from_disk_with_the_same_cert
         village.lab.start_agent(node, &AgentOptions::default())?;
     }
     village.wait_check("both restarted at once")
+}
+
+/// A65, P40: what the kernel holds captured is on disk before, so a successor knows it, however soon.
+#[test]
+fn a_pod_captured_a_moment_before_everything_is_killed_is_served_by_the_next_agent() -> Result<()> {
+    let _turn = turn()?;
+    let village = village()?;
+    for round in 0..3 {
+        let name = format!("moment-{round}");
+        let late = village.lab.create(&pod("shop", &name, "n1"))?;
+        village.lab.kill_agent("n1")?;
+        village.lab.kill_controller()?;
+        village.lab.start_agent("n1", &AgentOptions::default())?;
+        let served = wait_for(&late, village.to()?, Ended::Answered);
+        let ready = village.lab.wait_agent_ready("n1");
+        village.start_controller()?;
+        village.lab.delete_pod(&format!("shop/{name}"))?;
+        served.with_context(|| format!("round {round}; {}", village.last_words()))?;
+        ready?;
+    }
+    Ok(())
+}
+
+/// A successor that does not know a captured pod does not say that all is well.
+#[test]
+fn an_agent_that_does_not_know_a_captured_pod_is_not_ready_and_counts_it() -> Result<()> {
+    let _turn = turn()?;
+    let village = village()?;
+    village.wait_on_disk()?;
+    let snapshot = village
+        .lab
+        .run_dir()
+        .join("nodes/n1/state/configuration.snapshot");
+    let old = std::fs::read(&snapshot)?;
+    let late = village.lab.create(&pod("shop", "forgotten", "n1"))?;
+    village.lab.kill_agent("n1")?;
+    village.lab.kill_controller()?;
+    std::fs::write(&snapshot, old)?;
+    let options = AgentOptions {
+        wait_ready: false,
+        ..AgentOptions::default()
+    };
+    let checked = village.lab.start_agent("n1", &options).and_then(|()| {
+        lab::wait_until("the pod is counted", crate::fixture::APPLIES, || {
+            let metrics = Metrics::of_agent(village.lab, "n1")?;
+            Ok(metrics.sum("keelson_pods_wanted_not_captured", &[]) >= 1.0)
+        })?;
+        assert_eq!(call(&late, village.to()?)?, Ended::Refused, "never let go");
+        let ready = village.lab.agent_get("n1", "/healthz/ready");
+        let reason = format!("{:#}", ready.err().context("it says that it is ready")?);
+        ensure!(reason.contains("every captured pod is known"), "{reason}");
+        village.start_controller()?;
+        wait_for(&late, village.to()?, Ended::Answered)?;
+        village.lab.wait_agent_ready("n1")
+    });
+    if village.lab.controller_pid().is_none() {
+        village.start_controller()?;
+    }
+    village.lab.delete_pod("shop/forgotten")?;
+    checked
 }
 
 /// A41's second half: who has no identity yet does not get into the mesh, nor out without it.
