@@ -45,7 +45,7 @@ pub(crate) enum Accepted {
 
 impl Acceptor {
     pub(crate) fn new(listener: TcpListener) -> Self {
-        refill();
+        let _ready = has_reserve();
         Self {
             listener,
             logged: None,
@@ -55,11 +55,11 @@ impl Acceptor {
     /// Waits for the next connection, or for a failure, which is logged as the pod's.
     pub(crate) async fn next(&mut self, pod: &impl std::fmt::Display) -> Accepted {
         // Before a descriptor that has become free goes to a connection.
-        if IS_EMPTY.load(Ordering::Relaxed) {
-            refill();
-        }
+        let _ready = has_reserve();
         match self.listener.accept().await {
-            Ok((stream, peer)) => Accepted::Connection(stream, peer),
+            Ok((stream, peer)) if has_reserve() => Accepted::Connection(stream, peer),
+            // It has the last one: kept, it would let those after it hang.
+            Ok((stream, peer)) => Accepted::OutOfDescriptors(stream, peer),
             Err(error) => {
                 if self.logged.is_none_or(|last| last.elapsed() >= LOG_EVERY) {
                     self.logged = Some(Instant::now());
@@ -96,13 +96,20 @@ impl Acceptor {
     }
 }
 
-fn refill() {
+/// Whether there is a descriptor in reserve, or could be; takes one if there is not.
+fn has_reserve() -> bool {
+    // A machine without the file is no reason to refuse.
+    !IS_EMPTY.load(Ordering::Relaxed)
+        || refill().map_or_else(|error| !is_exhausted(&error), |()| true)
+}
+
+fn refill() -> io::Result<()> {
     let mut reserve = RESERVE.lock();
     if reserve.is_none() {
-        // Without descriptors there is none to keep; the next attempt tries again.
-        *reserve = File::open("/dev/null").ok();
-        IS_EMPTY.store(reserve.is_none(), Ordering::Relaxed);
+        *reserve = Some(File::open("/dev/null")?);
     }
+    IS_EMPTY.store(false, Ordering::Relaxed);
+    Ok(())
 }
 
 /// `EMFILE`, `ENFILE`.
