@@ -22,7 +22,7 @@ use tracing::info;
 
 use crate::index::{Index, MeshConfig};
 use crate::metrics::Metrics;
-use crate::options::Options;
+use crate::options::{Options, SameNode};
 use crate::pages;
 use crate::pipeline::{self, Pipeline};
 use crate::serve::auth::NodeTokens;
@@ -76,6 +76,11 @@ impl Prepared {
             cluster_domain: options.cluster_domain.clone(),
             trust_domain: options.trust_domain.clone(),
             root_namespace: options.root_namespace.clone(),
+            same_node: match options.same_node {
+                None => proto::agent::SameNode::Unsaid,
+                Some(SameNode::Direct) => proto::agent::SameNode::Direct,
+                Some(SameNode::Mtls) => proto::agent::SameNode::Mtls,
+            },
         };
         Ok(Self {
             options,

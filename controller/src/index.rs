@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use proto::agent;
 use proto::istio::workload::Locality;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,8 @@ pub struct MeshConfig {
     pub trust_domain: String,
     /// The namespace whose policies are for the whole mesh.
     pub root_namespace: String,
+    /// How captured pods of one node talk to each other; agents decide where it is not said.
+    pub same_node: agent::SameNode,
 }
 
 impl Default for MeshConfig {
@@ -49,6 +52,7 @@ impl Default for MeshConfig {
             cluster_domain: "cluster.local".into(),
             trust_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
+            same_node: agent::SameNode::Unsaid,
         }
     }
 }

@@ -59,6 +59,10 @@ pub struct Options {
     #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
     pub cluster_id: String,
 
+    /// How captured pods of one node talk to each other, on all nodes: goes before the agents' own --same-node
+    #[arg(long, value_enum)]
+    pub same_node: Option<SameNode>,
+
     /// Longest life of a workload certificate; agents renew theirs before a quarter of it is left
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = ttl)]
     pub cert_ttl: Duration,
@@ -74,6 +78,15 @@ pub struct Options {
     /// Which log lines: a level, or target=level pairs separated by commas; changeable at /logging
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
     pub log_level: String,
+}
+
+/// How captured pods of one node talk to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SameNode {
+    /// Socket to socket in the kernel where policy is a plain yes; not encrypted, and never on a wire.
+    Direct,
+    /// By mutual TLS through the agent, as between nodes.
+    Mtls,
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {
@@ -96,9 +109,10 @@ mod tests {
         Options::command().debug_assert();
         let line = "x --manifests m --listen 127.0.0.1:0 --node-tokens t --state-dir s --cacerts c --root-cert-out r \
                     --server-name a,10.0.0.1 --trust-domain td --cluster-domain cd --root-namespace rn --cluster-id ci \
-                    --cert-ttl 30s --admin 127.0.0.1:0 --log-format json";
+                    --same-node mtls --cert-ttl 30s --admin 127.0.0.1:0 --log-format json";
         let options = Options::try_parse_from(line.split_whitespace()).expect("parses");
         assert_eq!(options.cert_ttl, Duration::from_secs(30));
+        assert_eq!(options.same_node, Some(SameNode::Mtls));
         assert_eq!(options.server_name, ["a", "10.0.0.1"]);
     }
 

@@ -34,7 +34,7 @@ use crate::{
     bpf::{Kernel, MapSizes, Place},
     budget::{self, Budget},
     cgroup, cni,
-    config::{LogFormat, RunArgs, SameNode},
+    config::{LogFormat, RunArgs},
     direct::{Direct, DirectHandle},
     enrol::{Awaited, Command, EnrolConfig, EnrolHandle, Enroller, Parts},
     mesh::{Mesh, Resource, Writer},
@@ -172,6 +172,7 @@ impl Crew {
             Arc::clone(&shared.recorder),
             Arc::clone(&shared.reached),
             budget,
+            args.same_node,
         )?;
         let (enroller, ends) = Enroller::new(Parts {
             kernel: Arc::clone(&kernel),
@@ -471,11 +472,8 @@ fn place(args: &RunArgs, workers: usize) -> anyhow::Result<Place> {
         },
         config: abi::NodeConfig {
             workers: u32::try_from(workers)?,
-            flags: if args.same_node == SameNode::Direct {
-                abi::DIRECT
-            } else {
-                0
-            },
+            // Until it is known what the mesh says, nothing goes directly.
+            flags: 0,
         },
     })
 }

@@ -27,6 +27,7 @@ use model::WorkloadUid;
 use crate::{
     bpf::{Kernel, KernelError},
     budget::Budget,
+    config::SameNode,
     enrol::describe,
     mesh::Mesh,
     pod::Pod,
@@ -138,6 +139,8 @@ pub struct Direct {
     reached: Arc<Reached>,
     /// Divided among the captured pods, whose number this thread is told.
     budget: Arc<Budget>,
+    /// How pods of this node talk to each other where the mesh does not say.
+    same_node: SameNode,
     messages: mpsc::Receiver<Message>,
     pods: Vec<Arc<Pod>>,
     others: Vec<IpAddr>,
@@ -161,6 +164,7 @@ impl Direct {
         recorder: Arc<Recorder>,
         reached: Arc<Reached>,
         budget: Arc<Budget>,
+        same_node: SameNode,
     ) -> std::io::Result<DirectHandle> {
         let (sender, messages) = mpsc::channel();
         let direct = Self {
@@ -169,6 +173,7 @@ impl Direct {
             recorder,
             reached,
             budget,
+            same_node,
             messages,
             pods: Vec::new(),
             others: Vec::new(),
@@ -311,6 +316,7 @@ impl Direct {
         }
         // Read before the state: a newer state makes the time longer, never shorter.
         let since = self.mesh.since().unwrap_or_else(Instant::now);
+        self.follow_same_node();
         let state = self.mesh.state();
         let local: Vec<LocalPod> = self.pods.iter().map(|pod| LocalPod::of(pod)).collect();
         let mut tables = compile(&state, &local);
@@ -340,6 +346,30 @@ impl Direct {
         }
         self.sweep
             .extend(withdrawn.into_iter().map(|server| (server, policy.clone())));
+    }
+
+    /// Does as the mesh says, or else as this agent is told. Connections that are open stay as they are.
+    fn follow_same_node(&self) {
+        // Without a word about pods there is nothing to lead anywhere.
+        if self.pods.is_empty() {
+            return;
+        }
+        let same_node = self.mesh.same_node().unwrap_or(self.same_node);
+        match self.kernel.set_direct(same_node == SameNode::Direct) {
+            Ok(true) => {
+                tracing::info!(
+                    ?same_node,
+                    "how captured pods of this node talk to each other"
+                );
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(
+                    error = describe(&error),
+                    "cannot set how pods of this node talk to each other"
+                );
+            }
+        }
     }
 
     /// Looks at all connections to one of the pods to which something is refused now; the others

@@ -12,6 +12,7 @@ use proto::{
 use tokio::sync::watch;
 
 use crate::{
+    config::SameNode,
     enrol::{Wanted, WantedPods},
     pod::PodName,
 };
@@ -20,6 +21,8 @@ use crate::{
 pub struct Mesh {
     state: ArcSwap<MeshState>,
     changed: watch::Sender<u64>,
+    /// How captured pods of this node talk to each other, if the mesh says so.
+    same_node: ArcSwap<Option<SameNode>>,
     /// When the newest state was published.
     since: ArcSwap<Option<Instant>>,
     wanted: watch::Sender<Arc<WantedPods>>,
@@ -30,6 +33,7 @@ impl Default for Mesh {
         Self {
             state: ArcSwap::default(),
             changed: watch::Sender::new(0),
+            same_node: ArcSwap::default(),
             since: ArcSwap::default(),
             wanted: watch::Sender::default(),
         }
@@ -40,6 +44,12 @@ impl Mesh {
     /// The state now. Keep it for one decision, not longer.
     pub fn state(&self) -> Arc<MeshState> {
         self.state.load_full()
+    }
+
+    /// How captured pods of this node talk to each other, if the mesh says so. A change of it counts as
+    /// a change of the state.
+    pub fn same_node(&self) -> Option<SameNode> {
+        **self.same_node.load()
     }
 
     /// When the newest state came, if one has come.
@@ -71,6 +81,7 @@ pub struct Writer {
     mesh: Arc<Mesh>,
     state: MeshState,
     wanted: std::collections::BTreeMap<String, (PodName, Wanted)>,
+    same_node: std::collections::BTreeMap<String, Option<SameNode>>,
 }
 
 impl Writer {
@@ -81,6 +92,7 @@ impl Writer {
             mesh,
             state: MeshState::default(),
             wanted: std::collections::BTreeMap::new(),
+            same_node: std::collections::BTreeMap::new(),
         }
     }
 
@@ -154,15 +166,32 @@ impl Writer {
     ) {
         for resource in updated {
             match wanted(resource.bytes) {
-                Ok(wanted) => drop(self.wanted.insert(resource.name.to_owned(), wanted)),
+                Ok((wanted, same_node)) => {
+                    self.wanted.insert(resource.name.to_owned(), wanted);
+                    self.same_node.insert(resource.name.to_owned(), same_node);
+                }
                 Err(error) => rejected.push((resource.name.to_owned(), error)),
             }
         }
         for name in removed {
             self.wanted.remove(name);
+            self.same_node.remove(name);
         }
+        self.publish_same_node();
         let pods: WantedPods = self.wanted.values().cloned().collect();
         self.mesh.wanted.send_replace(Arc::new(pods));
+    }
+
+    /// All pods of a node say the same, but for the moment of a change: then the stricter counts.
+    fn publish_same_node(&self) {
+        let says = |wish: SameNode| self.same_node.values().any(|said| *said == Some(wish));
+        let said = [SameNode::Mtls, SameNode::Direct]
+            .into_iter()
+            .find(|wish| says(*wish));
+        if self.mesh.same_node() != said {
+            self.mesh.same_node.store(Arc::new(said));
+            self.mesh.changed.send_modify(|version| *version += 1);
+        }
     }
 
     fn publish(&self) {
@@ -172,8 +201,15 @@ impl Writer {
     }
 }
 
-fn wanted(bytes: &[u8]) -> Result<(PodName, Wanted), String> {
+type Wish = ((PodName, Wanted), Option<SameNode>);
+
+fn wanted(bytes: &[u8]) -> Result<Wish, String> {
     let pod = NodePod::decode(bytes).map_err(|e| e.to_string())?;
+    let same_node = match pod.same_node() {
+        proto::agent::SameNode::Unsaid => None,
+        proto::agent::SameNode::Direct => Some(SameNode::Direct),
+        proto::agent::SameNode::Mtls => Some(SameNode::Mtls),
+    };
     let capture = pod.capture() == Capture::Capture;
     let trust_domain: TrustDomain = if pod.trust_domain.is_empty() {
         "cluster.local"
@@ -193,14 +229,12 @@ fn wanted(bytes: &[u8]) -> Result<(PodName, Wanted), String> {
         namespace: pod.namespace,
         name: pod.name,
     };
-    Ok((
-        name,
-        Wanted {
-            workload,
-            uid: pod.pod_uid,
-            identity,
-            capture,
-            reason: pod.reason,
-        },
-    ))
+    let wanted = Wanted {
+        workload,
+        uid: pod.pod_uid,
+        identity,
+        capture,
+        reason: pod.reason,
+    };
+    Ok(((name, wanted), same_node))
 }

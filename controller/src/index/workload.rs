@@ -157,6 +157,7 @@ pub(super) fn node_pod(
         .into(),
         reason: enrolment.reason,
         trust_domain: mesh.trust_domain.clone(),
+        same_node: mesh.same_node.into(),
     }
 }
 

@@ -373,7 +373,8 @@ fn node_fields() {
         .bytes(6, "sa")
         .int(7, 1)
         .bytes(8, "label")
-        .bytes(9, "td");
+        .bytes(9, "td")
+        .int(10, 2);
     let expected = agent::NodePod {
         uid: "uid".to_owned(),
         namespace: "shop".to_owned(),
@@ -384,6 +385,7 @@ fn node_fields() {
         capture: agent::Capture::Capture.into(),
         reason: "label".to_owned(),
         trust_domain: "td".to_owned(),
+        same_node: agent::SameNode::Mtls.into(),
     };
     assert_eq!(agent::NodePod::decode(&*pod.0).unwrap(), expected);
 

@@ -226,6 +226,23 @@ impl Kernel {
         drop(self.maps.lock().agents.remove(&cgroup_id));
     }
 
+    /// Sets whether connections between captured pods of this node may go directly; says whether that
+    /// is a change.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn set_direct(&self, direct: bool) -> Result<bool, KernelError> {
+        let mut maps = self.maps.lock();
+        let Raw(mut config) = maps.config.get(&0, 0).map_err(map_error(maps::CONFIG))?;
+        let before = config.flags;
+        config.flags = before & !abi::DIRECT | if direct { abi::DIRECT } else { 0 };
+        if config.flags == before {
+            return Ok(false);
+        }
+        let written = maps.config.set(0, Raw(config), 0);
+        written.map_err(map_error(maps::CONFIG)).map(|()| true)
+    }
+
     /// Sets a pod's state for the outbound hooks.
     ///
     /// # Errors

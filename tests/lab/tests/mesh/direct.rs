@@ -6,5 +6,6 @@ mod hamlet;
 mod impostors;
 mod refusals;
 mod revocation;
+mod setting;
 mod sockets;
 mod told;
