@@ -9,6 +9,7 @@ use node_agent::{
 };
 
 fn main() -> ExitCode {
+    runtime::memory::map_large_buffers();
     let cli = Cli::parse();
     let result = match (cli.command, cli.run) {
         (Some(Command::Cleanup(args)), _) => cleanup::run(&args),
