@@ -245,8 +245,11 @@ impl Enroller {
         self.mode = Mode::InCharge;
         self.others = self.kernel.others_attached();
         self.direct.charge(Inherit::Nothing);
-        self.load_saved();
-        self.drop_unknown_to_us();
+        if self.load_saved() && saved::exists(&self.config.runtime_dir) {
+            self.drop_unknown_to_us();
+        } else if !self.kernel.pods().is_empty() {
+            tracing::warn!(runtime_dir = %self.config.runtime_dir.display(), "which pods an earlier agent knew is lost; those that the kernel holds captured stay refused until the CNI names them or they are found running");
+        }
         self
     }
 
@@ -367,9 +370,12 @@ impl Enroller {
         Ok(())
     }
 
-    /// Reads which sandboxes an earlier agent knew, and takes on those that are new.
-    fn load_saved(&mut self) {
-        let saved = saved::load(&self.config.runtime_dir);
+    /// Reads which sandboxes an earlier agent knew, and takes on those that are new. False if that
+    /// cannot be known: then nothing may be taken for gone.
+    fn load_saved(&mut self) -> bool {
+        let Some(saved) = saved::load(&self.config.runtime_dir) else {
+            return false;
+        };
         let known: BTreeMap<&PodName, &Sandbox> = saved
             .iter()
             .map(|saved| (&saved.sandbox.pod, &saved.sandbox))
@@ -387,6 +393,7 @@ impl Enroller {
                 entry.held = captured;
             }
         }
+        true
     }
 
     /// Removes kernel entries of namespaces that no sandbox is known for: their pods are gone.
@@ -433,8 +440,10 @@ impl Enroller {
             let before = matches!(entry.phase, Phase::Captured);
             capture::step(&context, entry, wish);
             loaded |= !before && matches!(entry.phase, Phase::Captured);
-            entry.answer();
         }
+        // Before anybody hears of a pod: a successor would take one that it does not find for gone.
+        self.store();
+        self.entries.values_mut().for_each(Entry::answer);
         if loaded {
             runtime::memory::give_back();
         }
@@ -504,6 +513,11 @@ impl Enroller {
         self.metrics
             .unguarded
             .set(i64::try_from(unguarded).unwrap_or(i64::MAX));
+        self.store();
+    }
+
+    /// Keeps which pods there are for a successor.
+    fn store(&mut self) {
         let now: Vec<Saved> = self
             .entries
             .values()

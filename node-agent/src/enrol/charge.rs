@@ -16,7 +16,9 @@ impl Enroller {
         let Some(wanted) = self.wanted.clone() else {
             return;
         };
-        self.load_saved();
+        if !self.load_saved() {
+            return;
+        }
         let mut awaited = Vec::new();
         self.for_each_wanted(&wanted, |context, entry, wanted| {
             awaited.extend(capture::prepare(context, entry, wanted).err());
@@ -37,7 +39,9 @@ impl Enroller {
     pub(super) fn take_charge(&mut self) -> Result<(), String> {
         let wanted = self.wanted.clone().unwrap_or_default();
         self.mode = Mode::InCharge;
-        self.load_saved();
+        if !self.load_saved() {
+            return Err("cannot read which pods the agent in charge knows".to_owned());
+        }
         let mut failed = Vec::new();
         self.for_each_wanted(&wanted, |context, entry, wanted| {
             failed.extend(capture::take(context, entry, wanted).err());

@@ -106,6 +106,43 @@ fn a_pod_captured_a_moment_before_everything_is_killed_is_served_by_the_next_age
     Ok(())
 }
 
+/// What the agent kept about its pods is broken: they stay refused, and are never let go.
+#[test]
+fn an_agent_that_cannot_read_who_was_there_lets_nobody_go() -> Result<()> {
+    let _turn = turn()?;
+    let village = village()?;
+    let kept = village.lab.run_dir().join("nodes/n1/runtime/pods.json");
+    village.lab.kill_agent("n1")?;
+    let old = std::fs::read(&kept)?;
+    std::fs::write(&kept, "[{")?;
+    let options = AgentOptions {
+        wait_ready: false,
+        ..AgentOptions::default()
+    };
+    let link = village.lab.node("n1")?.capture_uplink()?;
+    let checked = village.lab.start_agent("n1", &options).and_then(|()| {
+        lab::wait_until("the agent says so", crate::fixture::APPLIES, || {
+            let log = village.lab.agent_log("n1");
+            Ok(log.contains("cannot read which pods the earlier agent knew"))
+        })?;
+        // Refused while nobody knows the pod; served once the agent has found it running.
+        for _ in 0..20 {
+            let ended = call(&village.cart, village.to()?)?;
+            ensure!(
+                matches!(ended, Ended::Refused | Ended::Answered),
+                "{ended:?}"
+            );
+        }
+        ensure!(!Village::is_readable(&link, &village.cart)?, "in the clear");
+        Ok(())
+    });
+    village.lab.kill_agent("n1")?;
+    std::fs::write(&kept, old)?;
+    village.lab.start_agent("n1", &AgentOptions::default())?;
+    checked?;
+    village.wait_check("what was kept is readable again")
+}
+
 /// A successor that does not know a captured pod does not say that all is well.
 #[test]
 fn an_agent_that_does_not_know_a_captured_pod_is_not_ready_and_counts_it() -> Result<()> {
