@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "the allocator's own interface has no safe form")]
 
 /// Buffers from this size on, in bytes, are mapped and unmapped one by one.
-const MAPPED: libc::c_int = 128 << 10;
+const MAPPED: libc::c_int = 1 << 20;
 
 /// Free bytes at the end of a heap that are kept for the next use.
 const KEPT: libc::c_int = 4 << 20;
