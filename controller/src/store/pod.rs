@@ -17,7 +17,7 @@ pub struct PodFacts {
     pub uid: String,
     /// All labels.
     pub labels: Labels,
-    /// The annotations that decide enrolment (see [`crate::index::enrolment`]) and [`WEIGHT`].
+    /// The annotations that decide enrolment (see [`crate::index::enrolment`]) and the weight.
     pub annotations: Labels,
     /// The node it runs on, empty before it is scheduled.
     pub node: Arc<str>,
