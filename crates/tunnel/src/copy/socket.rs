@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -68,14 +68,18 @@ pub(crate) fn finish_writing(tcp: &TcpStream) {
     let _reset_already = SockRef::from(tcp).shutdown(Shutdown::Write).is_err();
 }
 
-/// Reads at most `limit` bytes into `buffer`, which has room for them.
+/// Reads at most `limit` bytes, more than none, into `buffer`, which has room for them.
 ///
 /// A read that leaves room has emptied the socket, so tokio is told to wait for the next event
 /// instead of finding EAGAIN with a system call.
-pub(crate) fn read(tcp: &TcpStream, buffer: &mut BytesMut, limit: usize) -> io::Result<usize> {
+pub(crate) fn read(
+    tcp: &TcpStream,
+    buffer: &mut impl BufMut,
+    limit: usize,
+) -> io::Result<usize> {
     let mut short = None;
     let result = tcp.try_io(Interest::READABLE, || {
-        let read = tcp.try_read_buf(&mut buffer.limit(limit))?;
+        let read = tcp.try_read_buf(&mut (&mut *buffer).limit(limit))?;
         if read > 0 && read < limit {
             short = Some(read);
             return Err(io::ErrorKind::WouldBlock.into());

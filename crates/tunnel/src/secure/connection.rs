@@ -10,10 +10,11 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::records::{RECORD, Records, Session};
+use crate::copy::socket;
 
 /// Ciphertext read with one system call.
 const READ: usize = 64 << 10;
@@ -200,7 +201,8 @@ impl<S: Session> Inner<S> {
         scratch.resize(scratch.len().max(kept + wanted), 0);
         let (front, back) = scratch.split_at_mut(kept);
         front.copy_from_slice(&self.partial);
-        let read = read(&self.tcp, back.get_mut(..wanted).unwrap_or_default())?;
+        let mut room = back.get_mut(..wanted).unwrap_or_default();
+        let read = socket::read(&self.tcp, &mut room, wanted)?;
         if read == 0 {
             // RFC 8446 section 6.1: without a close_notify it is a truncation.
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -288,20 +290,6 @@ impl<S: Session> PollFlush for Inner<S> {
     }
 }
 
-/// As [`crate::copy::socket::read`], into a slice.
-fn read(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut short = None;
-    let result = tcp.try_io(Interest::READABLE, || {
-        let read = tcp.try_read(buffer)?;
-        if read > 0 && read < buffer.len() {
-            short = Some(read);
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(read)
-    });
-    short.map_or(result, Ok)
-}
-
 impl<S: Session> AsyncRead for Connection<S> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -350,7 +338,7 @@ impl<S: Session> AsyncWrite for Connection<S> {
         // Said once: the session ignores it afterwards.
         inner.records.close(&mut inner.partial);
         ready!(inner.poll_drain(cx))?;
-        crate::copy::socket::finish_writing(&inner.tcp);
+        socket::finish_writing(&inner.tcp);
         Poll::Ready(Ok(()))
     }
 }
