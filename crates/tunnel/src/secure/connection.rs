@@ -42,6 +42,8 @@ struct Inner<S> {
     /// Said by HTTP/2, and no record yet.
     gathered: Vec<u8>,
     deferred: bool,
+    /// What ends the connection after `plain` has been given away.
+    failed: Option<io::Error>,
 }
 
 /// A TLS connection that HTTP/2 owns; [`Flush`] shares it.
@@ -85,6 +87,7 @@ impl<S: Session> Connection<S> {
             taken: 0,
             gathered: Vec::new(),
             deferred: false,
+            failed: None,
         };
         match inner.handshake().await {
             Ok(()) => Ok(Self(Arc::new(Mutex::new(inner)))),
@@ -164,6 +167,9 @@ impl<S: Session> Inner<S> {
             return Poll::Ready(Ok(()));
         }
         loop {
+            if let Some(error) = self.failed.take() {
+                return Poll::Ready(Err(error));
+            }
             if self.records.closed {
                 return Poll::Ready(Ok(()));
             }
@@ -210,11 +216,20 @@ impl<S: Session> Inner<S> {
         let incoming = scratch.get_mut(..kept + read).unwrap_or_default();
         let before = buffer.filled().len();
         let plain = &mut self.plain;
-        let used = self.records.take(incoming, &mut |bytes| {
+        let taken = self.records.take(incoming, &mut |bytes| {
             let (now, later) = bytes.split_at(bytes.len().min(buffer.remaining()));
             buffer.put_slice(now);
             plain.extend_from_slice(later);
-        })?;
+        });
+        let used = match taken {
+            Ok(used) => used,
+            // What was good before it is delivered first.
+            Err(error) if buffer.filled().len() > before => {
+                self.failed = Some(error);
+                kept + read
+            }
+            Err(error) => return Err(error),
+        };
         self.partial.clear();
         self.partial
             .extend_from_slice(incoming.get(used..).unwrap_or_default());

@@ -178,6 +178,26 @@ async fn a_record_that_was_tampered_with_ends_the_connection() {
 }
 
 #[tokio::test]
+async fn what_came_before_a_broken_record_is_delivered() {
+    let (mut ours, theirs) = pair().await;
+    let (mut tcp, mut session) = theirs.into_inner();
+    let good = pattern(40_000);
+    std::io::Write::write_all(&mut session.writer(), &good).unwrap();
+    let mut records = Vec::new();
+    while session.wants_write() {
+        session.write_tls(&mut records).unwrap();
+    }
+    records.extend([23, 3, 3, 0, 32]);
+    records.extend([7; 32]);
+    // In one piece, so that one read finds all of it.
+    tcp.write_all(&records).await.unwrap();
+    let mut all = Vec::new();
+    let error = ours.read_to_end(&mut all).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    assert!(all == good, "{} bytes of {}", all.len(), good.len());
+}
+
+#[tokio::test]
 async fn a_peer_may_change_its_keys() {
     let (mut ours, mut theirs) = pair().await;
     let (_, session) = theirs.get_mut();
