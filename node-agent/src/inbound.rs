@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::StatusCode;
 use model::{
-    Identity, Workload,
+    Identity, MeshState, Workload,
     policy::{Connection, DenyReason, Verdict},
     service::ServiceKey,
 };
@@ -347,39 +347,10 @@ async fn admit(
             .refuse(&description, &labels, refusal);
         Err((status, reason))
     };
-    let Some(workload) = workload else {
-        let text = format!(
-            "the controller has not told this node about workload {}",
-            pod.workload
-        );
-        return refuse(
-            StatusCode::SERVICE_UNAVAILABLE,
-            ErrorType::DestinationUnavailable,
-            Refusal {
-                flags: "IDENTITY_ERROR",
-                reason: "workload_unknown",
-                text,
-            },
-        );
+    let workload = match authorize(&state, pod, asked) {
+        Ok(workload) => workload,
+        Err((status, kind, refusal)) => return refuse(status, kind, refusal),
     };
-    let connection = Connection {
-        source: asked.source.as_ref(),
-        source_ip: asked.client.ip(),
-        destination_ip: asked.target.ip(),
-        destination_port: asked.target.port(),
-    };
-    if let Verdict::Deny(reason) = state.authorize(workload, &connection) {
-        let refusal = Refusal {
-            flags: "DENY",
-            reason: deny_reason(&reason),
-            text: reason.to_string(),
-        };
-        return refuse(
-            StatusCode::UNAUTHORIZED,
-            ErrorType::HttpRequestDenied,
-            refusal,
-        );
-    }
     match sock::leg(
         &pod.netns,
         asked.client,
@@ -389,12 +360,21 @@ async fn admit(
     )
     .await
     {
-        Ok(leg) => Ok(Box::new(Admitted {
-            leg,
-            baggage: Some(baggage(workload)),
-            description,
-            labels,
-        })),
+        Ok(leg) => {
+            // A change of policy concerns connections that are on the worker's list. This one is put on
+            // it before anything else is waited for; what changed until now is asked about here.
+            if let Err((status, kind, refusal)) = authorize(&worker.shared.mesh.state(), pod, asked)
+            {
+                copy::reset(leg);
+                return refuse(status, kind, refusal);
+            }
+            Ok(Box::new(Admitted {
+                leg,
+                baggage: Some(baggage(workload)),
+                description,
+                labels,
+            }))
+        }
         Err(error) => {
             if error.kind() == io::ErrorKind::ConnectionRefused
                 && asked.source.is_none()
@@ -415,6 +395,50 @@ async fn admit(
                     text,
                 },
             )
+        }
+    }
+}
+
+/// The workload that is asked, if policy lets it be.
+fn authorize<'s>(
+    state: &'s MeshState,
+    pod: &Pod,
+    asked: &Asked,
+) -> Result<&'s Workload, (StatusCode, ErrorType, Refusal)> {
+    let Some(workload) = state.workload(pod.workload.as_ref()) else {
+        let refusal = Refusal {
+            flags: "IDENTITY_ERROR",
+            reason: "workload_unknown",
+            text: format!(
+                "the controller has not told this node about workload {}",
+                pod.workload
+            ),
+        };
+        let (status, kind) = (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorType::DestinationUnavailable,
+        );
+        return Err((status, kind, refusal));
+    };
+    let connection = Connection {
+        source: asked.source.as_ref(),
+        source_ip: asked.client.ip(),
+        destination_ip: asked.target.ip(),
+        destination_port: asked.target.port(),
+    };
+    match state.authorize(workload, &connection) {
+        Verdict::Allow(_) => Ok(workload),
+        Verdict::Deny(reason) => {
+            let refusal = Refusal {
+                flags: "DENY",
+                reason: deny_reason(&reason),
+                text: reason.to_string(),
+            };
+            Err((
+                StatusCode::UNAUTHORIZED,
+                ErrorType::HttpRequestDenied,
+                refusal,
+            ))
         }
     }
 }

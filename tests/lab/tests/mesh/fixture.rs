@@ -70,6 +70,53 @@ pub(crate) fn serve(pod: &Pod, port: u16, behaviour: Behaviour) -> Result<Peer> 
     Peer::serve(listener, behaviour)
 }
 
+/// An application whose queue is full: who dials it is neither taken nor refused until it is served.
+pub(crate) struct Busy {
+    port: u16,
+    listener: TcpListener,
+    _queued: TcpStream,
+}
+
+impl Busy {
+    /// Listens on all addresses of a pod.
+    pub(crate) fn new(pod: &Pod, port: u16) -> Result<Self> {
+        pod.run(|| {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_only_v6(false)?;
+            socket.bind(&at(std::net::Ipv6Addr::UNSPECIFIED, port).into())?;
+            socket.listen(0)?;
+            Ok(Self {
+                port,
+                listener: socket.into(),
+                // The queue of a backlog of 0 takes one.
+                _queued: TcpStream::connect_timeout(&at([127, 0, 0, 1], port), CALL)?,
+            })
+        })?
+    }
+
+    /// Waits until a socket of the pod has sent the application so many SYNs over IPv4 again.
+    pub(crate) fn wait_dialled(&self, from: &Pod, again: u32) -> Result<()> {
+        // Remote address and state SYN_SENT, as proc(5) writes them; the third field after them counts.
+        let wanted = format!(":{:04X} 02 ", self.port);
+        testkit::eventually("the application is dialled", 4 * APPLIES, || {
+            let sockets = from.run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
+            let socket = sockets.lines().find_map(|line| line.split_once(&wanted));
+            let (_, rest) = socket.with_context(|| sockets.clone())?;
+            let sent = rest.split(' ').nth(2).context("no such field")?;
+            ensure!(
+                u32::from_str_radix(sent, 16)? >= again,
+                "{sent} times again"
+            );
+            Ok(())
+        })
+    }
+
+    /// Takes what is in the queue and what comes.
+    pub(crate) fn serve(self) -> Result<Peer> {
+        Peer::serve(self.listener, Behaviour::Echo)
+    }
+}
+
 /// Opens a connection from a pod; its reads end after [`CALL`].
 pub(crate) fn connect(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
     let stream = from.run(|| TcpStream::connect_timeout(&to, CALL))?;

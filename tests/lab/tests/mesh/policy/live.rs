@@ -8,7 +8,9 @@ use lab::Pod;
 use tests_lab::turn;
 
 use super::town::{Town, town};
-use crate::fixture::{APPLIES, Ended, at, call, connect, exchange, refused_call, wait_refusal};
+use crate::fixture::{
+    APPLIES, Busy, Ended, at, call, connect, exchange, refused_call, wait_configured, wait_refusal,
+};
 
 fn open(from: &Pod, to: &Pod) -> Result<TcpStream> {
     let stream = connect(from, at(to.v4()?, 8080))?;
@@ -111,6 +113,33 @@ fn strict_cuts_open_plain_text_connections_and_no_tunnelled_ones() -> Result<()>
     }
     assert_eq!(exchange(&tunnelled, b"and still"), Ended::Answered);
     town.clear()
+}
+
+/// A connection that is being made while the policy changes is one of those that the change is about.
+#[test]
+fn a_connection_that_is_allowed_but_not_made_yet_is_asked_about_again() -> Result<()> {
+    let _turn = turn()?;
+    let town = town()?;
+    for (client, policy, marker) in [
+        (&town.teller, DENY_BANK, "shop/not-the-bank"),
+        (&town.stranger, STRICT, "istio_converted_static_strict"),
+    ] {
+        let busy = Busy::new(&town.server, 8085)?;
+        let waiting = {
+            let (client, to) = (client.clone(), at(town.server.v4()?, 8085));
+            std::thread::spawn(move || call(&client, to))
+        };
+        // Admitted: the agent's own connection to the application is under way.
+        busy.wait_dialled(&town.server, 0)?;
+        town.lab.apply("policies.yaml", policy)?;
+        wait_configured(town.lab, "n2", marker, true)?;
+        let peer = busy.serve()?;
+        let ended = waiting.join().unwrap()?;
+        assert_eq!(ended, Ended::Refused, "{}", client.key());
+        drop(peer);
+        town.clear()?;
+    }
+    Ok(())
 }
 
 /// A selector that begins to match is a change too, and so is one that ends to.
