@@ -46,9 +46,15 @@ pub const HBONE_PORT: u16 = 15008;
 /// Interface index of `lo`, the same in every network namespace.
 pub const LOOPBACK_IFINDEX: u32 = 1;
 
-/// How long after its SYN a kubelet probe or a direct connection is still recognised, in nanoseconds. Covers the SYN and
+/// How long after its SYN a kubelet probe is still recognised, in nanoseconds. Covers the SYN and
 /// two retransmissions of it (1 s and 2 s later); a source port is not reused that soon.
 pub const PROBE_WINDOW_NS: u64 = 4_000_000_000;
+
+/// How long after its first SYN a direct connection that nobody has accepted is still recognised, in
+/// nanoseconds. Covers every retransmission that the kernel sends by default (`tcp_syn_retries` 6:
+/// 127 s): a server with a full queue takes a later one. A note ends with the client's socket, so this
+/// counts only where that was missed.
+pub const FLOW_WINDOW_NS: u64 = 130_000_000_000;
 
 /// Names of the pinned maps, as declared in the kernel half.
 pub mod maps {

@@ -2,7 +2,8 @@
 //!
 //! When the source port is chosen and before the SYN leaves, the connection is noted in `FLOWS`:
 //! the server's `sk_lookup` takes only connections that are noted there, so that a packet with a
-//! forged source address proves nothing. Opening and end are told to the agent.
+//! forged source address proves nothing. The note goes when the connection is accepted, and with the
+//! client's socket at the latest. Opening and end are told to the agent.
 
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
@@ -22,11 +23,12 @@ use crate::{
 };
 
 const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 4;
+const BPF_TCP_SYN_SENT: u32 = 2;
 const BPF_ANY: u64 = 0;
 const SOL_TCP: i32 = 6;
 const TCP_CONGESTION: i32 = 13;
 
-/// Notes the connection before its SYN leaves.
+/// Notes the connection before its SYN leaves, and asks to be called at its end.
 #[inline(always)]
 pub fn on_connect(ctx: &SockOpsContext) {
     let Some(socket) = stored(ctx) else {
@@ -43,25 +45,28 @@ pub fn on_connect(ctx: &SockOpsContext) {
     if FLOWS.insert(&flow, note, BPF_ANY).is_err() {
         count(Reason::FlowLost);
     }
-}
-
-/// Tells of an established connection, and asks to be called at its end. One that is never
-/// established needs neither: its note is worth nothing after a few seconds.
-#[inline(always)]
-pub fn on_established(ctx: &SockOpsContext) {
-    let Some(socket) = stored(ctx) else {
-        return;
-    };
     if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG).is_err() {
         count(Reason::EventLost);
     }
-    tell_of(ctx, &socket, EventKind::Opened);
 }
 
-/// Tells of the end of a connection.
+/// Tells of an established connection.
+#[inline(always)]
+pub fn on_established(ctx: &SockOpsContext) {
+    if let Some(socket) = stored(ctx) {
+        tell_of(ctx, &socket, EventKind::Opened);
+    }
+}
+
+/// Takes the note of a connection that nobody accepted, and tells of the end of one that was established.
 #[inline(always)]
 pub fn on_close(ctx: &SockOpsContext) {
-    if let Some(socket) = stored(ctx) {
+    let Some(socket) = stored(ctx) else {
+        return;
+    };
+    // That there is none (any more) is as good.
+    let _taken = FLOWS.remove(&flow(ctx)).is_ok();
+    if ctx.arg(0) != BPF_TCP_SYN_SENT {
         tell_of(ctx, &socket, EventKind::Closed);
     }
 }

@@ -7,8 +7,8 @@
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
 use abi::{
-    Addr, DirectVerdict, Flow, LOOPBACK_IFINDEX, ListenerKey, ListenerKind, OWN_ADDRESS,
-    PROBE_WINDOW_NS, PodAddr, PortKey, Reason,
+    Addr, DirectVerdict, FLOW_WINDOW_NS, Flow, LOOPBACK_IFINDEX, ListenerKey, ListenerKind,
+    OWN_ADDRESS, PROBE_WINDOW_NS, PodAddr, PortKey, Reason,
 };
 use aya_ebpf::{bindings::bpf_sk_lookup, helpers::bpf_ktime_get_ns, programs::SkLookupContext};
 
@@ -53,14 +53,14 @@ impl Facts for Context {
     fn probe(&self) -> bool {
         // SAFETY: the value is copied out at once; it is one double word.
         let seen = unsafe { PROBES.get(&self.flow()) }.copied();
-        seen.is_some_and(is_recent)
+        seen.is_some_and(|time| is_within(time, PROBE_WINDOW_NS))
     }
 
     #[inline(always)]
     fn direct(&self) -> Option<DirectVerdict> {
         // SAFETY: the value is copied out at once; the note is written whole before the SYN leaves.
         let note = unsafe { FLOWS.get(&self.flow()) }.copied()?;
-        if note.destination != self.pod || !is_recent(note.time) {
+        if note.destination != self.pod || !is_within(note.time, FLOW_WINDOW_NS) {
             return None;
         }
         Some(verdict(note.source, self.pod, self.connection.local_port))
@@ -92,10 +92,11 @@ impl Context {
 }
 
 #[inline(always)]
-fn is_recent(time: u64) -> bool {
+fn is_within(time: u64, window: u64) -> bool {
     // SAFETY: the helper takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
-    now.wrapping_sub(time) < PROBE_WINDOW_NS
+    // Another processor's clock may be a little ahead.
+    now < time.wrapping_add(window)
 }
 
 /// The body of the program for the pod numbered `pod`.

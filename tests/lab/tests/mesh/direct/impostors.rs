@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tests_lab::syn;
 
 use super::hamlet::{Hamlet, PORT, hamlet};
-use crate::fixture::{APPLIES, CALL, Ended, at, exchange};
+use crate::fixture::{APPLIES, Busy, CALL, Ended, at, exchange};
 
 /// How often a SYN with this source is taken for a direct connection of its owner, and how often for
 /// plain text of nobody.
@@ -73,5 +73,26 @@ fn the_note_of_a_connection_serves_that_connection_only() -> Result<()> {
         })??;
         assert_eq!(taken(&hamlet, source, to)?, (0.0, 1.0), "{source}");
     }
+    Ok(())
+}
+
+/// A socket that has given up takes its note with it, though nobody has accepted its connection.
+#[test]
+fn the_note_of_a_connection_that_was_given_up_serves_nobody() -> Result<()> {
+    let hamlet = hamlet()?;
+    let echo = hamlet.pod("green/echo")?;
+    hamlet.wait_direct(&hamlet.client, at(echo.v4()?, PORT))?;
+    let (busy, to) = (Busy::new(&echo, 8086)?, at(echo.v4()?, 8086));
+    let own = hamlet.client.v4()?;
+    let source = hamlet.client.run(|| -> Result<SocketAddr> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        socket.bind(&at(own, 0).into())?;
+        socket.set_nonblocking(true)?;
+        let begun = socket.connect(&to.into());
+        ensure!(begun.is_err(), "the queue was not full");
+        socket.local_addr()?.as_socket().context("no address")
+    })??;
+    assert_eq!(taken(&hamlet, source, to)?, (0.0, 1.0), "{source}");
+    drop(busy);
     Ok(())
 }

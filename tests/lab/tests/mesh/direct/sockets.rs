@@ -12,7 +12,7 @@ use lab::{AgentOptions, Lab, Pod};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::hamlet::{Hamlet, PORT, SERVERS, any_vip, hamlet, near_vip, who_answers};
-use crate::fixture::{APPLIES, CALL, at};
+use crate::fixture::{APPLIES, Busy, CALL, Ended, at, exchange, wait_configured};
 
 /// An IPv6 socket may dial an IPv4 address.
 fn mapped(to: SocketAddr) -> SocketAddr {
@@ -53,6 +53,36 @@ fn the_application_sees_the_address_that_it_dialled() -> Result<()> {
     assert_eq!(seen, Some(to));
     Ok(())
 }
+
+/// A SYN that the kernel sends again is proved by the same socket, however late it is.
+#[test]
+fn a_server_with_a_full_queue_takes_a_direct_connection_later() -> Result<()> {
+    let hamlet = hamlet()?;
+    let echo = hamlet.pod("green/echo")?;
+    hamlet.wait_direct(&hamlet.client, at(echo.v4()?, PORT))?;
+    hamlet.policies(STRICT)?;
+    wait_configured(&hamlet, "n1", "istio_converted_static_strict", true)?;
+    let (busy, to) = (Busy::new(&echo, 8085)?, at(echo.v4()?, 8085));
+    let calling = {
+        let client = hamlet.client.clone();
+        std::thread::spawn(move || -> Result<Ended> {
+            let stream =
+                client.run(|| std::net::TcpStream::connect_timeout(&to, 6 * APPLIES))??;
+            Ok(exchange(&stream, b"at last"))
+        })
+    };
+    busy.wait_dialled(&hamlet.client, 5)?;
+    let _peer = busy.serve()?;
+    assert_eq!(calling.join().unwrap()?, Ended::Answered);
+    hamlet.clear()
+}
+
+const STRICT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: green}
+spec: {mtls: {mode: STRICT}}
+";
 
 /// connect(2) with `AF_UNSPEC` ends a connection and keeps the socket.
 fn disconnect(socket: &Socket) -> Result<()> {
