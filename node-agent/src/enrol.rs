@@ -10,10 +10,11 @@ mod capture;
 mod charge;
 mod entry;
 mod saved;
+mod tell;
+mod terms;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -22,8 +23,6 @@ use std::{
 };
 
 use abi::PodState;
-use model::{Identity, WorkloadUid};
-use serde::Serialize;
 use tls::SvidStore;
 use tokio::sync::{oneshot, watch};
 
@@ -37,106 +36,9 @@ use crate::{
 };
 use entry::{Entry, Phase};
 use saved::Saved;
-
-/// What the controller wants of a pod of this node.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Wanted {
-    /// Its name in the workload API.
-    pub workload: WorkloadUid,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// Who it is.
-    pub identity: Identity,
-    /// Whether it is to be captured.
-    pub capture: bool,
-    /// Why, naming object and label.
-    pub reason: String,
-}
-
-/// What is wanted of all pods of this node.
-pub type WantedPods = BTreeMap<PodName, Wanted>;
-
-/// How long enrolment waits, how often it looks.
-#[derive(Clone, Debug)]
-pub struct EnrolConfig {
-    /// Where sandboxes are kept over a restart of the agent; a tmpfs, so that a reboot forgets them.
-    pub runtime_dir: PathBuf,
-    /// A running pod is captured without certificate after this long: it is then refused by peers
-    /// instead of left out.
-    pub certificate_wait: Duration,
-    /// Between the moment a leaving pod's peers are told and the moment its tunnels end.
-    pub release_wait: Duration,
-    /// How long captured connections of a leaving pod may go on.
-    pub drain_deadline: Duration,
-    /// How often the kernel is compared with what should be.
-    pub audit_interval: Duration,
-    /// Whether the configuration knows every pod that the kernel holds captured.
-    pub known: runtime::admin::Condition,
-}
-
-/// Answer to the CNI.
-#[derive(Clone, Debug, Serialize)]
-pub struct Added {
-    /// `captured` or `exempt`.
-    pub capture: &'static str,
-    /// Why.
-    pub reason: String,
-}
-
-/// One line of the list of pods.
-#[derive(Clone, Debug, Serialize)]
-pub struct Listed {
-    /// The pod.
-    #[serde(flatten)]
-    pub pod: PodName,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// Number in the kernel's maps.
-    pub pod_id: u32,
-    /// Cookie of its network namespace.
-    pub netns_cookie: u64,
-    /// `captured`, `exempt`, `pending`, `failed` or `releasing`.
-    pub state: &'static str,
-    /// Why.
-    pub reason: String,
-    /// Connections that the agent carries for it now.
-    pub connections: usize,
-}
-
-/// What the enrolment thread is asked.
-pub enum Command {
-    /// A sandbox exists; answer when the pod may start.
-    Add(Sandbox, oneshot::Sender<Result<Added, String>>),
-    /// A sandbox goes away.
-    Delete(PodName, String, oneshot::Sender<()>),
-    /// What is wanted has changed.
-    Wanted(Arc<WantedPods>),
-    /// Which pods there are.
-    List(oneshot::Sender<Vec<Listed>>),
-    /// The application refused a connection on a port that was said to listen.
-    Relisten(u32),
-    /// The predecessor writes no more: take its pods over. Answered when all of them are ours, or
-    /// with what is in the way.
-    TakeCharge(oneshot::Sender<Result<(), String>>),
-    /// Write nothing more until told otherwise; answered when that holds.
-    Pause(oneshot::Sender<()>),
-    /// The successor has given up: make everything ours again.
-    Resume,
-    /// End the thread; captured pods stay captured.
-    Stop,
-}
-
-/// Talks to the enrolment thread.
-#[derive(Clone)]
-pub struct EnrolHandle(mpsc::Sender<Command>);
-
-impl EnrolHandle {
-    /// Sends a command. A thread that has ended drops it, and with it the answer's sender.
-    pub fn send(&self, command: Command) {
-        // The agent is stopping; whoever waits for an answer sees the channel closed.
-        drop(self.0.send(command));
-    }
-}
+pub use terms::{
+    Added, Awaited, Command, Ends, EnrolConfig, EnrolHandle, Listed, Parts, Wanted, WantedPods,
+};
 
 /// Whose the kernel's maps and the pods' namespaces are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,36 +49,6 @@ enum Mode {
     InCharge,
     /// A successor's, unless it gives up.
     Paused,
-}
-
-/// What an agent that is not in charge still needs before it can be; none while it is not known what
-/// is wanted.
-pub type Awaited = Option<Vec<String>>;
-
-/// What enrolment works with.
-pub struct Parts {
-    /// The kernel half.
-    pub kernel: Arc<Kernel>,
-    /// Who carries connections.
-    pub workers: Vec<WorkerHandle>,
-    /// Certificates of the pods.
-    pub certs: Arc<SvidStore>,
-    /// Times and places.
-    pub config: EnrolConfig,
-    /// What is counted.
-    pub metrics: EnrolmentMetrics,
-    /// The same-node path.
-    pub direct: DirectHandle,
-}
-
-/// How the rest of the agent talks to the enrolment thread and hears of it.
-pub struct Ends {
-    /// Takes commands.
-    pub handle: EnrolHandle,
-    /// The pods that the controller shall hear of; none before they are known.
-    pub captured: watch::Receiver<Option<BTreeSet<String>>>,
-    /// What has to be there before another agent can be succeeded.
-    pub awaited: watch::Receiver<Awaited>,
 }
 
 /// The enrolment thread's state.
@@ -370,48 +242,6 @@ impl Enroller {
         Ok(())
     }
 
-    /// Reads which sandboxes an earlier agent knew, and takes on those that are new. False if that
-    /// cannot be known: then nothing may be taken for gone.
-    fn load_saved(&mut self) -> bool {
-        let Some(saved) = saved::load(&self.config.runtime_dir) else {
-            return false;
-        };
-        let known: BTreeMap<&PodName, &Sandbox> = saved
-            .iter()
-            .map(|saved| (&saved.sandbox.pod, &saved.sandbox))
-            .collect();
-        self.entries
-            .retain(|name, entry| known.get(name) == Some(&&entry.sandbox));
-        for Saved { sandbox, captured } in saved {
-            let name = sandbox.pod.clone();
-            if !self.entries.contains_key(&name)
-                && let Err(error) = self.insert(sandbox, false)
-            {
-                tracing::debug!(pod = %name, error, "a pod of the earlier agent is gone");
-            }
-            if let Some(entry) = self.entries.get_mut(&name) {
-                entry.held = captured;
-            }
-        }
-        true
-    }
-
-    /// Removes kernel entries of namespaces that no sandbox is known for: their pods are gone.
-    fn drop_unknown_to_us(&self) {
-        let ours: BTreeSet<u64> = self
-            .entries
-            .values()
-            .map(|entry| entry.netns.cookie())
-            .collect();
-        for (cookie, (id, _)) in self.kernel.pods() {
-            if !ours.contains(&cookie) {
-                capture::detach(&self.kernel, id);
-                self.kernel.forget_pod(id);
-                self.kernel.remove_pod(cookie);
-            }
-        }
-    }
-
     /// One comparison of wanted and real, and the steps that follow.
     fn pass(&mut self) {
         self.find_running();
@@ -476,132 +306,6 @@ impl Enroller {
                 tracing::debug!(pod = %name, error, "a running pod cannot be entered");
             }
         }
-    }
-
-    fn publish(&mut self) {
-        self.tell_captured();
-        self.tell_direct();
-        let unknown = self.unknown();
-        self.config.known.set(unknown == 0);
-        let missing = self.wanted.as_ref().map_or(0, |wanted| {
-            wanted
-                .iter()
-                .filter(|(name, wish)| {
-                    wish.capture
-                        && self
-                            .entries
-                            .get(*name)
-                            .is_none_or(|e| e.phase != Phase::Captured)
-                })
-                .count()
-        });
-        self.metrics
-            .missing
-            .set(i64::try_from(missing + unknown).unwrap_or(i64::MAX));
-        let captured = self
-            .entries
-            .values()
-            .filter(|entry| entry.phase == Phase::Captured);
-        self.metrics
-            .captured
-            .set(i64::try_from(captured.count()).unwrap_or(i64::MAX));
-        let unguarded = self
-            .entries
-            .values()
-            .filter(|entry| entry.phase == Phase::Captured && !entry.guarded)
-            .count();
-        self.metrics
-            .unguarded
-            .set(i64::try_from(unguarded).unwrap_or(i64::MAX));
-        self.store();
-    }
-
-    /// Keeps which pods there are for a successor.
-    fn store(&mut self) {
-        let now: Vec<Saved> = self
-            .entries
-            .values()
-            .map(|entry| Saved {
-                sandbox: entry.sandbox.clone(),
-                captured: entry.phase == Phase::Captured || entry.held,
-            })
-            .collect();
-        if self.stored != now {
-            saved::store(&self.config.runtime_dir, &now);
-            self.stored = now;
-        }
-    }
-
-    /// How many pods an earlier agent had captured of which the configuration knows nothing: the kernel
-    /// refuses them, and nobody carries their connections.
-    fn unknown(&self) -> usize {
-        let wanted = self.wanted.as_ref();
-        let is_known = |name: &PodName| wanted.is_some_and(|pods| pods.contains_key(name));
-        let mut left = self
-            .entries
-            .iter()
-            .filter(|(name, entry)| entry.phase == Phase::Unknown && !is_known(name))
-            .peekable();
-        if left.peek().is_none() {
-            return 0;
-        }
-        let kernel = self.kernel.pods();
-        let state = |entry: &Entry| kernel.get(&entry.netns.cookie()).map(|(_, state)| *state);
-        left.filter(|(_, entry)| state(entry) == Some(PodState::Captured))
-            .count()
-    }
-
-    /// What the controller hears: pods whose capture is complete, and those of an earlier agent that
-    /// the kernel holds captured while this one adopts them. Nothing is said before it is known what
-    /// is wanted: peers of a pod that is not named speak to it in the clear.
-    fn tell_captured(&self) {
-        let Some(wanted) = &self.wanted else { return };
-        let kernel = self.kernel.pods();
-        let is_captured = |entry: &Entry| match entry.phase {
-            Phase::Captured => true,
-            Phase::Unknown | Phase::Failed(_) => {
-                let state = kernel.get(&entry.netns.cookie()).map(|(_, state)| *state);
-                entry.held || state == Some(PodState::Captured)
-            }
-            Phase::Exempt | Phase::Releasing(..) => false,
-        };
-        let captured: BTreeSet<String> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| is_captured(entry))
-            .filter_map(|(name, entry)| {
-                let own = entry.pod.as_ref().map(|pod| &pod.workload);
-                let workload = own.or_else(|| wanted.get(name).map(|wish| &wish.workload));
-                workload.map(ToString::to_string)
-            })
-            .collect();
-        self.captured.send_if_modified(|current| {
-            let changed = current.as_ref() != Some(&captured);
-            if changed {
-                *current = Some(captured);
-            }
-            changed
-        });
-    }
-
-    fn tell_direct(&mut self) {
-        let (captured, others): (Vec<&Entry>, Vec<&Entry>) = self
-            .entries
-            .values()
-            .partition(|entry| entry.phase == Phase::Captured);
-        let ids = captured.iter().chain(&others).map(|entry| entry.id);
-        let told: Vec<u32> = ids
-            .chain([u32::try_from(captured.len()).unwrap_or(u32::MAX)])
-            .collect();
-        if self.told == told {
-            return;
-        }
-        let pods = captured.iter().filter_map(|entry| entry.pod.clone());
-        let addresses = others
-            .iter()
-            .flat_map(|entry| entry.sandbox.ips.iter().copied());
-        self.direct.pods(pods.collect(), addresses.collect());
-        self.told = told;
     }
 
     fn relisten(&self, id: u32) {

@@ -132,7 +132,7 @@ impl Enroller {
         for entry in entries.values_mut() {
             capture::engage_again(&context, entry);
         }
-        saved::store(&self.config.runtime_dir, &self.stored);
+        saved::write(&self.config.runtime_dir, &self.stored);
         self.direct.charge(Inherit::Tables);
         self.catch_up();
     }

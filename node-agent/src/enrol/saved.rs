@@ -1,10 +1,14 @@
 //! The sandboxes of this node, kept for the next agent.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::pod::Sandbox;
+use super::{Enroller, capture, entry::Phase};
+use crate::pod::{PodName, Sandbox};
 
 /// A sandbox, and whether its pod was captured. An agent with another ABI cannot ask the kernel's
 /// maps of the earlier one.
@@ -41,7 +45,7 @@ pub(super) fn exists(dir: &Path) -> bool {
 }
 
 /// Keeps the sandboxes.
-pub(super) fn store(dir: &Path, sandboxes: &[Saved]) {
+pub(super) fn write(dir: &Path, sandboxes: &[Saved]) {
     let result = serde_json::to_vec_pretty(sandboxes)
         .map_err(|e| e.to_string())
         .and_then(|bytes| {
@@ -49,6 +53,66 @@ pub(super) fn store(dir: &Path, sandboxes: &[Saved]) {
         });
     if let Err(error) = result {
         tracing::error!(dir = %dir.display(), error, "cannot keep the sandboxes for the next agent");
+    }
+}
+
+impl Enroller {
+    /// Reads which sandboxes an earlier agent knew, and takes on those that are new. False if that
+    /// cannot be known: then nothing may be taken for gone.
+    pub(super) fn load_saved(&mut self) -> bool {
+        let Some(saved) = load(&self.config.runtime_dir) else {
+            return false;
+        };
+        let known: BTreeMap<&PodName, &Sandbox> = saved
+            .iter()
+            .map(|saved| (&saved.sandbox.pod, &saved.sandbox))
+            .collect();
+        self.entries
+            .retain(|name, entry| known.get(name) == Some(&&entry.sandbox));
+        for Saved { sandbox, captured } in saved {
+            let name = sandbox.pod.clone();
+            if !self.entries.contains_key(&name)
+                && let Err(error) = self.insert(sandbox, false)
+            {
+                tracing::debug!(pod = %name, error, "a pod of the earlier agent is gone");
+            }
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.held = captured;
+            }
+        }
+        true
+    }
+
+    /// Removes kernel entries of namespaces that no sandbox is known for: their pods are gone.
+    pub(super) fn drop_unknown_to_us(&self) {
+        let ours: BTreeSet<u64> = self
+            .entries
+            .values()
+            .map(|entry| entry.netns.cookie())
+            .collect();
+        for (cookie, (id, _)) in self.kernel.pods() {
+            if !ours.contains(&cookie) {
+                capture::detach(&self.kernel, id);
+                self.kernel.forget_pod(id);
+                self.kernel.remove_pod(cookie);
+            }
+        }
+    }
+
+    /// Keeps which pods there are for a successor.
+    pub(super) fn store(&mut self) {
+        let now: Vec<Saved> = self
+            .entries
+            .values()
+            .map(|entry| Saved {
+                sandbox: entry.sandbox.clone(),
+                captured: entry.phase == Phase::Captured || entry.held,
+            })
+            .collect();
+        if self.stored != now {
+            write(&self.config.runtime_dir, &now);
+            self.stored = now;
+        }
     }
 }
 
@@ -64,7 +128,7 @@ mod tests {
             std::fs::write(file(dir.path()), text).unwrap();
             assert_eq!(load(dir.path()), None, "{text:?}");
         }
-        store(dir.path(), &[]);
+        write(dir.path(), &[]);
         assert_eq!(load(dir.path()), Some(Vec::new()));
     }
 }

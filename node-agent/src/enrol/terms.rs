@@ -1,0 +1,150 @@
+//! What enrolment is told and asked, and what it says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use model::{Identity, WorkloadUid};
+use serde::Serialize;
+use tls::SvidStore;
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    bpf::Kernel,
+    direct::DirectHandle,
+    metrics::EnrolmentMetrics,
+    pod::{PodName, Sandbox},
+    worker::WorkerHandle,
+};
+
+/// What the controller wants of a pod of this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    /// Its name in the workload API.
+    pub workload: WorkloadUid,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Who it is.
+    pub identity: Identity,
+    /// Whether it is to be captured.
+    pub capture: bool,
+    /// Why, naming object and label.
+    pub reason: String,
+}
+
+/// What is wanted of all pods of this node.
+pub type WantedPods = BTreeMap<PodName, Wanted>;
+
+/// How long enrolment waits, how often it looks.
+#[derive(Clone, Debug)]
+pub struct EnrolConfig {
+    /// Where sandboxes are kept over a restart of the agent; a tmpfs, so that a reboot forgets them.
+    pub runtime_dir: PathBuf,
+    /// A running pod is captured without certificate after this long: it is then refused by peers
+    /// instead of left out.
+    pub certificate_wait: Duration,
+    /// Between the moment a leaving pod's peers are told and the moment its tunnels end.
+    pub release_wait: Duration,
+    /// How long captured connections of a leaving pod may go on.
+    pub drain_deadline: Duration,
+    /// How often the kernel is compared with what should be.
+    pub audit_interval: Duration,
+    /// Whether the configuration knows every pod that the kernel holds captured.
+    pub known: runtime::admin::Condition,
+}
+
+/// Answer to the CNI.
+#[derive(Clone, Debug, Serialize)]
+pub struct Added {
+    /// `captured` or `exempt`.
+    pub capture: &'static str,
+    /// Why.
+    pub reason: String,
+}
+
+/// One line of the list of pods.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// The pod.
+    #[serde(flatten)]
+    pub pod: PodName,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Number in the kernel's maps.
+    pub pod_id: u32,
+    /// Cookie of its network namespace.
+    pub netns_cookie: u64,
+    /// `captured`, `exempt`, `pending`, `failed` or `releasing`.
+    pub state: &'static str,
+    /// Why.
+    pub reason: String,
+    /// Connections that the agent carries for it now.
+    pub connections: usize,
+}
+
+/// What the enrolment thread is asked.
+pub enum Command {
+    /// A sandbox exists; answer when the pod may start.
+    Add(Sandbox, oneshot::Sender<Result<Added, String>>),
+    /// A sandbox goes away.
+    Delete(PodName, String, oneshot::Sender<()>),
+    /// What is wanted has changed.
+    Wanted(Arc<WantedPods>),
+    /// Which pods there are.
+    List(oneshot::Sender<Vec<Listed>>),
+    /// The application refused a connection on a port that was said to listen.
+    Relisten(u32),
+    /// The predecessor writes no more: take its pods over. Answered when all of them are ours, or
+    /// with what is in the way.
+    TakeCharge(oneshot::Sender<Result<(), String>>),
+    /// Write nothing more until told otherwise; answered when that holds.
+    Pause(oneshot::Sender<()>),
+    /// The successor has given up: make everything ours again.
+    Resume,
+    /// End the thread; captured pods stay captured.
+    Stop,
+}
+
+/// Talks to the enrolment thread.
+#[derive(Clone)]
+pub struct EnrolHandle(pub(super) mpsc::Sender<Command>);
+
+impl EnrolHandle {
+    /// Sends a command. A thread that has ended drops it, and with it the answer's sender.
+    pub fn send(&self, command: Command) {
+        // The agent is stopping; whoever waits for an answer sees the channel closed.
+        drop(self.0.send(command));
+    }
+}
+/// What an agent that is not in charge still needs before it can be; none while it is not known what
+/// is wanted.
+pub type Awaited = Option<Vec<String>>;
+
+/// What enrolment works with.
+pub struct Parts {
+    /// The kernel half.
+    pub kernel: Arc<Kernel>,
+    /// Who carries connections.
+    pub workers: Vec<WorkerHandle>,
+    /// Certificates of the pods.
+    pub certs: Arc<SvidStore>,
+    /// Times and places.
+    pub config: EnrolConfig,
+    /// What is counted.
+    pub metrics: EnrolmentMetrics,
+    /// The same-node path.
+    pub direct: DirectHandle,
+}
+
+/// How the rest of the agent talks to the enrolment thread and hears of it.
+pub struct Ends {
+    /// Takes commands.
+    pub handle: EnrolHandle,
+    /// The pods that the controller shall hear of; none before they are known.
+    pub captured: watch::Receiver<Option<BTreeSet<String>>>,
+    /// What has to be there before another agent can be succeeded.
+    pub awaited: watch::Receiver<Awaited>,
+}
