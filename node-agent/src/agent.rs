@@ -1,65 +1,55 @@
 //! Wires the agent together: the control thread (configuration, certificates, CNI, admin pages), the
 //! enrolment thread and the workers.
 
+mod follow;
+mod setup;
+
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
-use proto::{agent::NodeReport, type_url};
 use runtime::{
-    admin::{Condition, Exposure, Readiness, Server},
+    admin::{Exposure, Readiness, Server},
     drain::Drain,
     metrics::Metrics,
     signals::{Stop, StopSignals},
 };
-use tls::{RotationPolicy, SvidStore, persist::PrivateDir};
+use tls::SvidStore;
 use tokio::{
     net::UnixListener,
     sync::{oneshot, watch},
     task::LocalSet,
 };
-use xds_client::{
-    CaClient, Client, Controller, Flusher, Handler, NodeClient, NodeInfo, RawResource, Rejection,
-    Status,
-};
+use xds_client::{Client, Controller, NodeClient, Status};
 
 use crate::{
     admin,
-    bpf::{Kernel, MapSizes, Place},
+    bpf::Kernel,
     budget::{self, Budget},
     cgroup, cni,
     config::{LogFormat, RunArgs},
     direct::{Direct, DirectHandle},
-    enrol::{Awaited, Command, EnrolConfig, EnrolHandle, Enroller, Parts},
-    mesh::{Mesh, Resource, Writer},
+    enrol::{Awaited, Command, EnrolHandle, Enroller, Parts},
+    mesh::{Mesh, Writer},
     metrics::{ConnectionMetrics, EnrolmentMetrics, register_kernel},
     netns,
     record::{Recorder, Refusals},
     succession::{self, Lock, Office, Predecessor, Stage, Who},
     worker::{Cause, Drained, Shared, WorkerHandle},
 };
+use follow::{
+    ToMesh, follow_configuration, follow_policy, follow_readiness, follow_wanted, report_captured,
+    until,
+};
+use setup::{
+    certificates, client_config, enrol_config, place, raise_descriptor_limit, worker_count,
+};
 
-/// Lifetime asked of the CA; it may give less.
-const CERTIFICATE_TTL: Duration = Duration::from_hours(24);
-/// Policy changes that come together are applied to live connections together.
-const REAUTHORIZE_AFTER: Duration = Duration::from_millis(5);
-/// The controller is told again this often, should it have lost what it was told.
-const REPORT_EVERY: Duration = Duration::from_secs(30);
-const REPORT_RETRY: Duration = Duration::from_millis(500);
-/// A controller that is back is found again within this time.
-const RECONNECT_AT_MOST: Duration = Duration::from_secs(5);
-/// A successor that does not hear of the controller for this long works with the last good configuration.
-const CONTROLLER_WAIT: Duration = Duration::from_secs(5);
 /// Answers that are being given when an agent ends may take this long.
 const ADMIN_ENDS_WITHIN: Duration = Duration::from_secs(2);
-/// Connections need descriptors: the limit is raised to what the kernel allows.
-const DESCRIPTORS: u64 = 1 << 20;
 
 /// Runs until SIGTERM or SIGINT, then drains.
 ///
@@ -436,230 +426,4 @@ fn rebind_cni(desk: &cni::Desk) {
             tracing::error!(%error, path = %desk.path.display(), "cannot listen for the CNI again");
         }
     }
-}
-
-fn certificates(controller: &Controller, runtime_dir: &Path) -> anyhow::Result<SvidStore> {
-    let source = CaClient::new(controller.clone(), CERTIFICATE_TTL);
-    let keys = PrivateDir::open(runtime_dir.join("keys")).context("--runtime-dir")?;
-    Ok(
-        SvidStore::builder(Arc::new(source), RotationPolicy::default())
-            .directory(keys)
-            .build(),
-    )
-}
-
-fn worker_count(args: &RunArgs) -> usize {
-    match args.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        count => count,
-    }
-}
-
-fn place(args: &RunArgs, workers: usize) -> anyhow::Result<Place> {
-    Ok(Place {
-        bpf_dir: args.bpf_dir.clone(),
-        version: args.abi_version,
-        cgroup_root: args.cgroup_root.clone(),
-        kubelet_cgroup: args.kubelet_cgroup.clone(),
-        sizes: MapSizes {
-            pods: args.max_pods,
-            workers: u32::try_from(workers)?,
-            listening: args.max_listening_ports,
-            service_ports: args.max_service_ports,
-            service_slots: args.max_service_slots,
-            verdicts: args.max_verdicts,
-            flows: args.max_direct_flows,
-        },
-        config: abi::NodeConfig {
-            workers: u32::try_from(workers)?,
-            // Until it is known what the mesh says, nothing goes directly.
-            flags: 0,
-        },
-    })
-}
-
-fn enrol_config(args: &RunArgs, known: Condition) -> EnrolConfig {
-    EnrolConfig {
-        runtime_dir: args.runtime_dir.clone(),
-        certificate_wait: args.certificate_wait,
-        release_wait: args.release_wait,
-        drain_deadline: args.drain_deadline,
-        audit_interval: args.audit_interval,
-        known,
-    }
-}
-
-fn client_config(args: &RunArgs, controller: Controller) -> xds_client::Config {
-    let node = NodeInfo {
-        node: args.node.clone(),
-        ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        pod: format!("node-agent-{}", args.node),
-        namespace: "keelson-system".to_owned(),
-        cluster_domain: "cluster.local".to_owned(),
-        metadata: std::collections::BTreeMap::new(),
-    };
-    let types = [
-        type_url::AUTHORIZATION,
-        type_url::ADDRESS,
-        type_url::NODE_POD,
-    ]
-    .map(str::to_owned);
-    let mut config = xds_client::Config::new(controller, node, types.to_vec());
-    config.backoff.max = RECONNECT_AT_MOST;
-    config.snapshot = Some(args.state_dir.join("configuration.snapshot"));
-    config
-}
-
-struct ToMesh(Writer);
-
-impl Handler for ToMesh {
-    fn apply(
-        &mut self,
-        type_url: &str,
-        updated: Vec<RawResource>,
-        removed: Vec<String>,
-    ) -> Vec<Rejection> {
-        let resources = updated.iter().map(|resource| Resource {
-            name: &resource.name,
-            bytes: &resource.bytes,
-        });
-        let rejected = self.0.apply(type_url, resources, &removed);
-        rejected
-            .into_iter()
-            .map(|(name, reason)| Rejection { name, reason })
-            .collect()
-    }
-}
-
-async fn until(mut stopped: watch::Receiver<bool>) {
-    // A sender that is gone means stop as well.
-    drop(stopped.wait_for(|stop| *stop).await);
-}
-
-/// A pod is captured only after the configuration that says so is on disk: an agent that ends without
-/// warning has a successor that knows every captured pod. Where nothing can be kept, the client says so.
-async fn follow_wanted(
-    mut wanted: watch::Receiver<Arc<crate::enrol::WantedPods>>,
-    kept: Flusher,
-    enrol: EnrolHandle,
-) {
-    while wanted.changed().await.is_ok() {
-        let pods = Arc::clone(&wanted.borrow_and_update());
-        kept.flush().await;
-        enrol.send(Command::Wanted(pods));
-    }
-}
-
-async fn follow_policy(
-    mut changes: watch::Receiver<u64>,
-    workers: Vec<WorkerHandle>,
-    direct: DirectHandle,
-) {
-    while changes.changed().await.is_ok() {
-        let told = *changes.borrow_and_update();
-        direct.mesh_changed();
-        tokio::time::sleep(REAUTHORIZE_AFTER).await;
-        if *changes.borrow_and_update() != told {
-            direct.mesh_changed();
-        }
-        workers.iter().for_each(WorkerHandle::reauthorize);
-    }
-}
-
-async fn report_captured(
-    mut client: NodeClient,
-    node: String,
-    abi_version: u32,
-    mut captured: watch::Receiver<Option<BTreeSet<String>>>,
-    mut reporting: watch::Receiver<bool>,
-) {
-    loop {
-        if reporting.wait_for(|reporting| *reporting).await.is_err() {
-            return;
-        }
-        let known = captured.borrow_and_update().clone();
-        let Some(known) = known else {
-            if captured.changed().await.is_err() {
-                return;
-            }
-            continue;
-        };
-        let report = NodeReport {
-            node: node.clone(),
-            captured: known.into_iter().collect(),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            abi_version,
-        };
-        let result = tokio::select! {
-            result = client.report(report) => result,
-            // A successor speaks for the node.
-            _ = reporting.wait_for(|reporting| !*reporting) => continue,
-        };
-        let wait = match result {
-            Ok(()) => REPORT_EVERY,
-            Err(error) => {
-                tracing::debug!(
-                    error = crate::enrol::describe(&error),
-                    "cannot tell the controller which pods are captured"
-                );
-                REPORT_RETRY
-            }
-        };
-        tokio::select! {
-            changed = captured.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(wait) => {}
-        }
-    }
-}
-
-/// Tells when there is a configuration to carry connections by: the controller's, or the last good one
-/// if the controller is not heard of.
-async fn follow_configuration(
-    mut status: watch::Receiver<Status>,
-    configured: watch::Sender<bool>,
-) {
-    let all = |status: &Status, which: fn(&xds_client::TypeStatus) -> bool| {
-        !status.types.is_empty() && status.types.values().all(which)
-    };
-    let synced = status.wait_for(|status| all(status, |t| t.synced));
-    if !matches!(
-        tokio::time::timeout(CONTROLLER_WAIT, synced).await,
-        Ok(Ok(_))
-    ) && status
-        .wait_for(|status| all(status, |t| t.synced || t.restored))
-        .await
-        .is_err()
-    {
-        return;
-    }
-    configured.send_replace(true);
-}
-
-async fn follow_readiness(mut status: watch::Receiver<Status>, configuration: Condition) {
-    loop {
-        let synced = status
-            .borrow_and_update()
-            .types
-            .values()
-            .all(|t| t.synced || t.restored);
-        configuration.set(synced);
-        if status.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Raises the limit of open files as far as it goes; says how many there may be now.
-fn raise_descriptor_limit() -> u64 {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
-        // Root may raise the hard limit too, up to fs.nr_open.
-        setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS.max(hard))
-            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
-    });
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-    // What every system gives at least, should the kernel not say.
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }

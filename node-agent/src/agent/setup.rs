@@ -1,0 +1,117 @@
+//! The parts of the agent made from its command line.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use proto::type_url;
+use runtime::admin::Condition;
+use tls::{RotationPolicy, SvidStore, persist::PrivateDir};
+use xds_client::{CaClient, Controller, NodeInfo};
+
+use crate::{
+    bpf::{MapSizes, Place},
+    config::RunArgs,
+    enrol::EnrolConfig,
+};
+
+/// Lifetime asked of the CA; it may give less.
+const CERTIFICATE_TTL: Duration = Duration::from_hours(24);
+/// A controller that is back is found again within this time.
+const RECONNECT_AT_MOST: Duration = Duration::from_secs(5);
+/// Connections need descriptors: the limit is raised to what the kernel allows.
+const DESCRIPTORS: u64 = 1 << 20;
+
+pub(super) fn certificates(
+    controller: &Controller,
+    runtime_dir: &Path,
+) -> anyhow::Result<SvidStore> {
+    let source = CaClient::new(controller.clone(), CERTIFICATE_TTL);
+    let keys = PrivateDir::open(runtime_dir.join("keys")).context("--runtime-dir")?;
+    Ok(
+        SvidStore::builder(Arc::new(source), RotationPolicy::default())
+            .directory(keys)
+            .build(),
+    )
+}
+
+pub(super) fn worker_count(args: &RunArgs) -> usize {
+    match args.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
+}
+
+pub(super) fn place(args: &RunArgs, workers: usize) -> anyhow::Result<Place> {
+    Ok(Place {
+        bpf_dir: args.bpf_dir.clone(),
+        version: args.abi_version,
+        cgroup_root: args.cgroup_root.clone(),
+        kubelet_cgroup: args.kubelet_cgroup.clone(),
+        sizes: MapSizes {
+            pods: args.max_pods,
+            workers: u32::try_from(workers)?,
+            listening: args.max_listening_ports,
+            service_ports: args.max_service_ports,
+            service_slots: args.max_service_slots,
+            verdicts: args.max_verdicts,
+            flows: args.max_direct_flows,
+        },
+        config: abi::NodeConfig {
+            workers: u32::try_from(workers)?,
+            // Until it is known what the mesh says, nothing goes directly.
+            flags: 0,
+        },
+    })
+}
+
+pub(super) fn enrol_config(args: &RunArgs, known: Condition) -> EnrolConfig {
+    EnrolConfig {
+        runtime_dir: args.runtime_dir.clone(),
+        certificate_wait: args.certificate_wait,
+        release_wait: args.release_wait,
+        drain_deadline: args.drain_deadline,
+        audit_interval: args.audit_interval,
+        known,
+    }
+}
+
+pub(super) fn client_config(args: &RunArgs, controller: Controller) -> xds_client::Config {
+    let node = NodeInfo {
+        node: args.node.clone(),
+        ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        pod: format!("node-agent-{}", args.node),
+        namespace: "keelson-system".to_owned(),
+        cluster_domain: "cluster.local".to_owned(),
+        metadata: std::collections::BTreeMap::new(),
+    };
+    let types = [
+        type_url::AUTHORIZATION,
+        type_url::ADDRESS,
+        type_url::NODE_POD,
+    ]
+    .map(str::to_owned);
+    let mut config = xds_client::Config::new(controller, node, types.to_vec());
+    config.backoff.max = RECONNECT_AT_MOST;
+    config.snapshot = Some(args.state_dir.join("configuration.snapshot"));
+    config
+}
+
+/// Raises the limit of open files as far as it goes; says how many there may be now.
+pub(super) fn raise_descriptor_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        // Root may raise the hard limit too, up to fs.nr_open.
+        setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS.max(hard))
+            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    // What every system gives at least, should the kernel not say.
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
