@@ -13,7 +13,7 @@ use abi::{NodeConfig, maps};
 use aya::{
     Ebpf, EbpfLoader,
     maps::MapError,
-    programs::{CgroupAttachMode, CgroupSockAddr, SockOps, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps, links::FdLink},
 };
 use parking_lot::Mutex;
 
@@ -117,16 +117,16 @@ impl Kernel {
             .map_err(map_error(maps::CONFIG))?;
         let mut ebpf = self.node.lock();
         let root = open(&self.place.cgroup_root)?;
-        attach_sock_ops(&mut ebpf, TRACK_PROGRAM, &root, &self.dir)?;
+        attach(&mut ebpf, TRACK_PROGRAM, &root, &self.dir)?;
         match &self.place.kubelet_cgroup {
             Some(kubelet) => {
-                attach_sock_ops(&mut ebpf, PROBE_PROGRAM, &open(kubelet)?, &self.dir)?;
+                attach(&mut ebpf, PROBE_PROGRAM, &open(kubelet)?, &self.dir)?;
             }
             // An earlier agent may have been told of one.
             None => link::remove(&self.dir.join("links").join(PROBE_PROGRAM))?,
         }
         for name in CONNECT_PROGRAMS {
-            attach_connect(&mut ebpf, name, &root, &self.dir)?;
+            attach(&mut ebpf, name, &root, &self.dir)?;
         }
         Ok(())
     }
@@ -183,7 +183,7 @@ fn open(path: &Path) -> Result<File, KernelError> {
 
 fn program<'e, P>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut P, KernelError>
 where
-    &'e mut P: TryFrom<&'e mut aya::programs::Program, Error = aya::programs::ProgramError>,
+    &'e mut P: TryFrom<&'e mut Program, Error = aya::programs::ProgramError>,
 {
     let program = ebpf.program_mut(name).ok_or(KernelError::NoProgram(name))?;
     program.try_into().map_err(program_error(name))
@@ -195,45 +195,32 @@ pub(super) fn program_error(
     move |source| KernelError::Program { program, source }
 }
 
-fn attach_connect(
+fn attach(
     ebpf: &mut Ebpf,
     name: &'static str,
     cgroup: &File,
     dir: &Path,
 ) -> Result<(), KernelError> {
-    let hook: &mut CgroupSockAddr = program(ebpf, name)?;
-    let fd = hook
+    let program = ebpf.program_mut(name).ok_or(KernelError::NoProgram(name))?;
+    let fd = program
         .fd()
         .map_err(program_error(name))?
         .try_clone()
         .map_err(KernelError::Descriptor)?;
     link::ensure(&dir.join("links").join(name), fd.as_fd(), || {
-        let id = hook
-            .attach(cgroup, CgroupAttachMode::Single)
-            .map_err(program_error(name))?;
-        let link = hook.take_link(id).map_err(program_error(name))?;
-        FdLink::try_from(link).map_err(|e| KernelError::Descriptor(io::Error::other(e)))
-    })
-}
-
-fn attach_sock_ops(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    cgroup: &File,
-    dir: &Path,
-) -> Result<(), KernelError> {
-    let hook: &mut SockOps = program(ebpf, name)?;
-    let fd = hook
-        .fd()
-        .map_err(program_error(name))?
-        .try_clone()
-        .map_err(KernelError::Descriptor)?;
-    link::ensure(&dir.join("links").join(name), fd.as_fd(), || {
-        let id = hook
-            .attach(cgroup, CgroupAttachMode::Single)
-            .map_err(program_error(name))?;
-        let link = hook.take_link(id).map_err(program_error(name))?;
-        FdLink::try_from(link).map_err(|e| KernelError::Descriptor(io::Error::other(e)))
+        let mode = CgroupAttachMode::Single;
+        let link = match program {
+            Program::CgroupSockAddr(hook) => {
+                let link = hook.attach(cgroup, mode).and_then(|id| hook.take_link(id));
+                FdLink::try_from(link.map_err(program_error(name))?)
+            }
+            Program::SockOps(hook) => {
+                let link = hook.attach(cgroup, mode).and_then(|id| hook.take_link(id));
+                FdLink::try_from(link.map_err(program_error(name))?)
+            }
+            _ => return Err(KernelError::NoProgram(name)),
+        };
+        link.map_err(|e| KernelError::Descriptor(io::Error::other(e)))
     })
 }
 
