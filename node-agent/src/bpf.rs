@@ -16,5 +16,5 @@ mod versions;
 pub use direct::DirectMaps;
 pub use link::mount_if_absent;
 pub use node::{Kernel, KernelError, Place};
-pub use pod::PodPrograms;
+pub use pod::{Namespace, PodPrograms};
 pub use room::MapSizes;

@@ -8,6 +8,7 @@
 
 mod capture;
 mod charge;
+mod earlier;
 mod entry;
 mod saved;
 mod tell;
@@ -31,9 +32,11 @@ use crate::{
     cgroup,
     direct::{DirectHandle, Inherit},
     metrics::EnrolmentMetrics,
+    netns::Netns,
     pod::{PodName, Sandbox},
     worker::WorkerHandle,
 };
+use earlier::Earlier;
 use entry::{Entry, Phase};
 use saved::Saved;
 pub use terms::{
@@ -67,6 +70,9 @@ pub struct Enroller {
     commands: mpsc::Receiver<Command>,
     audited: Instant,
     stored: Vec<Saved>,
+    /// Why what is now could not be stored.
+    unkept: Option<String>,
+    earlier: Earlier,
     mode: Mode,
     awaited: watch::Sender<Awaited>,
     /// Requests of the CNI that came while another agent was in charge.
@@ -97,6 +103,8 @@ impl Enroller {
             commands,
             audited: Instant::now(),
             stored: Vec::new(),
+            unkept: None,
+            earlier: Earlier::new(),
             mode: Mode::Preparing,
             awaited,
             deferred: Vec::new(),
@@ -117,9 +125,9 @@ impl Enroller {
         self.mode = Mode::InCharge;
         self.others = self.kernel.others_attached();
         self.direct.charge(Inherit::Nothing);
-        if self.load_saved() && saved::exists(&self.config.runtime_dir) {
-            self.drop_unknown_to_us();
-        } else if !self.kernel.pods().is_empty() {
+        let known = self.load_saved() && self.earlier.is_whole();
+        self.let_gone_go();
+        if !known && !self.kernel.pods().is_empty() {
             tracing::warn!(runtime_dir = %self.config.runtime_dir.display(), "which pods an earlier agent knew is lost; those that the kernel holds captured stay refused until the CNI names them or they are found running");
         }
         self
@@ -163,6 +171,7 @@ impl Enroller {
                 {
                     self.forget(&pod);
                 }
+                self.forget_absent(&pod, &uid);
                 // The CNI may have given up waiting; the pod is forgotten all the same.
                 let _given_up = reply.send(()).is_err();
             }
@@ -189,15 +198,28 @@ impl Enroller {
 
     fn add(&mut self, sandbox: Sandbox, reply: oneshot::Sender<Result<Added, String>>) {
         let name = sandbox.pod.clone();
-        let known = self
-            .entries
-            .get(&name)
-            .is_some_and(|entry| entry.sandbox == sandbox && entry.is_alive());
-        if !known {
-            self.forget(&name);
-            if let Err(error) = self.insert(sandbox, true) {
+        // Before anything is forgotten: that it fails is no news of the pod that we know.
+        let netns = match open(&sandbox) {
+            Ok(netns) => netns,
+            Err(error) => {
                 drop(reply.send(Err(error)));
                 return;
+            }
+        };
+        // A path may be used again.
+        let known = self.entries.get(&name).is_some_and(|entry| {
+            entry.sandbox == sandbox && entry.netns.cookie() == netns.cookie()
+        });
+        if !known {
+            let held = self.found_again(&sandbox, &netns);
+            self.forget(&name);
+            self.forget_absent(&name, "");
+            if let Err(error) = self.insert(sandbox, netns, true) {
+                drop(reply.send(Err(error)));
+                return;
+            }
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.held = held;
             }
         }
         if let Some(entry) = self.entries.get_mut(&name) {
@@ -207,15 +229,7 @@ impl Enroller {
     }
 
     /// Takes a sandbox on. `fresh`: its containers have not started, so it is refused until decided.
-    fn insert(&mut self, sandbox: Sandbox, fresh: bool) -> Result<(), String> {
-        let open = crate::netns::Netns::open(&sandbox.netns);
-        let netns = open.map_err(|e| {
-            format!(
-                "cannot open the network namespace {} of pod {}: {e}",
-                sandbox.netns.display(),
-                sandbox.pod
-            )
-        })?;
+    fn insert(&mut self, sandbox: Sandbox, netns: Netns, fresh: bool) -> Result<(), String> {
         let known = self.kernel.pods();
         let id = known
             .get(&netns.cookie())
@@ -244,10 +258,12 @@ impl Enroller {
 
     /// One comparison of wanted and real, and the steps that follow.
     fn pass(&mut self) {
+        self.retry_earlier();
         self.find_running();
         let audit = self.audited.elapsed() >= self.config.audit_interval;
         if audit {
             self.audited = Instant::now();
+            self.let_gone_go();
         }
         let wanted = self.wanted.clone();
         let mut loaded = false;
@@ -273,7 +289,9 @@ impl Enroller {
         }
         // Before anybody hears of a pod: a successor would take one that it does not find for gone.
         self.store();
-        self.entries.values_mut().for_each(Entry::answer);
+        for entry in self.entries.values_mut() {
+            entry.answer(self.unkept.as_deref());
+        }
         if loaded {
             runtime::memory::give_back();
         }
@@ -290,7 +308,7 @@ impl Enroller {
             .iter()
             .filter(|(_, wish)| wish.capture && !wish.uid.is_empty())
         {
-            if self.entries.contains_key(name) {
+            if self.entries.contains_key(name) || self.earlier.has(name) {
                 continue;
             }
             let Some(netns) = cgroup::netns_of_pod(&wish.uid) else {
@@ -302,7 +320,8 @@ impl Enroller {
                 netns,
                 ips: Vec::new(),
             };
-            if let Err(error) = self.insert(sandbox, false) {
+            let found = open(&sandbox).and_then(|netns| self.insert(sandbox, netns, false));
+            if let Err(error) = found {
                 tracing::debug!(pod = %name, error, "a running pod cannot be entered");
             }
         }
@@ -347,8 +366,18 @@ impl Enroller {
     }
 }
 
+fn open(sandbox: &Sandbox) -> Result<Netns, String> {
+    Netns::open(&sandbox.netns).map_err(|e| {
+        format!(
+            "cannot open the network namespace {} of pod {}: {e}",
+            sandbox.netns.display(),
+            sandbox.pod
+        )
+    })
+}
+
 /// The default congestion control of a namespace, as crate `abi` writes it; zeros if unknown.
-fn congestion(netns: &crate::netns::Netns) -> [u8; 8] {
+fn congestion(netns: &Netns) -> [u8; 8] {
     let read = netns.run(|| std::fs::read("/proc/sys/net/ipv4/tcp_congestion_control"));
     let name = read.and_then(|name| name).unwrap_or_default();
     let mut first = [0; 8];

@@ -308,6 +308,14 @@ pub struct EnrolmentMetrics {
     pub unguarded: Gauge,
     /// How often the audit found capture undone and repaired it.
     pub repaired: Counter,
+    /// How often the list of pods could not be kept for the next agent.
+    pub unkept: Counter,
+    kept: Family<KeptLabels, Counter>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct KeptLabels {
+    reason: &'static str,
 }
 
 impl EnrolmentMetrics {
@@ -336,8 +344,23 @@ impl EnrolmentMetrics {
                 "Times the audit found capture undone and repaired it",
                 this.repaired.clone(),
             );
+            registry.register(
+                "keelson_pod_list_not_kept",
+                "Times the list of pods could not be written for the next agent",
+                this.unkept.clone(),
+            );
+            registry.register(
+                "keelson_pods_out_of_reach",
+                "Pods of an earlier agent that could not be entered and were kept as they are, by reason",
+                this.kept.clone(),
+            );
             this
         })
+    }
+
+    /// Counts a pod of an earlier agent that cannot be entered and is kept as it is.
+    pub fn kept(&self, reason: &'static str) {
+        self.kept.get_or_create(&KeptLabels { reason }).inc();
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
     fs::File,
     io,
     net::{Ipv4Addr, UdpSocket},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -24,6 +27,7 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub struct Netns {
     file: Arc<File>,
     cookie: u64,
+    inode: u32,
 }
 
 impl Netns {
@@ -34,9 +38,11 @@ impl Netns {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let cookie = within(&file, cookie)??;
+        let inode = u32::try_from(file.metadata()?.ino()).map_err(io::Error::other)?;
         Ok(Self {
             file: Arc::new(file),
             cookie,
+            inode,
         })
     }
 
@@ -44,6 +50,12 @@ impl Netns {
     #[must_use]
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// The number by which links name the namespace; another one may get it when this one is gone.
+    #[must_use]
+    pub fn inode(&self) -> u32 {
+        self.inode
     }
 
     /// Runs `f` on this thread inside the namespace. `f` must not wait: the thread's other work

@@ -18,6 +18,7 @@ use super::KernelError;
 
 /// `enum bpf_cmd`, include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
 /// The `BPF_OBJ_*` member of `union bpf_attr`, include/uapi/linux/bpf.h.
@@ -35,6 +36,53 @@ struct LinkUpdate {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// The `info` member of `union bpf_attr`, include/uapi/linux/bpf.h.
+#[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_link_info` with its member `netns`, include/uapi/linux/bpf.h.
+#[repr(C)]
+#[derive(Default)]
+struct NetnsLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    padding: u32,
+    netns_ino: u32,
+    attach_type: u32,
+}
+
+/// The inode number of the network namespace that the link pinned at `pin` is attached to; 0 once that
+/// namespace is gone. The link does not keep it alive.
+pub(super) fn netns_inode(pin: &Path) -> io::Result<u32> {
+    let link = get(pin)?;
+    let mut info = NetnsLinkInfo::default();
+    let attr = InfoByFd {
+        bpf_fd: u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?,
+        info_len: u32::try_from(size_of::<NetnsLinkInfo>()).map_err(io::Error::other)?,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: `attr` and `info` outlive the call, their sizes are given, the kernel reads the one and
+    // writes no more than its size into the other.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            &raw const attr,
+            size_of::<InfoByFd>(),
+        )
+    };
+    if result == 0 {
+        Ok(info.netns_ino)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Makes `program` the program of the link pinned at `pin`, attaching it if there is none yet.

@@ -3,6 +3,7 @@
 mod tables;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io,
     os::fd::AsFd,
@@ -151,6 +152,29 @@ impl Kernel {
     /// When a pin cannot be removed.
     pub fn retire_others(&self) -> Result<(), KernelError> {
         versions::retire(&self.place.bpf_dir, &self.dir)
+    }
+
+    /// Inode numbers of the network namespaces in which `sk_lookup` of a pod is attached, by whatever
+    /// version. A namespace that is gone is not among them.
+    ///
+    /// # Errors
+    /// When one of the pins cannot be read.
+    pub fn lookup_namespaces(&self) -> io::Result<BTreeSet<u32>> {
+        let mut all = versions::namespaces(&self.dir)?;
+        all.append(&mut self.others_namespaces()?);
+        Ok(all)
+    }
+
+    /// The same, of other versions only.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn others_namespaces(&self) -> io::Result<BTreeSet<u32>> {
+        let mut all = BTreeSet::new();
+        for dir in versions::others(&self.place.bpf_dir, &self.dir)? {
+            all.append(&mut versions::namespaces(&dir)?);
+        }
+        Ok(all)
     }
 
     /// Where this ABI's maps and links are pinned.

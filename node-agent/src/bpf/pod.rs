@@ -1,12 +1,7 @@
 //! The programs of one pod: `sk_lookup` in its network namespace, the guard on the node's end of its
 //! interface.
 
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-};
+use std::{io, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use abi::Addr;
 use aya::programs::{
@@ -14,12 +9,24 @@ use aya::programs::{
 };
 
 use super::{Kernel, KernelError, link, node::program_error};
+use crate::netns::Netns;
 
 static POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.bpf.o"));
 static VETH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veth.bpf.o"));
 
 const LOOKUP: &str = "sk_lookup_pod";
 const GUARD: &str = "tcx_source_guard";
+
+/// What the kernel says of the namespace of a pod.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Namespace {
+    /// A program is attached in it, or that cannot be seen.
+    Lives,
+    /// A program was attached in it.
+    Gone,
+    /// Nothing: no program is pinned.
+    Unknown,
+}
 
 /// Attaches and removes the programs of one pod. The links are pinned: they outlive this value.
 #[derive(Clone, Debug)]
@@ -42,7 +49,11 @@ impl PodPrograms {
     ///
     /// # Errors
     /// When the kernel refuses the program or the attachment.
-    pub fn attach_lookup(&self, kernel: &Kernel, netns: impl AsFd) -> Result<(), KernelError> {
+    pub fn attach_lookup(&self, kernel: &Kernel, netns: &Netns) -> Result<(), KernelError> {
+        if link::netns_inode(&self.lookup_pin()).is_ok_and(|inode| netns.inode() != inode) {
+            // Left by a pod that had this number before: an update would replace its program there.
+            self.detach_lookup()?;
+        }
         let mut ebpf = kernel
             .pod_loader()
             .override_global("POD", &self.id, true)
@@ -144,10 +155,20 @@ impl PodPrograms {
         Ok(())
     }
 
-    /// Whether `sk_lookup` is pinned: what is, not what should be.
+    /// Whether `sk_lookup` is attached in this namespace and pinned: what is, not what should be.
     #[must_use]
-    pub fn lookup_attached(&self) -> bool {
-        Path::exists(&self.lookup_pin())
+    pub fn lookup_attached(&self, netns: &Netns) -> bool {
+        link::netns_inode(&self.lookup_pin()).is_ok_and(|inode| netns.inode() == inode)
+    }
+
+    /// What the kernel says of the namespace that the pod's `sk_lookup` is attached in.
+    #[must_use]
+    pub fn namespace(&self) -> Namespace {
+        match link::netns_inode(&self.lookup_pin()) {
+            Ok(0) => Namespace::Gone,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Namespace::Unknown,
+            Ok(_) | Err(_) => Namespace::Lives,
+        }
     }
 
     fn lookup_pin(&self) -> PathBuf {

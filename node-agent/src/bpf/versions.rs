@@ -6,7 +6,11 @@
 //! refusal before another's "pass". So a connection is never decided by nobody, and what only the
 //! older version knows of (a direct connection that it noted, say) is still its to decide.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::{KernelError, link};
 
@@ -16,14 +20,43 @@ const KEPT: [&str; 2] = ["getpeername4_dialled", "getpeername6_dialled"];
 
 /// Whether programs of a version other than `own` are attached that decide anything.
 pub(super) fn attached(bpf_dir: &Path, own: &Path) -> bool {
-    others(bpf_dir, own).iter().any(|dir| decides(dir))
+    // What cannot be seen may be attached.
+    others(bpf_dir, own).map_or(true, |dirs| dirs.iter().any(|dir| decides(dir)))
+}
+
+/// Inode numbers of the network namespaces that live and in which `sk_lookup` of a pod of the version
+/// pinned at `dir` is attached.
+pub(super) fn namespaces(dir: &Path) -> io::Result<BTreeSet<u32>> {
+    let links = match std::fs::read_dir(dir.join("links")) {
+        Ok(links) => links,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(error),
+    };
+    let mut inodes = BTreeSet::new();
+    for link in links {
+        let link = link?.path();
+        if !is_lookup(&link) {
+            continue;
+        }
+        match link::netns_inode(&link) {
+            Ok(0) => {}
+            Ok(inode) => drop(inodes.insert(inode)),
+            // Detached meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(inodes)
 }
 
 /// Detaches the programs of all versions other than `own`.
 pub(super) fn retire(bpf_dir: &Path, own: &Path) -> Result<(), KernelError> {
-    let (active, kept): (Vec<PathBuf>, Vec<PathBuf>) = others(bpf_dir, own)
-        .into_iter()
-        .partition(|dir| decides(dir));
+    let others = others(bpf_dir, own).map_err(|source| KernelError::Link {
+        pin: bpf_dir.to_owned(),
+        source,
+    })?;
+    let (active, kept): (Vec<PathBuf>, Vec<PathBuf>) =
+        others.into_iter().partition(|dir| decides(dir));
     if active.is_empty() {
         return Ok(());
     }
@@ -66,11 +99,23 @@ fn is_of_pod(link: &Path) -> bool {
         .is_some_and(|name| name.as_encoded_bytes().starts_with(b"pod-"))
 }
 
-fn others(bpf_dir: &Path, own: &Path) -> Vec<PathBuf> {
-    entries(bpf_dir)
-        .into_iter()
-        .filter(|dir| dir != own && dir.is_dir())
-        .collect()
+fn is_lookup(link: &Path) -> bool {
+    is_of_pod(link)
+        && link
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().ends_with(b"-lookup"))
+}
+
+/// The directories of the other versions.
+pub(super) fn others(bpf_dir: &Path, own: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut dirs = Vec::new();
+    for entry in std::fs::read_dir(bpf_dir)? {
+        let dir = entry?.path();
+        if dir != own && dir.is_dir() {
+            dirs.push(dir);
+        }
+    }
+    Ok(dirs)
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {

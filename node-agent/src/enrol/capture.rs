@@ -65,12 +65,8 @@ pub(super) fn step(context: &Context<'_>, entry: &mut Entry, wanted: Option<&Wan
 
 fn adopt_as_it_is(context: &Context<'_>, entry: &mut Entry) {
     if entry.phase == Phase::Unknown && entry.waiting.is_empty() && !entry.held {
-        let state = context
-            .kernel
-            .pods()
-            .get(&entry.netns.cookie())
-            .map(|(_, state)| *state);
-        if state == Some(PodState::Exempt) {
+        let pod = context.kernel.pod(entry.netns.cookie());
+        if pod.is_some_and(|(_, state)| state == PodState::Exempt) {
             entry.phase = Phase::Exempt;
         }
     }
@@ -222,11 +218,7 @@ pub(super) fn engage_again(context: &Context<'_>, entry: &mut Entry) {
 }
 
 pub(super) fn is_captured_in_kernel(context: &Context<'_>, entry: &Entry) -> bool {
-    context
-        .kernel
-        .pods()
-        .get(&entry.netns.cookie())
-        .is_some_and(|(_, state)| *state == PodState::Captured)
+    entry.is_captured_by(context.kernel)
 }
 
 fn new_pod(context: &Context<'_>, entry: &Entry, wanted: &Wanted) -> io::Result<Arc<Pod>> {
@@ -275,7 +267,7 @@ fn engage(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> 
     // Known to the tracker before its ports are listed, so that none falls between.
     if !is_captured_in_kernel(context, entry)
         && !matches!(
-            kernel.pods().get(&entry.netns.cookie()),
+            kernel.pod(entry.netns.cookie()),
             Some((_, PodState::Pending))
         )
     {
@@ -507,7 +499,7 @@ pub(super) fn detach(kernel: &Kernel, id: u32) {
 /// Whether the kernel and the namespace still hold what capture put there.
 pub(super) fn is_intact(context: &Context<'_>, entry: &Entry) -> bool {
     is_captured_in_kernel(context, entry)
-        && PodPrograms::new(context.kernel, entry.id).lookup_attached()
+        && PodPrograms::new(context.kernel, entry.id).lookup_attached(&entry.netns)
         && entry
             .netns
             .run(pod_net::is_set_up)

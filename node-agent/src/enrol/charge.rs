@@ -4,8 +4,7 @@
 use super::{
     Enroller, Mode, Wanted,
     capture::{self, Context},
-    entry::Entry,
-    saved,
+    entry::{Entry, Phase},
 };
 use crate::{direct::Inherit, pod::PodName};
 
@@ -23,6 +22,7 @@ impl Enroller {
         self.for_each_wanted(&wanted, |context, entry, wanted| {
             awaited.extend(capture::prepare(context, entry, wanted).err());
         });
+        awaited.extend(self.out_of_reach(&wanted));
         self.awaited.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&awaited);
             if changed {
@@ -37,12 +37,24 @@ impl Enroller {
     /// Listeners and maps of all pods come first, then the programs of the node, then those of the
     /// pods: with another ABI no program of ours is asked about a pod that our maps do not describe.
     pub(super) fn take_charge(&mut self) -> Result<(), String> {
+        let taken = self.try_take_charge();
+        if taken.is_err() {
+            // The predecessor takes everything back.
+            self.mode = Mode::Preparing;
+        }
+        taken
+    }
+
+    fn try_take_charge(&mut self) -> Result<(), String> {
         let wanted = self.wanted.clone().unwrap_or_default();
         self.mode = Mode::InCharge;
         if !self.load_saved() {
             return Err("cannot read which pods the agent in charge knows".to_owned());
         }
-        let mut failed = Vec::new();
+        let mut failed = self.out_of_reach(&wanted);
+        if !failed.is_empty() {
+            return Err(failed.join("; "));
+        }
         self.for_each_wanted(&wanted, |context, entry, wanted| {
             failed.extend(capture::take(context, entry, wanted).err());
         });
@@ -58,7 +70,7 @@ impl Enroller {
         if !failed.is_empty() {
             return Err(failed.join("; "));
         }
-        self.drop_unknown_to_us();
+        self.let_gone_go();
         self.publish();
         self.direct.charge(Inherit::Tables);
         self.others = self.kernel.others_attached();
@@ -86,7 +98,17 @@ impl Enroller {
                 covered = false;
             }
         }
-        if !covered {
+        // Also those that no list names.
+        let inodes = self
+            .entries
+            .values()
+            .filter(|entry| {
+                matches!(entry.phase, Phase::Exempt | Phase::Releasing(..))
+                    || entry.is_captured_by(&self.kernel)
+            })
+            .map(|entry| entry.netns.inode())
+            .collect();
+        if !covered || self.others_hold_more(&inodes) {
             return;
         }
         match self.kernel.retire_others() {
@@ -132,7 +154,9 @@ impl Enroller {
         for entry in entries.values_mut() {
             capture::engage_again(&context, entry);
         }
-        saved::write(&self.config.runtime_dir, &self.stored);
+        // The successor may have written it.
+        self.stored.clear();
+        self.store();
         self.direct.charge(Inherit::Tables);
         self.catch_up();
     }

@@ -5,10 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use abi::PodState;
 use tokio::sync::oneshot;
 
 use super::{Added, Listed};
 use crate::{
+    bpf::Kernel,
     netns::Netns,
     pod::{Pod, Sandbox},
     worker::PodListeners,
@@ -73,23 +75,17 @@ impl Entry {
         }
     }
 
-    /// Whether the path still leads to the namespace that we hold: a path may be reused.
-    pub(super) fn is_alive(&self) -> bool {
-        Netns::open(&self.sandbox.netns).is_ok_and(|now| now.cookie() == self.netns.cookie())
-    }
-
-    /// Answers the CNI once it is decided, or when it has waited long enough.
-    pub(super) fn answer(&mut self) {
+    /// Answers the CNI once it is decided, or when it has waited long enough. `unkept` says why the next
+    /// agent would not know the pod: then it must not start.
+    pub(super) fn answer(&mut self, unkept: Option<&str>) {
         let capture = match self.phase {
+            Phase::Captured | Phase::Exempt if let Some(error) = unkept => {
+                return self.refuse(error);
+            }
             Phase::Captured => "captured",
             Phase::Exempt => "exempt",
             _ if self.asked.elapsed() < ANSWER_WITHIN => return,
-            _ => {
-                for reply in self.waiting.drain(..) {
-                    drop(reply.send(Err(format!("pod {}: {}", self.sandbox.pod, self.reason))));
-                }
-                return;
-            }
+            _ => return self.refuse(&self.reason.clone()),
         };
         for reply in self.waiting.drain(..) {
             // The CNI may have given up; it will ask again.
@@ -97,6 +93,19 @@ impl Entry {
                 capture,
                 reason: self.reason.clone(),
             })));
+        }
+    }
+
+    /// Whether the kernel refuses what it dials unless we carry it.
+    pub(super) fn is_captured_by(&self, kernel: &Kernel) -> bool {
+        let pod = kernel.pod(self.netns.cookie());
+        pod.is_some_and(|(_, state)| state == PodState::Captured)
+    }
+
+    fn refuse(&mut self, reason: &str) {
+        for reply in self.waiting.drain(..) {
+            // The CNI may have given up; it will ask again.
+            drop(reply.send(Err(format!("pod {}: {reason}", self.sandbox.pod))));
         }
     }
 

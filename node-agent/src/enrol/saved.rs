@@ -1,14 +1,11 @@
 //! The sandboxes of this node, kept for the next agent.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Enroller, capture, entry::Phase};
-use crate::pod::{PodName, Sandbox};
+use super::{Enroller, entry::Phase};
+use crate::pod::Sandbox;
 
 /// A sandbox, and whether its pod was captured. An agent with another ABI cannot ask the kernel's
 /// maps of the earlier one.
@@ -18,100 +15,90 @@ pub(super) struct Saved {
     pub(super) sandbox: Sandbox,
     #[serde(default)]
     pub(super) captured: bool,
+    /// Cookie of its namespace; 0 if an earlier agent did not note it.
+    #[serde(default)]
+    pub(super) netns_cookie: u64,
+    /// Inode number of its namespace; 0 as above.
+    #[serde(default)]
+    pub(super) netns_inode: u32,
 }
 
 fn file(dir: &Path) -> PathBuf {
     dir.join("pods.json")
 }
 
-/// What an earlier agent kept: nothing if there was none, `None` if it cannot be read. That is
-/// reported; its pods stay captured by the kernel and refused until the CNI names them again.
-pub(super) fn load(dir: &Path) -> Option<Vec<Saved>> {
-    let path = file(dir);
-    let read = match std::fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|error| error.to_string()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some(Vec::new()),
-        Err(error) => Err(error.to_string()),
-    };
-    read.inspect_err(|error| {
-        tracing::error!(path = %path.display(), error, "cannot read which pods the earlier agent knew; what the kernel holds captured stays refused until the CNI names it again");
-    })
-    .ok()
+/// What an earlier agent kept.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum List {
+    /// Its pods.
+    Read(Vec<Saved>),
+    /// There was none.
+    Never,
+    /// Something else; that is reported.
+    Broken,
+    /// It cannot be read now.
+    Unreadable(String),
 }
 
-/// Whether an earlier agent kept anything.
-pub(super) fn exists(dir: &Path) -> bool {
-    file(dir).exists()
+/// Reads what an earlier agent kept.
+pub(super) fn load(dir: &Path) -> List {
+    let path = file(dir);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return List::Never,
+        Err(error) => return List::Unreadable(format!("{}: {error}", path.display())),
+    };
+    match serde_json::from_slice(&text) {
+        Ok(saved) => List::Read(saved),
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "cannot read which pods the earlier agent knew; what the kernel holds captured stays refused until the CNI names it again");
+            List::Broken
+        }
+    }
 }
 
 /// Keeps the sandboxes.
-pub(super) fn write(dir: &Path, sandboxes: &[Saved]) {
-    let result = serde_json::to_vec_pretty(sandboxes)
-        .map_err(|e| e.to_string())
-        .and_then(|bytes| {
-            runtime::file::atomic_write(&file(dir), &bytes).map_err(|e| e.to_string())
-        });
-    if let Err(error) = result {
-        tracing::error!(dir = %dir.display(), error, "cannot keep the sandboxes for the next agent");
-    }
+///
+/// # Errors
+/// What is wrong and what would be right, for whoever reads the log or the CNI's answer.
+pub(super) fn write(dir: &Path, sandboxes: &[Saved]) -> Result<(), String> {
+    let bytes = serde_json::to_vec_pretty(sandboxes).map_err(|e| e.to_string())?;
+    runtime::file::atomic_write(&file(dir), &bytes).map_err(|error| {
+        format!(
+            "cannot keep the list of pods, by which the next agent knows them: {}; --runtime-dir must be writable and have room",
+            super::describe(&error)
+        )
+    })
 }
 
 impl Enroller {
-    /// Reads which sandboxes an earlier agent knew, and takes on those that are new. False if that
-    /// cannot be known: then nothing may be taken for gone.
-    pub(super) fn load_saved(&mut self) -> bool {
-        let Some(saved) = load(&self.config.runtime_dir) else {
-            return false;
-        };
-        let known: BTreeMap<&PodName, &Sandbox> = saved
-            .iter()
-            .map(|saved| (&saved.sandbox.pod, &saved.sandbox))
-            .collect();
-        self.entries
-            .retain(|name, entry| known.get(name) == Some(&&entry.sandbox));
-        for Saved { sandbox, captured } in saved {
-            let name = sandbox.pod.clone();
-            if !self.entries.contains_key(&name)
-                && let Err(error) = self.insert(sandbox, false)
-            {
-                tracing::debug!(pod = %name, error, "a pod of the earlier agent is gone");
-            }
-            if let Some(entry) = self.entries.get_mut(&name) {
-                entry.held = captured;
-            }
-        }
-        true
-    }
-
-    /// Removes kernel entries of namespaces that no sandbox is known for: their pods are gone.
-    pub(super) fn drop_unknown_to_us(&self) {
-        let ours: BTreeSet<u64> = self
-            .entries
-            .values()
-            .map(|entry| entry.netns.cookie())
-            .collect();
-        for (cookie, (id, _)) in self.kernel.pods() {
-            if !ours.contains(&cookie) {
-                capture::detach(&self.kernel, id);
-                self.kernel.forget_pod(id);
-                self.kernel.remove_pod(cookie);
-            }
-        }
-    }
-
-    /// Keeps which pods there are for a successor.
+    /// Keeps which pods there are for a successor. What cannot be kept is tried again at every pass.
     pub(super) fn store(&mut self) {
-        let now: Vec<Saved> = self
-            .entries
-            .values()
-            .map(|entry| Saved {
-                sandbox: entry.sandbox.clone(),
-                captured: entry.phase == Phase::Captured || entry.held,
-            })
-            .collect();
-        if self.stored != now {
-            write(&self.config.runtime_dir, &now);
-            self.stored = now;
+        let entries = self.entries.values().map(|entry| Saved {
+            sandbox: entry.sandbox.clone(),
+            captured: entry.phase == Phase::Captured || entry.held,
+            netns_cookie: entry.netns.cookie(),
+            netns_inode: entry.netns.inode(),
+        });
+        let now: Vec<Saved> = entries.chain(self.earlier.absent().cloned()).collect();
+        if self.stored == now && self.unkept.is_none() {
+            return;
+        }
+        let kept = match self.earlier.unread() {
+            Some(error) => Err(format!(
+                "cannot read the list of pods, which must not be lost: {error}"
+            )),
+            None => write(&self.config.runtime_dir, &now),
+        };
+        let before = std::mem::replace(&mut self.unkept, kept.err());
+        match &self.unkept {
+            None => self.stored = now,
+            Some(error) => {
+                self.metrics.unkept.inc();
+                if before.as_ref() != Some(error) {
+                    tracing::error!(error, "new pods cannot start; trying again");
+                }
+            }
         }
     }
 }
@@ -123,12 +110,34 @@ mod tests {
     #[test]
     fn nothing_kept_is_no_pod_and_what_cannot_be_read_is_not_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(load(dir.path()), Some(Vec::new()));
+        assert_eq!(load(dir.path()), List::Never);
         for text in ["", "[{", "{}", "null", "[1]"] {
             std::fs::write(file(dir.path()), text).unwrap();
-            assert_eq!(load(dir.path()), None, "{text:?}");
+            assert_eq!(load(dir.path()), List::Broken, "{text:?}");
         }
-        write(dir.path(), &[]);
-        assert_eq!(load(dir.path()), Some(Vec::new()));
+        write(dir.path(), &[]).unwrap();
+        assert_eq!(load(dir.path()), List::Read(Vec::new()));
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_now_is_not_a_broken_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(file(dir.path()).join("inside")).unwrap();
+        assert!(matches!(load(dir.path()), List::Unreadable(_)));
+        let error = write(dir.path(), &[]).unwrap_err();
+        assert!(error.contains("pods.json"), "{error}");
+        assert!(error.contains("--runtime-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_list_of_an_agent_that_noted_no_namespaces_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"[{"namespace":"shop","name":"cart","uid":"u","netns":"/x","captured":true}]"#;
+        std::fs::write(file(dir.path()), text).unwrap();
+        let List::Read(saved) = load(dir.path()) else {
+            panic!("not read");
+        };
+        assert!(saved[0].captured);
+        assert_eq!((saved[0].netns_cookie, saved[0].netns_inode), (0, 0));
     }
 }

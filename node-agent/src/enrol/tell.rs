@@ -49,8 +49,8 @@ impl Enroller {
         self.store();
     }
 
-    /// How many pods an earlier agent had captured of which the configuration knows nothing: the kernel
-    /// refuses them, and nobody carries their connections.
+    /// How many pods an earlier agent had captured of which the configuration knows nothing or that
+    /// cannot be entered: the kernel refuses them, and nobody carries their connections.
     fn unknown(&self) -> usize {
         let wanted = self.wanted.as_ref();
         let is_known = |name: &PodName| wanted.is_some_and(|pods| pods.contains_key(name));
@@ -59,13 +59,15 @@ impl Enroller {
             .iter()
             .filter(|(name, entry)| entry.phase == Phase::Unknown && !is_known(name))
             .peekable();
+        let out_of_reach = self.earlier.captured();
         if left.peek().is_none() {
-            return 0;
+            return out_of_reach;
         }
         let kernel = self.kernel.pods();
         let state = |entry: &Entry| kernel.get(&entry.netns.cookie()).map(|(_, state)| *state);
         left.filter(|(_, entry)| state(entry) == Some(PodState::Captured))
             .count()
+            + out_of_reach
     }
 
     /// What the controller hears: pods whose capture is complete, and those of an earlier agent that
@@ -82,6 +84,8 @@ impl Enroller {
             }
             Phase::Exempt | Phase::Releasing(..) => false,
         };
+        let absent = self.earlier.absent().filter(|saved| saved.captured);
+        let absent = absent.filter_map(|saved| wanted.get(&saved.sandbox.pod));
         let captured: BTreeSet<String> = self
             .entries
             .iter()
@@ -91,6 +95,7 @@ impl Enroller {
                 let workload = own.or_else(|| wanted.get(name).map(|wish| &wish.workload));
                 workload.map(ToString::to_string)
             })
+            .chain(absent.map(|wish| wish.workload.to_string()))
             .collect();
         self.captured.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&captured);
@@ -102,13 +107,14 @@ impl Enroller {
     }
 
     fn tell_direct(&mut self) {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let (captured, others): (Vec<&Entry>, Vec<&Entry>) = self
             .entries
             .values()
             .partition(|entry| entry.phase == Phase::Captured);
         let ids = captured.iter().chain(&others).map(|entry| entry.id);
         let told: Vec<u32> = ids
-            .chain([u32::try_from(captured.len()).unwrap_or(u32::MAX)])
+            .chain([captured.len(), self.earlier.absent().count()].map(count))
             .collect();
         if self.told == told {
             return;
@@ -116,7 +122,9 @@ impl Enroller {
         let pods = captured.iter().filter_map(|entry| entry.pod.clone());
         let addresses = others
             .iter()
-            .flat_map(|entry| entry.sandbox.ips.iter().copied());
+            .map(|entry| &entry.sandbox)
+            .chain(self.earlier.absent().map(|saved| &saved.sandbox))
+            .flat_map(|sandbox| sandbox.ips.iter().copied());
         self.direct.pods(pods.collect(), addresses.collect());
         self.told = told;
     }

@@ -124,6 +124,13 @@ impl Kernel {
         drop(self.maps.lock().pods.remove(&cookie));
     }
 
+    /// The number and state of one pod.
+    #[must_use]
+    pub fn pod(&self, cookie: u64) -> Option<(u32, PodState)> {
+        let Raw(pod) = self.maps.lock().pods.get(&cookie, 0).ok()?;
+        Some((pod.id, PodState::from_raw(pod.state)))
+    }
+
     /// All pods that the kernel knows, with their states: what is, not what should be.
     #[must_use]
     pub fn pods(&self) -> BTreeMap<u64, (u32, PodState)> {

@@ -2,4 +2,5 @@
 
 mod away;
 mod defects;
+mod sandboxes;
 mod village;
