@@ -214,7 +214,7 @@ pub(crate) struct Track {
 
 impl Track {
     /// Where the bytes of the connection are counted.
-    pub(crate) fn counters(&self) -> &tunnel::copy::Counters {
+    pub(crate) fn counters(&self) -> &Arc<tunnel::copy::Counters> {
         &self.tracked.live.counters
     }
 

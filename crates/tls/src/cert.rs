@@ -81,6 +81,22 @@ impl WorkloadCert {
     pub fn client(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.client)
     }
+
+    /// As [`Self::server`], for HBONE only.
+    #[must_use]
+    pub fn hbone_server(&self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::clone(&self.server);
+        config.alpn_protocols = vec![HBONE.to_vec()];
+        Arc::new(config)
+    }
+
+    /// As [`Self::client`], for HBONE only.
+    #[must_use]
+    pub fn hbone_client(&self) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.client);
+        config.alpn_protocols = vec![HBONE.to_vec()];
+        Arc::new(config)
+    }
 }
 
 /// The name to give to a TLS client: none. Peers choose their certificate by address, and SNI is not sent.
@@ -115,7 +131,7 @@ fn server_config(
         .with_protocol_versions(&[&version::TLS13])?
         .with_client_cert_verifier(Arc::new(clients))
         .with_single_cert(svid.chain.clone(), svid.key.clone_key())?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![THIN.to_vec(), HBONE.to_vec()];
     if !options.resumption {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -137,7 +153,7 @@ fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(servers))
         .with_client_auth_cert(svid.chain.clone(), svid.key.clone_key())?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![THIN.to_vec(), HBONE.to_vec()];
     config.enable_sni = false;
     if !options.resumption {
         config.resumption = Resumption::disabled();
@@ -149,8 +165,11 @@ fn time(options: &TlsOptions) -> Arc<RustlsTime> {
     Arc::new(RustlsTime(Arc::clone(&options.clock)))
 }
 
-/// HBONE is HTTP/2 over TLS, and nothing else is negotiated.
-const ALPN: &[u8] = b"h2";
+/// HBONE is HTTP/2 over TLS: what every mesh of this kind speaks.
+pub const HBONE: &[u8] = b"h2";
+
+/// What two agents of ours prefer (RFC 7301): the same requests and bytes in a thinner framing.
+pub const THIN: &[u8] = b"keelson/1";
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 //! Nothing here opens a socket. A certificate comes from a [`source::SvidSource`], is kept and renewed by a
 //! [`store::SvidStore`], and is used through the two rustls configurations of a [`cert::WorkloadCert`].
 //!
-//! Facts of the wire follow Istio's ambient mode: TLS 1.3 only, ALPN `h2`, no SNI, P-256 keys, one URI SAN.
+//! Facts of the wire follow Istio's ambient mode: TLS 1.3 only, ALPN `h2` (after `keelson/1`, which is ours), no SNI, P-256 keys, one URI SAN.
 
 pub mod ca;
 pub mod cert;
@@ -18,7 +18,7 @@ pub mod store;
 pub mod svid;
 mod verifier;
 
-pub use cert::{TlsOptions, WorkloadCert, server_name};
+pub use cert::{HBONE, THIN, TlsOptions, WorkloadCert, server_name};
 pub use clock::{Clock, SystemClock, TokioClock};
 pub use peer::{PeerError, peer_identity, verify_expected};
 pub use refusal::{PeerRefusal, TlsFailure, classify, classify_io};

@@ -1,6 +1,7 @@
 //! How this node opens a tunnel and asks for connections in it.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -20,13 +21,14 @@ use tokio::time::{Instant, timeout};
 use crate::forwarded;
 use crate::keepalive::Keepalive;
 use crate::proxy_status::ProxyStatus;
-use crate::secure::{self, Failure, Flush};
+use crate::secure::{self, ClientIo, Failure, Flush, Secured};
 use crate::settings::Settings;
-use crate::stream::{StreamEnd, TunnelStream};
+use crate::stream::{self, StreamEnd, TunnelStream};
+use crate::thin::{self, Gone, Handle};
 
 mod error;
 
-pub use error::{ConnectError, Lost, OpenError};
+pub use error::{Cause, ConnectError, Lost, OpenError};
 
 /// What to ask the other side for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,14 +47,21 @@ pub struct ConnectRequest {
 /// gone.
 #[derive(Clone)]
 pub struct Tunnel {
-    sender: SendRequest<Bytes>,
+    sender: Sender,
     shared: Arc<Shared>,
+}
+
+/// Who takes requests.
+#[derive(Clone, Debug)]
+enum Sender {
+    Http2(SendRequest<Bytes>),
+    Thin(Handle),
 }
 
 /// The permission to open one more stream on a tunnel; dropping it gives it back.
 #[derive(Debug)]
 pub struct Reservation {
-    sender: SendRequest<Bytes>,
+    sender: Sender,
     slot: Slot,
 }
 
@@ -63,11 +72,21 @@ pub struct Driver<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    connection: Connection<IO, Bytes>,
-    keepalive: Keepalive,
+    wire: Wire<IO>,
     shared: Arc<Shared>,
-    failure: Failure,
-    flush: Option<Flush>,
+}
+
+enum Wire<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    Http2 {
+        connection: Connection<IO, Bytes>,
+        keepalive: Keepalive,
+        failure: Failure,
+        flush: Option<Flush>,
+    },
+    Thin(thin::Driver),
 }
 
 /// Opens a tunnel over a TCP connection: handshakes as `cert`, makes sure that the peer is one of
@@ -85,21 +104,41 @@ pub async fn connect(
     expected: &[Identity],
     settings: Settings,
 ) -> Result<Tunnel, ConnectError> {
-    let limit = settings.handshake_timeout;
-    let handshakes = async {
-        let (io, peer) = secure::connect(tcp, cert, expected)
-            .await
-            .map_err(ConnectError::Secure)?;
-        let (failure, flush) = (io.failure(), io.defer());
-        let (tunnel, mut driver) = start(io, Some(peer), settings, failure).await?;
-        driver.flush = Some(flush);
-        Ok((tunnel, driver))
-    };
-    let (tunnel, driver) = timeout(limit, handshakes)
-        .await
-        .map_err(|_elapsed| ConnectError::Timeout(limit))??;
+    let (tunnel, driver) = establish(tcp, cert, expected, settings).await?;
     spawn_local(driver);
     Ok(tunnel)
+}
+
+/// As [`connect`], and leaves spawning the driver to the caller.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn establish(
+    tcp: TcpStream,
+    cert: &WorkloadCert,
+    expected: &[Identity],
+    settings: Settings,
+) -> Result<(Tunnel, Driver<ClientIo>), ConnectError> {
+    let limit = settings.handshake_timeout;
+    let handshakes = async {
+        let (secured, peer) = secure::connect(tcp, cert, expected, settings.thin)
+            .await
+            .map_err(ConnectError::Secure)?;
+        match secured {
+            Secured::Http2(io) => {
+                let (failure, flush) = (io.failure(), io.defer());
+                start(io, Some(peer), settings, failure, Some(flush)).await
+            }
+            Secured::Thin(link) => {
+                let (handle, driver) = thin::Driver::client(link, &settings);
+                let shared = Shared::new(Some(peer), settings);
+                Ok(pair(Sender::Thin(handle), Wire::Thin(driver), shared))
+            }
+        }
+    };
+    timeout(limit, handshakes)
+        .await
+        .map_err(|_elapsed| ConnectError::Timeout(limit))?
 }
 
 /// Starts HTTP/2 on an established TLS connection whose peer has been verified to be `peer`.
@@ -116,7 +155,7 @@ pub async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    start(io, peer, settings, Failure::default()).await
+    start(io, peer, settings, Failure::default(), None).await
 }
 
 async fn start<IO>(
@@ -124,6 +163,7 @@ async fn start<IO>(
     peer: Option<Identity>,
     settings: Settings,
     failure: Failure,
+    flush: Option<Flush>,
 ) -> Result<(Tunnel, Driver<IO>), ConnectError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -133,22 +173,25 @@ where
         .handshake(io)
         .await
         .map_err(ConnectError::H2)?;
-    let shared = Arc::new(Shared {
-        streams: AtomicUsize::new(0),
-        created: Instant::now(),
-        idle_since: AtomicU64::new(0),
-        lost: OnceLock::new(),
-        peer,
-        settings,
-    });
-    let driver = Driver {
+    let wire = Wire::Http2 {
         keepalive: Keepalive::new(connection.ping_pong(), &settings),
         connection,
-        shared: Arc::clone(&shared),
         failure,
-        flush: None,
+        flush,
     };
-    Ok((Tunnel { sender, shared }, driver))
+    let shared = Shared::new(peer, settings);
+    Ok(pair(Sender::Http2(sender), wire, shared))
+}
+
+fn pair<IO>(sender: Sender, wire: Wire<IO>, shared: Arc<Shared>) -> (Tunnel, Driver<IO>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let driver = Driver {
+        wire,
+        shared: Arc::clone(&shared),
+    };
+    (Tunnel { sender, shared }, driver)
 }
 
 impl Tunnel {
@@ -166,7 +209,7 @@ impl Tunnel {
     /// The tunnel is full, or it takes no new streams: see [`OpenError`].
     pub fn reserve(&self) -> Result<Reservation, OpenError> {
         if let Some(error) = self.closed() {
-            return Err(self.shared.unsent(error));
+            return Err(error);
         }
         if self.open_streams() >= self.max_streams() {
             return Err(OpenError::Full);
@@ -190,9 +233,11 @@ impl Tunnel {
 
     /// How many streams may be open: our limit or the peer's, whichever is less.
     pub fn max_streams(&self) -> usize {
-        self.sender
-            .current_max_send_streams()
-            .min(self.shared.settings.max_streams_per_tunnel)
+        let ours = self.shared.settings.max_streams_per_tunnel;
+        match &self.sender {
+            Sender::Http2(sender) => sender.current_max_send_streams().min(ours),
+            Sender::Thin(handle) => handle.most().min(ours),
+        }
     }
 
     /// Whether the tunnel takes no new streams: it is lost, or the peer sent GOAWAY. Streams that
@@ -201,12 +246,16 @@ impl Tunnel {
         self.closed().is_some()
     }
 
-    fn closed(&self) -> Option<h2::Error> {
-        let mut sender = self.sender.clone();
-        let mut context = Context::from_waker(Waker::noop());
-        match sender.poll_ready(&mut context) {
-            Poll::Ready(Err(error)) => Some(error),
-            _ => None,
+    fn closed(&self) -> Option<OpenError> {
+        match &self.sender {
+            Sender::Http2(sender) => {
+                let mut context = Context::from_waker(Waker::noop());
+                match sender.clone().poll_ready(&mut context) {
+                    Poll::Ready(Err(error)) => Some(self.shared.unsent(error)),
+                    _ => None,
+                }
+            }
+            Sender::Thin(handle) => handle.is_closed().then(|| closed(handle)),
         }
     }
 
@@ -235,15 +284,75 @@ impl Reservation {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(mut self, request: &ConnectRequest) -> Result<TunnelStream, OpenError> {
+    pub async fn open(self, request: &ConnectRequest) -> Result<TunnelStream, OpenError> {
+        match self.sender {
+            Sender::Http2(sender) => Self::open_http2(sender, self.slot, request).await,
+            Sender::Thin(handle) => Self::open_thin(handle, self.slot, request).await,
+        }
+    }
+
+    async fn open_thin(
+        handle: Handle,
+        slot: Slot,
+        request: &ConnectRequest,
+    ) -> Result<TunnelStream, OpenError> {
+        // What HTTP/2 could not say is not said here either.
+        request.to_http()?;
+        let request = thin::Open {
+            authority: request.authority.clone(),
+            forwarded: request.forwarded.clone(),
+            baggage: request.baggage.clone(),
+            traceparent: request.traceparent.clone(),
+            window: 0,
+        };
+        let stream = handle.open(request).ok_or_else(|| closed(&handle))?;
+        // It would keep the tunnel from closing while the answer is awaited.
+        drop(handle);
+        let limit = slot.0.settings.open_timeout;
+        let answer = timeout(limit, poll_fn(|cx| stream.poll_answer(cx)))
+            .await
+            .map_err(|_elapsed| OpenError::Timeout(limit))?
+            .map_err(|gone| match gone {
+                Gone::Reset(reason) => {
+                    let cause = Arc::new(h2::Error::from(reason));
+                    if reason == h2::Reason::REFUSED_STREAM {
+                        OpenError::Unprocessed(cause)
+                    } else {
+                        OpenError::Reset(cause)
+                    }
+                }
+                Gone::Lost(lost) => OpenError::Lost(slot.0.lost.get().cloned().unwrap_or(lost)),
+            })?;
+        let status = u16::try_from(answer.status).unwrap_or_default();
+        if status != StatusCode::OK.as_u16() {
+            stream.finish();
+            let reason = answer.proxy_status.as_deref().and_then(ProxyStatus::parse);
+            let reason = reason.unwrap_or_default();
+            return Err(OpenError::Refused {
+                status: StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
+                error: reason.error,
+                reason: reason.details,
+            });
+        }
+        Ok(TunnelStream {
+            bytes: stream::Bytes::Thin(stream),
+            end: StreamEnd::Client(slot),
+            baggage: answer.baggage.map(Arc::from),
+        })
+    }
+
+    async fn open_http2(
+        mut sender: SendRequest<Bytes>,
+        slot: Slot,
+        request: &ConnectRequest,
+    ) -> Result<TunnelStream, OpenError> {
         let request = request.to_http()?;
-        let shared = Arc::clone(&self.slot.0);
-        let (response, send) = self
-            .sender
+        let shared = Arc::clone(&slot.0);
+        let (response, send) = sender
             .send_request(request, false)
             .map_err(|error| shared.unsent(error))?;
         // The sender would keep the tunnel from closing while the answer is awaited.
-        drop(self.sender);
+        drop(sender);
         let limit = shared.settings.open_timeout;
         let response = timeout(limit, response)
             .await
@@ -259,9 +368,8 @@ impl Reservation {
             });
         }
         Ok(TunnelStream {
-            send,
-            recv,
-            end: StreamEnd::Client(self.slot),
+            bytes: stream::Bytes::Http2 { send, recv },
+            end: StreamEnd::Client(slot),
             baggage: header_text(&head.headers, &BAGGAGE).map(Arc::from),
         })
     }
@@ -272,17 +380,26 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
-        if self.keepalive.poll_dead(cx).is_ready() {
+        let (connection, keepalive, failure, flush) = match &mut self.wire {
+            Wire::Http2 {
+                connection,
+                keepalive,
+                failure,
+                flush,
+            } => (connection, keepalive, failure, flush),
+            Wire::Thin(driver) => return driver.poll(cx),
+        };
+        if keepalive.poll_dead(cx).is_ready() {
             let limit = self.shared.settings.keepalive_timeout;
             return Poll::Ready(Lost::Unresponsive(limit));
         }
-        let polled = Pin::new(&mut self.connection).poll(cx);
-        if let Some(flush) = &self.flush {
+        let polled = Pin::new(connection).poll(cx);
+        if let Some(flush) = flush {
             flush.poll(cx);
         }
         polled.map(|result| match result {
             Ok(()) => Lost::Closed,
-            Err(error) => match self.failure.get() {
+            Err(error) => match failure.get() {
                 Some(failure) if !matches!(failure, TlsFailure::Io(_)) => {
                     Lost::Tls(failure.clone())
                 }
@@ -364,7 +481,31 @@ impl Drop for Slot {
     }
 }
 
+/// Why a tunnel of ours opens no more streams.
+fn closed(handle: &Handle) -> OpenError {
+    match handle.lost() {
+        Some(lost) => OpenError::Lost(lost),
+        None => OpenError::Unprocessed(Arc::new(Away)),
+    }
+}
+
+/// The peer said so.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer takes no new connections in this tunnel")]
+struct Away;
+
 impl Shared {
+    fn new(peer: Option<Identity>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            streams: AtomicUsize::new(0),
+            created: Instant::now(),
+            idle_since: AtomicU64::new(0),
+            lost: OnceLock::new(),
+            peer,
+            settings,
+        })
+    }
+
     fn idle_for(&self) -> Duration {
         let since = Duration::from_millis(self.idle_since.load(Ordering::Relaxed));
         self.created.elapsed().saturating_sub(since)

@@ -12,17 +12,19 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
-use h2::Reason;
+use h2::{Reason, RecvStream, SendStream};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::stream::TunnelStream;
+use crate::stream::{Bytes, StreamEnd, TunnelStream};
+use crate::thin;
 
-mod chunks;
+pub(crate) mod chunks;
 mod inward;
 mod outward;
 mod relay;
@@ -39,8 +41,8 @@ pub use socket::reset;
 /// The bytes of a connection so far. Other threads may read them while it lives.
 #[derive(Debug, Default)]
 pub struct Counters {
-    sent: AtomicU64,
-    received: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) received: AtomicU64,
 }
 
 /// Which of the two sides of a copy.
@@ -106,16 +108,30 @@ pub struct CopyEnd {
 pub async fn bidirectional(
     tcp: TcpStream,
     stream: TunnelStream,
+    counters: &Arc<Counters>,
+    abort: impl Future<Output = Abort>,
+) -> CopyEnd {
+    let TunnelStream { bytes, end, .. } = stream;
+    match bytes {
+        Bytes::Thin(stream) => {
+            // What counts the stream is given back with it.
+            let copied = thin::bidirectional(tcp, stream, counters, abort).await;
+            drop(end);
+            copied
+        }
+        Bytes::Http2 { send, recv } => http2(tcp, send, recv, end, counters, abort).await,
+    }
+}
+
+async fn http2(
+    tcp: TcpStream,
+    mut send: SendStream<bytes::Bytes>,
+    recv: RecvStream,
+    stream_end: StreamEnd,
     counters: &Counters,
     abort: impl Future<Output = Abort>,
 ) -> CopyEnd {
     let tcp = Closing::new(tcp);
-    let TunnelStream {
-        mut send,
-        recv,
-        end: stream_end,
-        ..
-    } = stream;
     let mut inward = Inward::new(recv);
     let mut outward = Outward::new();
     let mut watch = pin!(tcp.ready(Interest::ERROR));
@@ -246,7 +262,7 @@ pub async fn tcp(
 const FLUSH_TURNS: usize = 2;
 
 /// Bytes a direction moves before other tasks of the worker get their turn.
-const TURN: u64 = 1 << 20;
+pub(crate) const TURN: u64 = 1 << 20;
 
 impl Counters {
     /// Bytes taken from the first side so far.

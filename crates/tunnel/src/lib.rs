@@ -1,5 +1,5 @@
 //! How the bytes of a TCP connection travel between two nodes: HBONE, that is HTTP/2 CONNECT over
-//! mutual TLS 1.3.
+//! mutual TLS 1.3, or between two agents of ours the same in a thinner framing.
 //!
 //! It knows no policy, no network namespace and no mesh configuration: callers bring connected
 //! sockets, TLS configurations and the identities they expect.
@@ -22,6 +22,7 @@ pub mod settings;
 mod keepalive;
 mod quoted;
 mod stream;
+mod thin;
 
 pub use authority::Authority;
 pub use client::{ConnectRequest, Tunnel};

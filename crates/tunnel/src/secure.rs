@@ -18,12 +18,15 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 mod connection;
+mod link;
 mod records;
 #[cfg(test)]
 mod tests;
 
 use connection::Connection;
+use records::Session;
 pub(crate) use connection::Flush;
+pub(crate) use link::Link;
 
 /// Why there is no TLS connection to go on with.
 #[derive(Clone, Debug, Error)]
@@ -32,7 +35,7 @@ pub enum SecureError {
     /// The handshake failed, or the peer is not whom we expect.
     #[error(transparent)]
     Tls(TlsFailure),
-    /// The peer did not choose `h2` (RFC 7301).
+    /// The peer chose nothing that we speak (RFC 7301).
     #[error("the peer did not agree to speak h2")]
     Alpn,
 }
@@ -46,6 +49,14 @@ impl SecureError {
             Self::Alpn => "alpn",
         }
     }
+}
+
+/// A TLS connection and what the two agreed to speak in it.
+pub(crate) enum Secured<IO> {
+    /// HBONE's HTTP/2.
+    Http2(IO),
+    /// The framing of [`crate::thin`].
+    Thin(Link),
 }
 
 /// The client's TLS connection. It remembers how it failed: in TLS 1.3 a server's refusal of our
@@ -66,9 +77,15 @@ pub(crate) async fn connect(
     tcp: TcpStream,
     cert: &WorkloadCert,
     expected: &[Identity],
-) -> Result<(ClientIo, Identity), SecureError> {
+    thin: bool,
+) -> Result<(Secured<ClientIo>, Identity), SecureError> {
     no_delay(&tcp);
-    let session = UnbufferedClientConnection::new(cert.client(), server_name())
+    let config = if thin {
+        cert.client()
+    } else {
+        cert.hbone_client()
+    };
+    let session = UnbufferedClientConnection::new(config, server_name())
         .map_err(|error| SecureError::Tls(classify(&error)))?;
     let tls = Connection::handshake(tcp, session)
         .await
@@ -76,18 +93,24 @@ pub(crate) async fn connect(
     let peer = tls
         .with(|session| verify_expected(session.peer_certificates().unwrap_or_default(), expected))
         .map_err(|error| SecureError::Tls(TlsFailure::Peer(error)))?;
-    tls.with(|session| check_alpn(session.alpn_protocol()))?;
     let failure = Failure::default();
-    Ok((ClientIo { tls, failure }, peer))
+    let secured = agreed(tls, |tls| ClientIo { tls, failure })?;
+    Ok((secured, peer))
 }
 
 /// Handshakes with a peer that must be of our trust domain.
 pub(crate) async fn accept(
     tcp: TcpStream,
     cert: &WorkloadCert,
-) -> Result<(ServerIo, Identity), SecureError> {
+    thin: bool,
+) -> Result<(Secured<ServerIo>, Identity), SecureError> {
     no_delay(&tcp);
-    let session = UnbufferedServerConnection::new(cert.server())
+    let config = if thin {
+        cert.server()
+    } else {
+        cert.hbone_server()
+    };
+    let session = UnbufferedServerConnection::new(config)
         .map_err(|error| SecureError::Tls(classify(&error)))?;
     let tls = match Connection::handshake(tcp, session).await {
         Ok(tls) => tls,
@@ -100,8 +123,7 @@ pub(crate) async fn accept(
     let peer = tls
         .with(|session| peer_identity(session.peer_certificates().unwrap_or_default(), own))
         .map_err(|error| SecureError::Tls(TlsFailure::Peer(error)))?;
-    tls.with(|session| check_alpn(session.alpn_protocol()))?;
-    Ok((ServerIo(tls), peer))
+    Ok((agreed(tls, ServerIo)?, peer))
 }
 
 /// How long a refused peer may take to hang up.
@@ -125,11 +147,17 @@ fn no_delay(tcp: &TcpStream) {
     let _dead = tcp.set_nodelay(true).is_err();
 }
 
-fn check_alpn(chosen: Option<&[u8]>) -> Result<(), SecureError> {
-    if chosen == Some(b"h2") {
-        Ok(())
-    } else {
-        Err(SecureError::Alpn)
+fn agreed<S: Session, IO>(
+    tls: Connection<S>,
+    http2: impl FnOnce(Connection<S>) -> IO,
+) -> Result<Secured<IO>, SecureError> {
+    let chosen = tls.with(|session| session.alpn_protocol().map(<[u8]>::to_vec));
+    match chosen.as_deref() {
+        Some(tls::HBONE) => Ok(Secured::Http2(http2(tls))),
+        Some(tls::THIN) => Link::new(tls)
+            .map(Secured::Thin)
+            .ok_or(SecureError::Alpn),
+        _ => Err(SecureError::Alpn),
     }
 }
 

@@ -18,13 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::authority::{Authority, AuthorityError};
-use crate::client::{BAGGAGE, TRACEPARENT, header_text};
+use crate::client::{BAGGAGE, Cause, Lost, TRACEPARENT, header_text};
 use crate::forwarded::Forwarded;
 use crate::keepalive::Keepalive;
 use crate::proxy_status::{self, ErrorType, ProxyStatus};
-use crate::secure::{self, Flush, SecureError, ServerIo};
+use crate::secure::{self, Flush, Secured, SecureError, ServerIo};
 use crate::settings::Settings;
-use crate::stream::{StreamEnd, TunnelStream};
+use crate::stream::{self, StreamEnd, TunnelStream};
+use crate::thin::{self, Opened, ThinStream};
 
 /// An accepted tunnel. Call [`ServerTunnel::next`] all the time: it also moves the bytes of the
 /// streams. Dropping it resets them.
@@ -32,8 +33,7 @@ pub struct ServerTunnel<IO = ServerIo>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    connection: Connection<IO, Bytes>,
-    keepalive: Keepalive,
+    wire: Wire<IO>,
     /// One permit for each stream a task of ours may hold. A peer that opens and resets streams
     /// is not counted by HTTP/2, so it is counted here.
     permits: Arc<Semaphore>,
@@ -41,7 +41,18 @@ where
     peer: Option<Identity>,
     settings: Settings,
     ended: bool,
-    flush: Option<Flush>,
+}
+
+enum Wire<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    Http2 {
+        connection: Connection<IO, Bytes>,
+        keepalive: Keepalive,
+        flush: Option<Flush>,
+    },
+    Thin(thin::Driver),
 }
 
 /// One CONNECT request.
@@ -53,10 +64,24 @@ pub struct Incoming {
     pub forwarded: Option<Forwarded>,
     /// All headers of the request.
     pub headers: HeaderMap,
-    recv: RecvStream,
-    respond: SendResponse<Bytes>,
+    reply: Reply,
     permit: OwnedSemaphorePermit,
 }
+
+/// How a request is answered.
+#[derive(Debug)]
+enum Reply {
+    Http2 {
+        recv: RecvStream,
+        respond: SendResponse<Bytes>,
+    },
+    Thin(ThinStream),
+}
+
+/// There is nobody to answer.
+#[derive(Debug, Error)]
+#[error("the peer has gone or has reset the request")]
+pub struct Gone;
 
 /// Why a tunnel could not be accepted.
 #[derive(Debug, Error)]
@@ -97,7 +122,7 @@ pub enum NextError {
     Unresponsive(Duration),
     /// The connection failed. The tunnel is over.
     #[error("the tunnel's connection failed")]
-    Failed(#[source] h2::Error),
+    Failed(#[source] Cause),
 }
 
 /// Accepts a tunnel on a TCP connection: handshakes as `cert`, which makes sure that the peer is of
@@ -112,13 +137,19 @@ pub async fn accept(
     settings: Settings,
 ) -> Result<ServerTunnel, AcceptError> {
     let handshakes = async {
-        let (io, peer) = secure::accept(tcp, cert)
+        let (secured, peer) = secure::accept(tcp, cert, settings.thin)
             .await
             .map_err(AcceptError::Secure)?;
-        let flush = io.defer();
-        let mut tunnel = start(io, Some(peer), settings).await?;
-        tunnel.flush = Some(flush);
-        Ok(tunnel)
+        match secured {
+            Secured::Http2(io) => {
+                let flush = io.defer();
+                start(io, Some(peer), settings, Some(flush)).await
+            }
+            Secured::Thin(link) => {
+                let wire = Wire::Thin(thin::Driver::server(link, &settings));
+                Ok(ServerTunnel::new(wire, Some(peer), settings))
+            }
+        }
     };
     let limit = settings.handshake_timeout;
     timeout(limit, handshakes)
@@ -139,7 +170,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let limit = settings.handshake_timeout;
-    timeout(limit, start(io, peer, settings))
+    timeout(limit, start(io, peer, settings, None))
         .await
         .map_err(|_elapsed| AcceptError::Timeout(limit))?
 }
@@ -148,6 +179,7 @@ async fn start<IO>(
     io: IO,
     peer: Option<Identity>,
     settings: Settings,
+    flush: Option<Flush>,
 ) -> Result<ServerTunnel<IO>, AcceptError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -157,23 +189,30 @@ where
         .handshake(io)
         .await
         .map_err(AcceptError::H2)?;
-    let streams = usize::try_from(settings.max_concurrent_streams).unwrap_or(usize::MAX);
-    Ok(ServerTunnel {
+    let wire = Wire::Http2 {
         keepalive: Keepalive::new(connection.ping_pong(), &settings),
         connection,
-        permits: Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS))),
-        permit: None,
-        peer,
-        settings,
-        ended: false,
-        flush: None,
-    })
+        flush,
+    };
+    Ok(ServerTunnel::new(wire, peer, settings))
 }
 
 impl<IO> ServerTunnel<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    fn new(wire: Wire<IO>, peer: Option<Identity>, settings: Settings) -> Self {
+        let streams = usize::try_from(settings.max_concurrent_streams).unwrap_or(usize::MAX);
+        Self {
+            wire,
+            permits: Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS))),
+            permit: None,
+            peer,
+            settings,
+            ended: false,
+        }
+    }
+
     /// The next request; `None` when the tunnel is over. Answer it in a task of its own and call
     /// this again at once. Nothing is lost when the future is dropped.
     ///
@@ -190,7 +229,8 @@ where
             return end.map(Err);
         }
         match poll_fn(|cx| self.poll_request(cx)).await {
-            Ok((request, respond)) => self.admit(request, respond),
+            Ok(Unanswered::Http2(request, respond)) => self.admit(request, respond),
+            Ok(Unanswered::Thin(opened)) => self.admit_thin(opened),
             Err(end) => {
                 self.ended = true;
                 end.map(Err)
@@ -213,7 +253,10 @@ where
     /// Asks the peer to open no more streams (GOAWAY). Those that are open go on; afterwards
     /// [`ServerTunnel::next`] returns `None`. Keep calling it.
     pub fn graceful_shutdown(&mut self) {
-        self.connection.graceful_shutdown();
+        match &mut self.wire {
+            Wire::Http2 { connection, .. } => connection.graceful_shutdown(),
+            Wire::Thin(driver) => driver.go_away(),
+        }
     }
 
     /// Drives the tunnel, without taking requests, until a stream of it ends.
@@ -226,12 +269,24 @@ where
                 self.permit = permit.ok();
                 return Poll::Ready(self.permit.as_ref().map(|_| ()).ok_or(None));
             }
-            if self.keepalive.poll_dead(cx).is_ready() {
-                return Poll::Ready(Err(Some(self.unresponsive())));
+            match &mut self.wire {
+                Wire::Http2 {
+                    connection,
+                    keepalive,
+                    flush,
+                } => {
+                    if keepalive.poll_dead(cx).is_ready() {
+                        return Poll::Ready(Err(Some(self.unresponsive())));
+                    }
+                    let closed = connection.poll_closed(cx);
+                    // HTTP/2 has said what it had to say.
+                    if let Some(flush) = flush {
+                        flush.poll(cx);
+                    }
+                    closed.map(|result| Err(result.err().map(failed)))
+                }
+                Wire::Thin(driver) => driver.poll(cx).map(|lost| Err(ended(lost))),
             }
-            let closed = self.connection.poll_closed(cx);
-            self.poll_flush(cx);
-            closed.map(|result| Err(result.err().map(NextError::Failed)))
         })
         .await
     }
@@ -240,23 +295,33 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Unanswered, Option<NextError>>> {
-        if self.keepalive.poll_dead(cx).is_ready() {
+        let (connection, keepalive, flush) = match &mut self.wire {
+            Wire::Http2 {
+                connection,
+                keepalive,
+                flush,
+            } => (connection, keepalive, flush),
+            Wire::Thin(driver) => {
+                let moved = driver.poll(cx);
+                if let Some(opened) = driver.next_request() {
+                    return Poll::Ready(Ok(Unanswered::Thin(opened)));
+                }
+                return moved.map(|lost| Err(ended(lost)));
+            }
+        };
+        if keepalive.poll_dead(cx).is_ready() {
             return Poll::Ready(Err(Some(self.unresponsive())));
         }
-        let next = self.connection.poll_accept(cx);
-        self.poll_flush(cx);
-        next.map(|next| match next {
-            Some(Ok(request)) => Ok(request),
-            Some(Err(error)) => Err(Some(NextError::Failed(error))),
-            None => Err(None),
-        })
-    }
-
-    /// HTTP/2 has said what it had to say.
-    fn poll_flush(&self, cx: &mut Context<'_>) {
-        if let Some(flush) = &self.flush {
+        let next = connection.poll_accept(cx);
+        // HTTP/2 has said what it had to say.
+        if let Some(flush) = flush {
             flush.poll(cx);
         }
+        next.map(|next| match next {
+            Some(Ok((request, respond))) => Ok(Unanswered::Http2(request, respond)),
+            Some(Err(error)) => Err(Some(failed(error))),
+            None => Err(None),
+        })
     }
 
     fn unresponsive(&self) -> NextError {
@@ -288,8 +353,7 @@ where
                         authority,
                         forwarded: Forwarded::from_headers(&head.headers),
                         headers: head.headers,
-                        recv,
-                        respond,
+                        reply: Reply::Http2 { recv, respond },
                         permit,
                     }));
                 }
@@ -302,6 +366,32 @@ where
         let status = ProxyStatus::new(ErrorType::HttpRequestError, describe(&error));
         refuse(&mut respond, StatusCode::BAD_REQUEST, &status);
         Some(Err(error))
+    }
+
+    fn admit_thin(&mut self, opened: Opened) -> Option<Result<Incoming, NextError>> {
+        let permit = self.permit.take()?;
+        let Opened { request, stream } = opened;
+        match request.authority.parse() {
+            Ok(authority) => {
+                let headers = request.headers();
+                Some(Ok(Incoming {
+                    authority,
+                    forwarded: Forwarded::from_headers(&headers),
+                    headers,
+                    reply: Reply::Thin(stream),
+                    permit,
+                }))
+            }
+            Err(source) => {
+                let error = NextError::Authority {
+                    authority: request.authority,
+                    source,
+                };
+                let status = ProxyStatus::new(ErrorType::HttpRequestError, describe(&error));
+                stream.refuse(refusal(StatusCode::BAD_REQUEST, &status));
+                Some(Err(error))
+            }
+        }
     }
 }
 
@@ -319,36 +409,88 @@ impl Incoming {
     /// Waits until the peer gives the request up. Select it against the work for the request, so
     /// that a peer which resets its requests leaves nothing running.
     pub async fn cancelled(&mut self) {
-        let _reason = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        poll_fn(|cx| match &mut self.reply {
+            Reply::Http2 { respond, .. } => respond.poll_reset(cx).map(drop),
+            Reply::Thin(stream) => stream.poll_gone(cx).map(drop),
+        })
+        .await;
     }
 
     /// Answers 200: the connection stands. `baggage` describes our workload.
     ///
     /// # Errors
     /// Fails when the peer has gone or has reset the request.
-    pub fn accept(mut self, baggage: Option<HeaderValue>) -> Result<TunnelStream, h2::Error> {
+    pub fn accept(self, baggage: Option<HeaderValue>) -> Result<TunnelStream, Gone> {
         let peer_baggage = self.baggage().map(Arc::from);
-        let mut response = Response::new(());
-        if let Some(baggage) = baggage {
-            response.headers_mut().insert(BAGGAGE, baggage);
-        }
-        let send = self.respond.send_response(response, false)?;
+        let bytes = match self.reply {
+            Reply::Http2 { recv, mut respond } => {
+                let mut response = Response::new(());
+                if let Some(baggage) = baggage {
+                    response.headers_mut().insert(BAGGAGE, baggage);
+                }
+                let sent = respond.send_response(response, false);
+                let send = sent.map_err(|_gone| Gone)?;
+                stream::Bytes::Http2 { send, recv }
+            }
+            Reply::Thin(stream) => {
+                let answer = thin::Answer {
+                    status: StatusCode::OK.as_u16().into(),
+                    baggage: text(baggage.as_ref()),
+                    ..thin::Answer::default()
+                };
+                if !stream.answer(answer) {
+                    return Err(Gone);
+                }
+                stream::Bytes::Thin(stream)
+            }
+        };
         Ok(TunnelStream {
-            send,
-            recv: self.recv,
+            bytes,
             end: StreamEnd::Server(self.permit),
             baggage: peer_baggage,
         })
     }
 
     /// Answers with a refusal: 401 for policy, 503 for the application's side, 400 for the request.
-    pub fn refuse(mut self, status: StatusCode, reason: &ProxyStatus) {
-        refuse(&mut self.respond, status, reason);
+    pub fn refuse(self, status: StatusCode, reason: &ProxyStatus) {
+        match self.reply {
+            Reply::Http2 { mut respond, .. } => refuse(&mut respond, status, reason),
+            Reply::Thin(stream) => stream.refuse(refusal(status, reason)),
+        }
     }
 }
 
-/// A request as HTTP/2 gives it.
-type Unanswered = (Request<RecvStream>, SendResponse<Bytes>);
+/// A request that nobody has looked at.
+enum Unanswered {
+    Http2(Request<RecvStream>, SendResponse<Bytes>),
+    Thin(Opened),
+}
+
+fn failed(error: h2::Error) -> NextError {
+    NextError::Failed(Arc::new(error))
+}
+
+/// How a tunnel of ours ended; `None` if that was in order.
+fn ended(lost: Lost) -> Option<NextError> {
+    match lost {
+        Lost::Closed => None,
+        Lost::Unresponsive(limit) => Some(NextError::Unresponsive(limit)),
+        Lost::Tls(failure) => Some(NextError::Failed(Arc::new(failure))),
+        Lost::Failed(cause) => Some(NextError::Failed(cause)),
+    }
+}
+
+fn refusal(status: StatusCode, reason: &ProxyStatus) -> thin::Answer {
+    thin::Answer {
+        status: status.as_u16().into(),
+        proxy_status: text(reason.to_value().as_ref()),
+        ..thin::Answer::default()
+    }
+}
+
+fn text(value: Option<&HeaderValue>) -> Option<String> {
+    Some(value?.to_str().ok()?.to_owned())
+}
 
 fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode, reason: &ProxyStatus) {
     let mut response = Response::new(());

@@ -43,6 +43,8 @@ pub const MAX_PENDING_RESETS: usize = 64;
 /// The limits and timeouts of one tunnel. [`Settings::default`] is right unless a test wants less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// Whether agents of ours are offered the thinner framing. Others always get HBONE.
+    pub thin: bool,
     /// See [`STREAM_WINDOW`].
     pub stream_window: u32,
     /// See [`CONNECTION_WINDOW`].
@@ -70,6 +72,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            thin: true,
             stream_window: STREAM_WINDOW,
             connection_window: CONNECTION_WINDOW,
             max_frame: MAX_FRAME,

@@ -2,21 +2,30 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::client::Slot;
+use crate::thin::ThinStream;
 
 /// The bytes of one connection through a tunnel. Give it to [`crate::copy::bidirectional`].
 ///
 /// Dropping it before both directions ended resets the stream.
 #[derive(Debug)]
 pub struct TunnelStream {
-    pub(crate) send: SendStream<Bytes>,
-    pub(crate) recv: RecvStream,
+    pub(crate) bytes: Bytes,
     pub(crate) end: StreamEnd,
     pub(crate) baggage: Option<Arc<str>>,
+}
+
+/// How the bytes of a stream are framed.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    Http2 {
+        send: SendStream<bytes::Bytes>,
+        recv: RecvStream,
+    },
+    Thin(ThinStream),
 }
 
 /// Which end of the tunnel a stream is held by, and what counts it there.
@@ -33,15 +42,11 @@ impl TunnelStream {
     }
 
     /// Resets the stream.
-    pub fn reset(mut self) {
+    pub fn reset(self) {
         let reason = self.end.reset_reason();
-        self.send.send_reset(reason);
-    }
-
-    /// The two halves, for a caller that moves the bytes itself. The first value counts the stream:
-    /// keep it until both halves are done.
-    pub fn into_parts(self) -> (impl Sized, SendStream<Bytes>, RecvStream) {
-        (self.end, self.send, self.recv)
+        if let Bytes::Http2 { mut send, .. } = self.bytes {
+            send.send_reset(reason);
+        }
     }
 }
 

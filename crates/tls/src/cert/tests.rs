@@ -141,7 +141,7 @@ async fn two_workloads_agree_on_tls13_h2_and_each_other() {
         near.protocol_version(),
         Some(rustls::ProtocolVersion::TLSv1_3)
     );
-    assert_eq!(near.alpn_protocol(), Some(b"h2".as_slice()));
+    assert_eq!(near.alpn_protocol(), Some(THIN));
     assert_eq!(far.server_name(), None, "SNI is not sent");
     assert_eq!(near.handshake_kind(), Some(rustls::HandshakeKind::Full));
     assert_eq!(
@@ -350,7 +350,7 @@ async fn a_client_without_a_certificate_is_refused() {
             algorithms: provider().signature_verification_algorithms,
         }))
         .with_no_client_auth();
-    nobody.alpn_protocols = vec![ALPN.to_vec()];
+    nobody.alpn_protocols = vec![HBONE.to_vec()];
     let pair = codes(Arc::new(nobody), server.server()).await;
     assert_eq!(pair, ["refused_by_peer_no_certificate", "no_certificate"]);
 }

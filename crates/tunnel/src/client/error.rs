@@ -10,6 +10,9 @@ use tls::TlsFailure;
 
 use crate::secure::SecureError;
 
+/// What went wrong below, for people.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
 /// Why a tunnel could not be made.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -59,10 +62,10 @@ pub enum OpenError {
     Full,
     /// The peer did not look at the request: it can be sent again, on another tunnel.
     #[error("the peer did not process the request")]
-    Unprocessed(#[source] Arc<h2::Error>),
+    Unprocessed(#[source] Cause),
     /// The peer reset the stream instead of answering.
     #[error("the peer reset the request")]
-    Reset(#[source] Arc<h2::Error>),
+    Reset(#[source] Cause),
     /// The tunnel broke before the answer came.
     #[error("the tunnel was lost before the peer answered")]
     Lost(#[source] Lost),
@@ -87,7 +90,7 @@ pub enum Lost {
     Tls(#[source] TlsFailure),
     /// The connection failed.
     #[error("the tunnel's connection failed")]
-    Failed(#[source] Arc<h2::Error>),
+    Failed(#[source] Cause),
 }
 
 impl OpenError {

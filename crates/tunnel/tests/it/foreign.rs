@@ -186,7 +186,8 @@ fn a_client_that_resets_what_it_opens_keeps_few_requests_alive() {
         let errors = ended.await.unwrap();
         assert!(
             matches!(&errors[..], [NextError::Failed(error)]
-                if error.reason() == Some(Reason::ENHANCE_YOUR_CALM)),
+                if error.downcast_ref::<h2::Error>().and_then(h2::Error::reason)
+                    == Some(Reason::ENHANCE_YOUR_CALM)),
             "{errors:?}"
         );
         assert!(serving.get().1 <= 8, "{:?}", serving.get());

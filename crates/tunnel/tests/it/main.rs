@@ -14,3 +14,4 @@ mod mtls;
 mod pooling;
 mod support;
 mod tunnelling;
+mod wire;

@@ -144,7 +144,7 @@ fn an_idle_copy_is_small() {
         serve(server, echo);
         let stream = tunnel.open(&request()).await.unwrap();
         let (_client, leg) = tcp_pair().await;
-        let counters = Counters::default();
+        let counters = Arc::default();
         let copy = tunnel::copy::bidirectional(leg, stream, &counters, pending());
         let size = size_of_val(&copy);
         assert!(size <= 1024, "{size} bytes");

@@ -7,13 +7,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, LocalSet, spawn_local};
 use tunnel::copy::{Abort, CopyEnd, Counters, bidirectional};
-use tunnel::server::{Incoming, NextError, ServerTunnel};
+use tunnel::server::{Incoming, NextError};
 use tunnel::{ConnectRequest, Settings, Tunnel, TunnelStream};
+
+use crate::wire::{Server, ends};
 
 /// Runs a test as the workers run: one thread, local tasks. It fails after a minute.
 pub(crate) fn local<T>(test: impl Future<Output = T>) -> T {
@@ -58,28 +60,22 @@ pub(crate) fn to(authority: &str) -> ConnectRequest {
     }
 }
 
-/// A tunnel in memory: the client's handle, the server's end, and what kills the client's side.
+/// A tunnel: the client's handle, the server's end, and what kills the client's side.
 pub(crate) async fn tunnel_with(
     client: Settings,
     server: Settings,
-) -> (Tunnel, ServerTunnel<DuplexStream>, AbortHandle) {
-    let (near, far) = tokio::io::duplex(256 << 10);
-    let near = async {
-        let (tunnel, driver) = tunnel::client::handshake(near, None, client).await.unwrap();
-        (tunnel, spawn_local(driver).abort_handle())
-    };
-    let far = tunnel::server::handshake(far, None, server);
-    let ((tunnel, driver), server) = tokio::join!(near, far);
-    (tunnel, server.unwrap(), driver)
+) -> (Tunnel, Server, AbortHandle) {
+    let (tunnel, driver, server) = ends(client, server).await;
+    (tunnel, server, spawn_local(driver).abort_handle())
 }
 
-pub(crate) async fn tunnel() -> (Tunnel, ServerTunnel<DuplexStream>, AbortHandle) {
+pub(crate) async fn tunnel() -> (Tunnel, Server, AbortHandle) {
     tunnel_with(Settings::default(), Settings::default()).await
 }
 
 /// Serves every request of a tunnel in a task of its own, until it is over.
 pub(crate) fn serve<H>(
-    mut server: ServerTunnel<DuplexStream>,
+    mut server: Server,
     mut handler: impl FnMut(Incoming) -> H + 'static,
 ) -> JoinHandle<Vec<NextError>>
 where
@@ -102,7 +98,7 @@ pub(crate) async fn echo(incoming: Incoming) {
     let (near, far) = tcp_pair().await;
     let stream = incoming.accept(None).unwrap();
     spawn_local(echo_tcp(far));
-    bidirectional(near, stream, &Counters::default(), pending()).await;
+    bidirectional(near, stream, &Arc::default(), pending()).await;
 }
 
 pub(crate) async fn echo_tcp(mut tcp: TcpStream) {

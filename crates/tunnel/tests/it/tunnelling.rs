@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{echo, local, local_paused, request, serve, tcp_pair, tunnel, tunnel_with};
@@ -11,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tunnel::client::{Lost, OpenError};
-use tunnel::copy::{Counters, End, bidirectional};
+use tunnel::copy::{End, bidirectional};
 use tunnel::forwarded::Forwarded;
 use tunnel::server::NextError;
 use tunnel::{Authority, ConnectRequest, ErrorType, ProxyStatus, Settings};
@@ -191,7 +192,7 @@ fn after_goaway_live_streams_finish_and_new_ones_go_elsewhere() {
         let stream = tunnel.open(&request()).await.unwrap();
         let (mut client, leg) = tcp_pair().await;
         let copy = spawn_local(async move {
-            bidirectional(leg, stream, &Counters::default(), pending()).await
+            bidirectional(leg, stream, &Arc::default(), pending()).await
         });
         client.write_all(b"before").await.unwrap();
         let mut buffer = [0; 6];
@@ -251,14 +252,8 @@ fn a_server_that_stops_answering_is_found_out() {
 #[test]
 fn a_client_that_stops_answering_is_found_out() {
     local_paused(async {
-        let (near, far) = tokio::io::duplex(256 << 10);
         let settings = Settings::default();
-        let (_tunnel, _frozen) = tunnel::client::handshake(near, None, settings)
-            .await
-            .unwrap();
-        let mut server = tunnel::server::handshake(far, None, settings)
-            .await
-            .unwrap();
+        let (_tunnel, _frozen, mut server) = crate::wire::ends(settings, settings).await;
         let end = server.next().await;
         assert!(
             matches!(end, Some(Err(NextError::Unresponsive(_)))),

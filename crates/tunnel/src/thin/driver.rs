@@ -1,0 +1,403 @@
+//! What moves a tunnel's frames.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use h2::Reason;
+use prost::Message;
+use tls::{TlsFailure, classify_io};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::frame::{Kind, Parser, Part, Violation, number};
+use super::message::{Answer, Open};
+use super::mux::{Handle, Mux};
+use super::stream::{Gone, Stream, ThinStream};
+use crate::client::Lost;
+use crate::secure::Link;
+use crate::settings::Settings;
+
+/// Reads before other tasks of the worker get their turn.
+const READS: usize = 16;
+
+/// Pieces of one stream's bytes that are written with one system call.
+const SLICES: usize = 16;
+
+/// A request that was opened in a tunnel of a peer.
+pub(crate) struct Opened {
+    pub(crate) request: Open,
+    pub(crate) stream: ThinStream,
+}
+
+/// One side of a tunnel. Poll it all the time; it is ready when the tunnel is over. Dropping it
+/// ends the tunnel and resets every stream in it.
+pub(crate) struct Driver {
+    link: Link,
+    mux: Rc<Mux>,
+    parser: Parser,
+    side: Side,
+    keepalive: Keepalive,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
+struct Keepalive {
+    timer: Pin<Box<Sleep>>,
+    waiting: bool,
+    interval: Duration,
+    timeout: Duration,
+}
+
+impl Driver {
+    /// The client's side, and the right to open streams.
+    pub(crate) fn client(link: Link, settings: &Settings) -> (Handle, Self) {
+        let driver = Self::new(link, settings, Side::Client);
+        (Handle::new(&driver.mux), driver)
+    }
+
+    /// The server's side.
+    pub(crate) fn server(link: Link, settings: &Settings) -> Self {
+        let driver = Self::new(link, settings, Side::Server);
+        driver.mux.most.set(settings.max_concurrent_streams);
+        driver
+    }
+
+    fn new(link: Link, settings: &Settings, side: Side) -> Self {
+        Self {
+            link,
+            mux: Mux::new(settings.stream_window),
+            parser: Parser::default(),
+            side,
+            keepalive: Keepalive {
+                timer: Box::pin(sleep(settings.keepalive_interval)),
+                waiting: false,
+                interval: settings.keepalive_interval,
+                timeout: settings.keepalive_timeout,
+            },
+        }
+    }
+
+    /// The next request that nobody has looked at.
+    pub(crate) fn next_request(&mut self) -> Option<Opened> {
+        let (request, stream) = self.mux.requests.borrow_mut().pop_front()?;
+        // RFC 9113 section 8.5: a connection that failed.
+        let stream = ThinStream::new(Rc::clone(&self.mux), stream, Reason::CONNECT_ERROR);
+        Some(Opened { request, stream })
+    }
+
+    /// Asks the client to open no more streams.
+    pub(crate) fn go_away(&mut self) {
+        if !self.mux.away.replace(true) {
+            self.mux.say(Kind::Away, 0, &[]);
+        }
+    }
+
+    /// Moves what can be moved. Ready when the tunnel is over.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        if let Some(lost) = self.mux.lost() {
+            return Poll::Ready(lost);
+        }
+        self.mux.look(cx);
+        let moved = self.poll_move(cx);
+        self.mux.looked();
+        moved.map(|lost| {
+            self.mux.end(&lost);
+            lost
+        })
+    }
+
+    fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        if self.poll_dead(cx).is_ready() {
+            return Poll::Ready(Lost::Unresponsive(self.keepalive.timeout));
+        }
+        let sent = self.poll_send(cx);
+        let mut reads = 0;
+        while let Poll::Ready(received) = self.poll_receive(cx) {
+            match received {
+                Err(lost) => return Poll::Ready(lost),
+                Ok(()) if self.link.is_closed() => return Poll::Ready(Lost::Closed),
+                Ok(()) => {}
+            }
+            reads += 1;
+            if reads == READS {
+                cx.waker().wake_by_ref();
+                break;
+            }
+        }
+        // Had the peer told why, it would have been read.
+        if let Poll::Ready(Err(error)) = sent {
+            return Poll::Ready(lost(error));
+        }
+        if self.mux.pong.take() {
+            self.keepalive.heard(cx);
+        }
+        let sent = match self.poll_send(cx) {
+            Poll::Ready(Err(error)) => return Poll::Ready(lost(error)),
+            sent => sent.is_ready(),
+        };
+        if sent && self.side == Side::Client && self.mux.is_unused() {
+            return self.poll_close(cx);
+        }
+        Poll::Pending
+    }
+
+    /// Sends what was said.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            // What has become records comes first, and more waits until it has left.
+            ready!(self.link.poll_send(cx))?;
+            if !self.mux.has_said() {
+                return Poll::Ready(Ok(()));
+            }
+            let said = self.mux.said();
+            let encrypted = self.link.encrypt(&said);
+            self.mux.encrypted(said);
+            encrypted?;
+        }
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
+        let Self {
+            link,
+            parser,
+            mux,
+            side,
+            ..
+        } = self;
+        let mut broken = Ok(());
+        let received = link.poll_receive(cx, &mut |pieces| {
+            if broken.is_ok() {
+                broken = take(pieces, parser, mux, *side);
+            }
+        });
+        if let Err(violation) = broken {
+            return Poll::Ready(Err(Lost::Failed(Arc::new(violation))));
+        }
+        received.map_err(lost)
+    }
+
+    /// Says that nothing follows: nobody holds the tunnel.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        self.link.close();
+        // A peer that does not take it any more has gone.
+        let _gone = ready!(self.link.poll_send(cx)).is_err();
+        self.link.finish();
+        Poll::Ready(Lost::Closed)
+    }
+
+    /// Ready when the peer did not answer a ping in time.
+    fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.keepalive.timer.as_mut().poll(cx));
+        if self.keepalive.waiting {
+            return Poll::Ready(());
+        }
+        self.keepalive.waiting = true;
+        self.mux.say(Kind::Ping, 0, &[]);
+        self.keepalive.set(self.keepalive.timeout, cx);
+        Poll::Pending
+    }
+}
+
+impl Keepalive {
+    fn heard(&mut self, cx: &mut Context<'_>) {
+        self.waiting = false;
+        self.set(self.interval, cx);
+    }
+
+    fn set(&mut self, after: Duration, cx: &mut Context<'_>) {
+        self.timer.as_mut().reset(Instant::now() + after);
+        if self.timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+impl Future for Driver {
+    type Output = Lost;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Lost> {
+        Self::poll(&mut self, cx)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.mux.end(&Lost::Closed);
+    }
+}
+
+/// A peer's refusal of our certificate comes after the handshake.
+fn lost(error: io::Error) -> Lost {
+    match classify_io(&error) {
+        TlsFailure::Io(_) => Lost::Failed(Arc::new(error)),
+        failure => Lost::Tls(failure),
+    }
+}
+
+/// Takes the frames in what was received.
+fn take(
+    pieces: &[&[u8]],
+    parser: &mut Parser,
+    mux: &Mux,
+    side: Side,
+) -> Result<(), Violation> {
+    let mut batch = Batch::default();
+    for piece in pieces {
+        let mut rest = *piece;
+        while let Some(part) = parser.next(&mut rest)? {
+            match part {
+                Part::Data { stream, bytes } => {
+                    if batch.stream != stream || batch.count == SLICES {
+                        batch.give(mux)?;
+                        batch.stream = stream;
+                    }
+                    batch.push(bytes);
+                }
+                Part::Frame {
+                    kind,
+                    stream,
+                    payload,
+                } => {
+                    batch.give(mux)?;
+                    frame(kind, stream, payload, mux, side)?;
+                    if mux.is_flooded() {
+                        return Err(Violation("more is asked than the answers are read"));
+                    }
+                }
+            }
+        }
+    }
+    batch.give(mux)
+}
+
+/// Bytes of one stream that came one after the other.
+struct Batch<'a> {
+    stream: u32,
+    slices: [IoSlice<'a>; SLICES],
+    count: usize,
+    total: usize,
+}
+
+impl Default for Batch<'_> {
+    fn default() -> Self {
+        Self {
+            stream: 0,
+            slices: [IoSlice::new(&[]); SLICES],
+            count: 0,
+            total: 0,
+        }
+    }
+}
+
+impl<'a> Batch<'a> {
+    fn push(&mut self, bytes: &'a [u8]) {
+        if let Some(slice) = self.slices.get_mut(self.count)
+            && !bytes.is_empty()
+        {
+            *slice = IoSlice::new(bytes);
+            self.count += 1;
+            self.total += bytes.len();
+        }
+    }
+
+    fn give(&mut self, mux: &Mux) -> Result<(), Violation> {
+        let count = std::mem::take(&mut self.count);
+        let total = std::mem::take(&mut self.total);
+        // A stream that is not there has been reset, and its bytes were on their way.
+        if total > 0
+            && let Some(stream) = mux.stream(self.stream)
+        {
+            let slices = self.slices.get(..count).unwrap_or_default();
+            let due = stream.state().data(slices, total)?;
+            if let Some(bytes) = due {
+                mux.say_credit(self.stream, bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn frame(
+    kind: Kind,
+    id: u32,
+    payload: &[u8],
+    mux: &Mux,
+    side: Side,
+) -> Result<(), Violation> {
+    let stream = mux.stream(id);
+    match (kind, side) {
+        (Kind::Open, Side::Server) => {
+            let request = Open::decode(payload).map_err(|_| Violation("a request is garbled"))?;
+            return open(id, request, mux);
+        }
+        (Kind::Answer, Side::Client) => {
+            let answer = Answer::decode(payload).map_err(|_| Violation("an answer is garbled"))?;
+            if answer.streams > 0 {
+                mux.most.set(answer.streams);
+            }
+            if let Some(stream) = stream {
+                let mut state = stream.state();
+                state.credit = answer.window;
+                state.answer = Some(answer);
+                state.wake();
+            }
+        }
+        (Kind::Open | Kind::Answer, _) => {
+            return Err(Violation("requests and answers go the other way"));
+        }
+        (Kind::Fin, _) => {
+            if let Some(stream) = stream {
+                stream.state().fin();
+            }
+        }
+        (Kind::Reset, _) => {
+            let reason = Reason::from(number(payload)?);
+            if let Some(stream) = stream {
+                // Its place is free, although its task has not heard of it yet.
+                mux.forget(id);
+                stream.state().end(Gone::Reset(reason));
+            }
+        }
+        (Kind::Credit, _) => {
+            let more = number(payload)?;
+            if let Some(stream) = stream {
+                let mut state = stream.state();
+                let credit = state.credit.checked_add(more);
+                state.credit = credit.ok_or(Violation("there is too much credit"))?;
+                state.wake();
+            }
+        }
+        (Kind::Away, Side::Client) => mux.away.set(true),
+        (Kind::Away, Side::Server) => {}
+        (Kind::Ping, _) => mux.say(Kind::Pong, 0, payload),
+        (Kind::Pong, _) => mux.pong.set(true),
+        // It is no such part.
+        (Kind::Data, _) => {}
+    }
+    Ok(())
+}
+
+fn open(id: u32, request: Open, mux: &Mux) -> Result<(), Violation> {
+    if id <= mux.last.get() {
+        return Err(Violation("a stream's number was used before"));
+    }
+    mux.last.set(id);
+    let most = usize::try_from(mux.most.get()).unwrap_or(usize::MAX);
+    // A peer that resets what it opens has no streams, and keeps us busy.
+    let open = mux.streams.borrow().len().max(mux.requests.borrow().len());
+    if mux.away.get() || open >= most {
+        mux.say_reset(id, Reason::REFUSED_STREAM);
+        return Ok(());
+    }
+    let stream = Stream::new(id, mux.window, request.window);
+    mux.streams.borrow_mut().insert(id, Rc::clone(&stream));
+    mux.requests.borrow_mut().push_back((request, stream));
+    Ok(())
+}

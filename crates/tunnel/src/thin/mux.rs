@@ -1,0 +1,320 @@
+//! What the driver of a tunnel and its streams share: the table of streams and what is to be said.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use h2::Reason;
+use prost::Message;
+
+use super::frame::{HEAD, Kind, head};
+use super::message::{Answer, Open};
+use super::stream::{Gone, Stream, ThinStream};
+use crate::client::Lost;
+
+/// Bytes that may wait to be encrypted before streams wait instead: four records.
+const ENOUGH: usize = 64 << 10;
+
+/// Bytes that are read from an application at once. With the head they fill whole records.
+pub(super) const READ: usize = ENOUGH - HEAD;
+
+/// Bytes that wait to be encrypted although streams wait: answers to a peer that asks and asks and
+/// does not read.
+const FLOOD: usize = 1 << 20;
+
+/// Buffers that a thread keeps for the tunnels that have something to say.
+const SPARE: usize = 2;
+
+thread_local! {
+    static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// See the module. It belongs to one thread.
+pub(crate) struct Mux {
+    out: RefCell<Vec<u8>>,
+    pub(super) streams: RefCell<HashMap<u32, Rc<Stream>>>,
+    driver: RefCell<Option<Waker>>,
+    /// The driver will look anyway.
+    looking: Cell<bool>,
+    /// Those that wait until something has been sent.
+    blocked: RefCell<Vec<Waker>>,
+    /// No new streams: the peer said so to a client, or we said so to the peer.
+    pub(super) away: Cell<bool>,
+    lost: RefCell<Option<Lost>>,
+    /// Who may still open streams: a client's tunnel without any closes when it has no streams.
+    handles: Cell<usize>,
+    /// The last stream's number.
+    pub(super) last: Cell<u32>,
+    /// Requests that nobody has looked at.
+    pub(super) requests: RefCell<VecDeque<(Open, Rc<Stream>)>>,
+    /// Bytes of a stream that the peer may send at first.
+    pub(super) window: u32,
+    /// Streams that the server allows, as far as is known.
+    pub(super) most: Cell<u32>,
+    /// The peer has answered a ping.
+    pub(super) pong: Cell<bool>,
+}
+
+/// The right to open streams in a tunnel.
+pub(crate) struct Handle(Rc<Mux>);
+
+impl Mux {
+    pub(super) fn new(window: u32) -> Rc<Self> {
+        Rc::new(Self {
+            out: RefCell::default(),
+            streams: RefCell::default(),
+            driver: RefCell::default(),
+            looking: Cell::new(false),
+            blocked: RefCell::default(),
+            away: Cell::new(false),
+            lost: RefCell::default(),
+            handles: Cell::new(0),
+            last: Cell::new(0),
+            requests: RefCell::default(),
+            window,
+            most: Cell::new(u32::MAX),
+            pong: Cell::new(false),
+        })
+    }
+
+    /// Whether nothing can be asked of the tunnel any more.
+    pub(super) fn is_unused(&self) -> bool {
+        self.streams.borrow().is_empty() && (self.handles.get() == 0 || self.away.get())
+    }
+
+    /// Why it is over, once it is.
+    pub(super) fn lost(&self) -> Option<Lost> {
+        self.lost.borrow().clone()
+    }
+
+    /// The tunnel is over, and everything in it.
+    pub(super) fn end(&self, lost: &Lost) {
+        self.lost.borrow_mut().get_or_insert_with(|| lost.clone());
+        self.away.set(true);
+        self.requests.take();
+        for stream in self.streams.take().into_values() {
+            stream.state().end(Gone::Lost(lost.clone()));
+        }
+        self.out.take();
+        self.unblock();
+    }
+
+    pub(super) fn stream(&self, id: u32) -> Option<Rc<Stream>> {
+        self.streams.borrow().get(&id).map(Rc::clone)
+    }
+
+    pub(super) fn forget(&self, id: u32) {
+        let mut streams = self.streams.borrow_mut();
+        streams.remove(&id);
+        if streams.is_empty() {
+            drop(streams);
+            self.wake();
+        }
+    }
+
+    /// The driver looks after this thread's other tasks have had their turn, and sends what they
+    /// all said at once.
+    fn wake(&self) {
+        if !self.looking.replace(true)
+            && let Some(driver) = &*self.driver.borrow()
+        {
+            driver.wake_by_ref();
+        }
+    }
+
+    /// The driver looks now. It will look again when it is woken after [`Self::looked`].
+    pub(super) fn look(&self, cx: &Context<'_>) {
+        self.looking.set(true);
+        let mut driver = self.driver.borrow_mut();
+        if !driver
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *driver = Some(cx.waker().clone());
+        }
+    }
+
+    pub(super) fn looked(&self) {
+        self.looking.set(false);
+    }
+
+    /// Says a frame that is not data.
+    pub(super) fn say(&self, kind: Kind, stream: u32, payload: &[u8]) {
+        let mut out = self.out.borrow_mut();
+        take_spare(&mut out);
+        out.extend_from_slice(&head(kind, payload.len(), stream));
+        out.extend_from_slice(payload);
+        drop(out);
+        self.wake();
+    }
+
+    pub(super) fn say_credit(&self, stream: u32, bytes: u32) {
+        self.say(Kind::Credit, stream, &bytes.to_be_bytes());
+    }
+
+    pub(super) fn say_reset(&self, stream: u32, reason: Reason) {
+        if self.lost.borrow().is_none() {
+            self.say(Kind::Reset, stream, &u32::from(reason).to_be_bytes());
+        }
+    }
+
+    pub(super) fn say_answer(&self, stream: u32, answer: &Answer) {
+        self.say(Kind::Answer, stream, &answer.encode_to_vec());
+    }
+
+    /// Whether bytes may be said now; if not, the caller is woken when they may.
+    pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.out.borrow().len() < ENOUGH {
+            return Poll::Ready(());
+        }
+        let mut blocked = self.blocked.borrow_mut();
+        if !blocked.iter().any(|waker| waker.will_wake(cx.waker())) {
+            blocked.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Says bytes of a connection, which `read` puts behind what is there; at most `limit`.
+    pub(super) fn say_data(
+        &self,
+        stream: u32,
+        limit: usize,
+        read: impl FnOnce(&mut Vec<u8>, usize) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let limit = limit.min(READ);
+        let mut out = self.out.borrow_mut();
+        take_spare(&mut out);
+        out.reserve(HEAD + limit);
+        let begin = out.len();
+        out.extend_from_slice(&[0; HEAD]);
+        let result = read(&mut out, limit);
+        match result {
+            Ok(length @ 1..) => {
+                if let Some(room) = out.get_mut(begin..begin + HEAD) {
+                    room.copy_from_slice(&head(Kind::Data, length, stream));
+                }
+                drop(out);
+                self.wake();
+            }
+            _ => {
+                out.truncate(begin);
+                if begin == 0 {
+                    put_spare(&mut out);
+                }
+            }
+        }
+        result
+    }
+
+    /// What was said; [`Self::encrypted`] takes the buffer back.
+    pub(super) fn said(&self) -> Vec<u8> {
+        self.out.take()
+    }
+
+    /// What was said has become records.
+    pub(super) fn encrypted(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        put_spare(&mut buffer);
+        self.unblock();
+    }
+
+    pub(super) fn has_said(&self) -> bool {
+        !self.out.borrow().is_empty()
+    }
+
+    /// Whether the peer makes us answer more than it takes.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.out.borrow().len() > FLOOD
+    }
+
+    fn unblock(&self) {
+        for waker in self.blocked.take() {
+            waker.wake();
+        }
+    }
+
+    /// Opens a stream as a client. `None` when the tunnel opens no more.
+    pub(super) fn open(self: &Rc<Self>, mut request: Open) -> Option<ThinStream> {
+        if self.away.get() {
+            return None;
+        }
+        let id = self.last.get().checked_add(1)?;
+        self.last.set(id);
+        let stream = Stream::new(id, self.window, 0);
+        self.streams.borrow_mut().insert(id, Rc::clone(&stream));
+        request.window = self.window;
+        self.say(Kind::Open, id, &request.encode_to_vec());
+        Some(ThinStream::new(Rc::clone(self), stream, Reason::CANCEL))
+    }
+}
+
+/// An empty buffer becomes one that was used before and is still in the cache.
+fn take_spare(out: &mut Vec<u8>) {
+    if out.capacity() == 0
+        && let Some(spare) = SPARES.with_borrow_mut(Vec::pop)
+    {
+        *out = spare;
+    }
+}
+
+/// A tunnel that has nothing to say holds no memory.
+fn put_spare(out: &mut Vec<u8>) {
+    let spare = std::mem::take(out);
+    SPARES.with_borrow_mut(|spares| {
+        if spares.len() < SPARE && spare.capacity() <= 4 * ENOUGH {
+            spares.push(spare);
+        }
+    });
+}
+
+impl Handle {
+    pub(super) fn new(mux: &Rc<Mux>) -> Self {
+        mux.handles.set(mux.handles.get() + 1);
+        Self(Rc::clone(mux))
+    }
+
+    /// Opens a stream; `None` when the tunnel opens no more.
+    pub(crate) fn open(&self, request: Open) -> Option<ThinStream> {
+        self.0.open(request)
+    }
+
+    /// Whether the tunnel opens no more streams.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.away.get()
+    }
+
+    /// Streams that the peer lets us have open, as far as it has said.
+    pub(crate) fn most(&self) -> usize {
+        usize::try_from(self.0.most.get()).unwrap_or(usize::MAX)
+    }
+
+    /// Why the tunnel is over, once it is.
+    pub(crate) fn lost(&self) -> Option<Lost> {
+        self.0.lost()
+    }
+}
+
+impl Clone for Handle {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let left = self.0.handles.get() - 1;
+        self.0.handles.set(left);
+        if left == 0 {
+            self.0.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
