@@ -17,10 +17,14 @@ type Theirs = TlsStream<TcpStream>;
 
 /// A connection of ours to a server of another make.
 async fn pair() -> (Ours, Theirs) {
+    pair_with(rustls::crypto::aws_lc_rs::default_provider()).await
+}
+
+async fn pair_with(provider: rustls::crypto::CryptoProvider) -> (Ours, Theirs) {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["peer".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(provider);
     let versions: &[_] = &[&rustls::version::TLS13];
     let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)
@@ -213,4 +217,50 @@ async fn a_peer_may_change_its_keys() {
     let mut words = [0; 8];
     theirs.read_exact(&mut words).await.unwrap();
     assert_eq!(&words, b"and back");
+}
+
+/// Long transfers change keys: AES-GCM protects 2^24 records with one (RFC 8446 section 5.5).
+#[tokio::test]
+async fn keys_change_in_the_middle_of_a_transfer_in_both_directions() {
+    let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+    let suite = suite.tls13().unwrap();
+    let common = rustls::crypto::CipherSuiteCommon {
+        suite: suite.common.suite,
+        hash_provider: suite.common.hash_provider,
+        confidentiality_limit: 20,
+    };
+    let short = rustls::Tls13CipherSuite {
+        common,
+        hkdf_provider: suite.hkdf_provider,
+        aead_alg: suite.aead_alg,
+        quic: None,
+    };
+    let provider = rustls::crypto::CryptoProvider {
+        cipher_suites: vec![rustls::SupportedCipherSuite::Tls13(Box::leak(Box::new(
+            short,
+        )))],
+        ..rustls::crypto::aws_lc_rs::default_provider()
+    };
+    let (mut ours, mut theirs) = pair_with(provider).await;
+    let sent = pattern(50_000);
+    for round in 0..100 {
+        let there = async {
+            ours.write_all(&sent).await.unwrap();
+            ours.flush().await.unwrap();
+        };
+        let mut received = vec![0; sent.len()];
+        tokio::join!(there, async {
+            theirs.read_exact(&mut received).await.unwrap();
+        });
+        assert!(received == sent, "there, {round}");
+        let there = async {
+            theirs.write_all(&sent).await.unwrap();
+            theirs.flush().await.unwrap();
+        };
+        let mut received = vec![0; sent.len()];
+        tokio::join!(there, async {
+            ours.read_exact(&mut received).await.unwrap();
+        });
+        assert!(received == sent, "back, {round}");
+    }
 }
