@@ -1,5 +1,6 @@
 //! The benchmark as a command: builds, installs what is compared with, measures, reports.
 
+mod place;
 mod push;
 mod scale;
 

@@ -1,19 +1,15 @@
 //! `cargo xtask bench push`.
 
-use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use bench::modes::Setup;
 use bench::push::{Options, outcome};
 use bench::scale::manifests::Cluster;
 use bench::scenario::Sizes;
 use bench::site::Timing;
 
-use crate::bench::{Build, default_out, prepare, seconds};
-use crate::setup;
-use crate::shell::{self, is_root};
+use super::place::Place;
+use super::seconds;
+use crate::shell;
 
 /// How much traffic and how many changes.
 #[derive(Debug, clap::Args)]
@@ -40,28 +36,11 @@ pub(crate) struct Args {
     #[arg(long)]
     quick: bool,
     #[command(flatten)]
-    build: Build,
-    /// Where results go; by default `target/bench/push-<time>.jsonl`.
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Write the table into docs/benchmarks.md.
-    #[arg(long)]
-    update_docs: bool,
+    place: Place,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    if !is_root() {
-        bail!("the lab makes network namespaces and agents load eBPF programs: run it as root");
-    }
-    shell::heading("Setup and build");
-    setup::run(&setup::Args::default())?;
-    let target = prepare(&args.build)?;
-    let default = || default_out(&target, "push-");
-    let out = args.out.clone().unwrap_or_else(default);
-    if let Some(directory) = out.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let mut file = fs::File::create(&out).with_context(|| format!("creating {}", out.display()))?;
+    let mut sheet = args.place.begin("push")?;
     let options = Options {
         cluster: Cluster {
             pods: args.pods,
@@ -92,14 +71,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
             turn.placement.title(),
             turn.pushed.changes
         ));
-        Ok(writeln!(file, "{}", serde_json::to_string(turn)?)?)
+        sheet.keep(&serde_json::to_string(turn)?)
     })?;
     let table = outcome::table(&turns);
-    println!("\n{table}\nresults: {}", out.display());
-    if args.update_docs {
-        let page = shell::root()?.join("docs/benchmarks.md");
-        bench::report::update_part(&page, "push", &table)?;
-        println!("written: {}", page.display());
-    }
-    Ok(())
+    sheet.finish(&table)
 }

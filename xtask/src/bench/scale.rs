@@ -1,17 +1,13 @@
 //! `cargo xtask bench scale`.
 
-use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use bench::scale::manifests::Cluster;
 use bench::scale::{Options, outcome};
 
-use crate::bench::{Build, default_out, prepare};
-use crate::setup;
-use crate::shell::{self, is_root};
+use super::place::Place;
+use crate::shell;
 
 /// How large the clusters are.
 #[derive(Debug, clap::Args)]
@@ -35,32 +31,11 @@ pub(crate) struct Args {
     #[arg(long)]
     quick: bool,
     #[command(flatten)]
-    build: Build,
-    /// Where results go; by default `target/bench/scale-<time>.jsonl`.
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Write the table into docs/benchmarks.md.
-    #[arg(long)]
-    update_docs: bool,
+    place: Place,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    if !is_root() {
-        bail!(
-            "the lab makes a network namespace and the agent loads eBPF programs: run it as root"
-        );
-    }
-    shell::heading("Setup and build");
-    setup::run(&setup::Args::default())?;
-    let target = prepare(&args.build)?;
-    let out = args
-        .out
-        .clone()
-        .unwrap_or_else(|| default_out(&target, "scale-"));
-    if let Some(directory) = out.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let mut file = fs::File::create(&out).with_context(|| format!("creating {}", out.display()))?;
+    let mut sheet = args.place.begin("scale")?;
     let pods = if args.quick {
         &[500, 2000][..]
     } else {
@@ -85,15 +60,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "{} pods: ready after {:.1} s, change to last ACK p99 {:.0} ms",
             one.pods, one.ready_seconds, one.report.change_p99
         ));
-        writeln!(file, "{}", serde_json::to_string(one)?)?;
-        Ok(())
+        sheet.keep(&serde_json::to_string(one)?)
     })?;
     let table = outcome::table(&outcomes);
-    println!("\n{table}\nresults: {}", out.display());
-    if args.update_docs {
-        let page = shell::root()?.join("docs/benchmarks.md");
-        bench::report::update_part(&page, "scale", &table)?;
-        println!("written: {}", page.display());
-    }
-    Ok(())
+    sheet.finish(&table)
 }

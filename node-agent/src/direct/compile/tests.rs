@@ -101,38 +101,20 @@ fn any_match() -> impl Strategy<Value = Match> {
             0..2,
         )
     };
-    (
-        strings(),
-        strings(),
-        ports(),
-        ports(),
-        nets(),
-        nets(),
-        nets(),
-        accounts(),
-    )
-        .prop_map(
-            |(
-                principals,
-                not_principals,
-                destination_ports,
-                not_destination_ports,
-                source_ips,
-                not_source_ips,
-                destination_ips,
-                service_accounts,
-            )| Match {
-                principals,
-                not_principals,
-                destination_ports,
-                not_destination_ports,
-                source_ips,
-                not_source_ips,
-                destination_ips,
-                service_accounts,
-                ..Match::default()
-            },
-        )
+    let names = (strings(), strings());
+    let ports = (ports(), ports());
+    let nets = (nets(), nets(), nets());
+    (names, ports, nets, accounts()).prop_map(|(names, ports, nets, service_accounts)| Match {
+        principals: names.0,
+        not_principals: names.1,
+        destination_ports: ports.0,
+        not_destination_ports: ports.1,
+        source_ips: nets.0,
+        not_source_ips: nets.1,
+        destination_ips: nets.2,
+        service_accounts,
+        ..Match::default()
+    })
 }
 
 fn any_policies() -> impl Strategy<Value = Vec<Policy>> {

@@ -32,14 +32,7 @@ fn without_the_controller_new_connections_and_policies_work_as_before() -> Resul
         village.check("without a controller")?;
     }
     assert_eq!(exchange(&open, b"and still"), Ended::Answered);
-    assert!(
-        link.count_port(6, 15008) > 0,
-        "the capture sees the tunnels"
-    );
-    assert!(
-        !Village::is_readable(&link, &village.cart)?,
-        "with mTLS, as before"
-    );
+    village.check_encrypted(&link)?;
     village.start_controller()?;
     village.check("with the controller again")
 }
@@ -61,14 +54,7 @@ fn agents_that_restart_without_the_controller_serve_from_disk_with_the_same_cert
     }
     let link = village.lab.node("n1")?.capture_uplink()?;
     village.check("both restarted without a controller")?;
-    assert!(
-        link.count_port(6, 15008) > 0,
-        "the capture sees the tunnels"
-    );
-    assert!(
-        !Village::is_readable(&link, &village.cart)?,
-        "with mTLS, as before"
-    );
+    village.check_encrypted(&link)?;
     assert_eq!([serials(&village, "n1")?, serials(&village, "n2")?], before);
     // And both at once, so that neither learns from a living peer.
     for node in ["n1", "n2"] {

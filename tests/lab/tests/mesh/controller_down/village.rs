@@ -142,6 +142,16 @@ impl Village {
         Ok(link.count(said) > 0)
     }
 
+    /// Makes sure that what [`Village::check`] said crossed the link in tunnels.
+    pub(super) fn check_encrypted(&self, link: &Capture) -> Result<()> {
+        ensure!(link.count_port(6, 15008) > 0, "no tunnel on the link");
+        ensure!(
+            !Self::is_readable(link, &self.cart)?,
+            "readable on the link"
+        );
+        Ok(())
+    }
+
     pub(super) fn start_controller(&self) -> Result<()> {
         start_controller(self.lab)
     }
