@@ -210,7 +210,14 @@ impl Enroller {
         let known = self.entries.get(&name).is_some_and(|entry| {
             entry.sandbox == sandbox && entry.netns.cookie() == netns.cookie()
         });
-        if !known {
+        // To forget it and to take it on anew would let it go in between.
+        let renamed = self.entries.get_mut(&name).filter(|entry| {
+            entry.sandbox.uid == sandbox.uid && entry.netns.cookie() == netns.cookie()
+        });
+        if let Some(entry) = renamed.filter(|_| !known) {
+            entry.rename(sandbox);
+            self.told.clear();
+        } else if !known {
             let held = self.found_again(&sandbox, &netns);
             self.forget(&name);
             self.forget_absent(&name, "");

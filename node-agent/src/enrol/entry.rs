@@ -75,6 +75,19 @@ impl Entry {
         }
     }
 
+    /// The CNI names the same pod in other words. With other addresses every step is taken again, over
+    /// what is there.
+    pub(super) fn rename(&mut self, sandbox: Sandbox) {
+        if self.sandbox.ips != sandbox.ips {
+            self.pod = None;
+            if matches!(self.phase, Phase::Captured | Phase::Exempt) {
+                self.held |= self.phase == Phase::Captured;
+                self.phase = Phase::Unknown;
+            }
+        }
+        self.sandbox = sandbox;
+    }
+
     /// Answers the CNI once it is decided, or when it has waited long enough. `unkept` says why the next
     /// agent would not know the pod: then it must not start.
     pub(super) fn answer(&mut self, unkept: Option<&str>) {

@@ -6,14 +6,15 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::{fs::symlink, net::UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{AgentOptions, Capture};
+use lab::{AgentOptions, Capture, Pod};
 use serde_json::{Value, json};
 use tests_lab::turn;
 
 use super::village::{Village, village};
-use crate::fixture::{APPLIES, Ended, at, call, echo, pod, wait_for};
+use crate::fixture::{APPLIES, Ended, PING, at, call, call_here, echo, joined, pod, wait_for};
 use crate::metrics::Metrics;
 
 fn runtime_dir(village: &Village) -> PathBuf {
@@ -145,6 +146,56 @@ fn an_add_whose_namespace_cannot_be_opened_forgets_nobody() -> Result<()> {
     }
     ensure!(!Village::is_readable(&link, cart)?, "in the clear");
     Ok(())
+}
+
+/// The CNI may name a pod again, in other words: what is captured is captured all the time.
+#[test]
+fn a_captured_pod_that_is_named_again_is_never_let_go() -> Result<()> {
+    let _turn = turn()?;
+    let village = village()?;
+    let (cart, to) = (&village.cart, village.to()?);
+    let served = at(cart.v4()?, 8083);
+    let _echo = echo(cart, served.port())?;
+    let link = village.lab.node("n1")?.capture_uplink()?;
+    let again = |ips: Vec<&IpAddr>| -> Result<()> {
+        let answer = ask(
+            &village,
+            &json!({"add": {
+                "namespace": cart.namespace(), "name": cart.name(), "uid": cart.uid(),
+                "netns": cart.netns().path(), "ips": ips,
+            }}),
+        )?;
+        ensure!(answer["ok"]["capture"] == "captured", "{answer}");
+        Ok(())
+    };
+    let over = AtomicBool::new(false);
+    let hammer = |from: &Pod, to: SocketAddr| -> Result<Vec<Ended>> {
+        from.run(|| {
+            let calls =
+                std::iter::from_fn(|| (!over.load(Ordering::Relaxed)).then(|| call_here(to, PING)));
+            calls.collect()
+        })
+    };
+    let (out, inside) = std::thread::scope(|scope| -> Result<_> {
+        let out = scope.spawn(|| hammer(cart, to));
+        let inside = scope.spawn(|| hammer(&village.stranger, served));
+        let named = (0..10).try_for_each(|_| {
+            again(cart.ips().iter().rev().collect())?;
+            again(cart.ips().iter().collect())
+        });
+        over.store(true, Ordering::Relaxed);
+        named?;
+        Ok((joined(out)??, joined(inside)??))
+    })?;
+    let syns = link.count(|packet| packet.is_syn() && packet.destination_port == to.port());
+    ensure!(syns == 0, "{syns} SYN in the clear");
+    let odd = |ended: &&Ended| !matches!(ended, Ended::Answered | Ended::Refused);
+    ensure!(!out.iter().any(|ended| odd(&ended)), "{out:?}");
+    ensure!(
+        !inside.contains(&Ended::Answered),
+        "a stranger was served past STRICT"
+    );
+    village.wait_check("named again")
 }
 
 /// A pod that the next agent would not know does not start, and the answer says what is wrong.
