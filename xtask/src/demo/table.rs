@@ -26,9 +26,9 @@ pub(super) struct Table {
 pub(super) fn measure(lab: &Lab, samples: usize) -> Result<Table> {
     shell::heading("Measuring: 1 KiB there and back on a kept connection");
     let mut rows = [
-        ("same node, direct", "outside/visitor", "outside/echo-n1"),
+        ("same node, no mesh", "outside/visitor", "outside/echo-n1"),
         ("same node, mesh", "shop/client", "shop/server-v1"),
-        ("two nodes, direct", "outside/visitor", "outside/echo-n2"),
+        ("two nodes, no mesh", "outside/visitor", "outside/echo-n2"),
         ("two nodes, mesh", "shop/client", "shop/server-v2"),
     ]
     .into_iter()
@@ -74,16 +74,16 @@ impl Table {
     pub(super) fn print(&self, release: bool) {
         println!(
             "\n{:<22} {:>10} {:>10} {:>14}",
-            "", "p50", "p99", "p50 to direct"
+            "", "p50", "p99", "p50 to no mesh"
         );
-        let mut direct = Duration::ZERO;
+        let mut none = Duration::ZERO;
         for row in &self.rows {
             let p50 = row.latencies.quantile(0.5);
-            let ratio = if row.name.ends_with("direct") {
-                direct = p50;
+            let ratio = if row.name.ends_with("no mesh") {
+                none = p50;
                 String::new()
             } else {
-                format!("{:.2}x", p50.as_secs_f64() / direct.as_secs_f64())
+                format!("{:.2}x", p50.as_secs_f64() / none.as_secs_f64())
             };
             println!(
                 "{:<22} {:>10} {:>10} {ratio:>14}",
