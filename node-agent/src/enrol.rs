@@ -54,6 +54,9 @@ enum Mode {
     Paused,
 }
 
+/// Between two looks at the ports of a pod whose application refused a connection.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The enrolment thread's state.
 pub struct Enroller {
     kernel: Arc<Kernel>,
@@ -334,12 +337,18 @@ impl Enroller {
         }
     }
 
-    fn relisten(&self, id: u32) {
-        if let Some(entry) = self.entries.values().find(|entry| entry.id == id)
-            && let Err(error) = capture::seed_listening(&self.kernel, entry)
-        {
+    fn relisten(&mut self, id: u32) {
+        let Some(entry) = self.entries.values_mut().find(|entry| entry.id == id) else {
+            return;
+        };
+        // Looking is slow, and whoever dials the pod can make us look.
+        if entry.looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+            return;
+        }
+        if let Err(error) = capture::seed_listening(&self.kernel, entry) {
             tracing::warn!(pod = %entry.sandbox.pod, %error, "cannot list the pod's listening ports");
         }
+        entry.looked = Some(Instant::now());
     }
 
     fn forget(&mut self, name: &PodName) {

@@ -46,6 +46,8 @@ pub(super) struct Entry {
     pub(super) guarded: bool,
     /// When the CNI asked last.
     pub(super) asked: Instant,
+    /// When its ports were looked at last because its application refused a connection.
+    pub(super) looked: Option<Instant>,
     /// Since when the pod should be captured and is not.
     pub(super) wanted_since: Option<Instant>,
     pub(super) pod: Option<Arc<Pod>>,
@@ -67,6 +69,7 @@ impl Entry {
             reason: "the controller has not said whether the pod belongs to the mesh".to_owned(),
             guarded: false,
             asked: Instant::now(),
+            looked: None,
             wanted_since: None,
             pod: None,
             held: false,

@@ -9,7 +9,8 @@ use testkit::{Behaviour, Peer};
 
 use crate::sockets::PAIRS;
 use crate::support::{
-    Ended, Failures, addresses, attempt, expect_echo, expect_refused, fresh_port, listen_on, world,
+    Ended, Failures, addresses, attempt, attempt_here, expect_echo, expect_refused, fresh_port,
+    listen_on, world,
 };
 
 #[test]
@@ -130,4 +131,42 @@ fn a_listener_on_loopback_only_is_not_reached_from_outside() -> Result<()> {
         }
     }
     failures.judge(&world)
+}
+
+/// A listener that takes nobody from outside: each refusal makes the agent look at the pod's ports again.
+#[test]
+fn refusals_without_end_do_not_keep_the_cni_waiting() -> Result<()> {
+    let world = world()?;
+    let (server, stranger) = (world.pod("mesh/a")?, world.pod("plain/p")?);
+    let port = fresh_port();
+    let _deaf: TcpListener = server.run(|| -> Result<_> {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+        socket.bind_device(Some(b"eth0"))?;
+        socket.bind(&SocketAddr::from(([0; 16], port)).into())?;
+        socket.listen(128)?;
+        Ok(socket.into())
+    })??;
+    let to = SocketAddr::new(server.v4()?.into(), port);
+    let knock = || {
+        stranger.run(|| {
+            (0..2000)
+                .map(|_| attempt_here(to, b"?").0)
+                .collect::<Vec<_>>()
+        })
+    };
+    let ends = std::thread::scope(|scope| -> Result<Vec<Ended>> {
+        let knocking: Vec<_> = (0..4).map(|_| scope.spawn(knock)).collect();
+        while knocking.iter().any(|one| !one.is_finished()) {
+            world.agent_pods("n1")?;
+        }
+        world.agent_pods("n1").context("afterwards")?;
+        let ends: Result<Vec<_>> = knocking
+            .into_iter()
+            .map(|one| one.join().unwrap())
+            .collect();
+        Ok(ends?.concat())
+    })?;
+    let let_in = ends.iter().find(|ended| !ended.is_refusal());
+    ensure!(let_in.is_none(), "not refused but {let_in:?}");
+    Ok(())
 }
