@@ -98,6 +98,8 @@ pub struct Refusals(Mutex<VecDeque<Refused>>);
 
 /// Refusals that are kept.
 const KEPT: usize = 512;
+/// Bytes of a refusal's text.
+const LONGEST_TEXT: usize = 2048;
 
 impl Refusals {
     fn push(&self, refused: Refused) {
@@ -125,7 +127,8 @@ pub struct Recorder {
 
 impl Recorder {
     /// Tells of a connection that was refused or could not be made.
-    pub fn refuse(&self, connection: &Description, labels: &TcpLabels, refusal: Refusal) {
+    pub fn refuse(&self, connection: &Description, labels: &TcpLabels, mut refusal: Refusal) {
+        shorten(&mut refusal.text);
         self.metrics.fail(labels, refusal.flags, refusal.reason);
         tracing::info!(
             target: "access",
@@ -330,6 +333,17 @@ impl Live {
     }
 }
 
+/// What a peer said may stand in a text; much of it would be much memory, here and in the log's queue.
+fn shorten(text: &mut String) {
+    if text.len() > LONGEST_TEXT {
+        let end = (0..=LONGEST_TEXT)
+            .rev()
+            .find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text.push_str(" ...");
+    }
+}
+
 fn direction(direction: Direction) -> &'static str {
     match direction {
         Direction::Outbound => "outbound",
@@ -340,4 +354,45 @@ fn direction(direction: Direction) -> &'static str {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Party;
+
+    #[test]
+    fn of_what_a_peer_says_at_length_the_beginning_is_kept() {
+        let recorder = Recorder {
+            metrics: ConnectionMetrics::default(),
+            refusals: Refusals::default(),
+        };
+        let connection = Description {
+            direction: Direction::Inbound,
+            pod: "shop/web".to_owned(),
+            source: End1::default(),
+            destination: End1::default(),
+            service: None,
+            security: "none",
+            tunnel: None,
+        };
+        let labels = TcpLabels::new(
+            "destination",
+            Party::default(),
+            Party::default(),
+            None,
+            "none",
+        );
+        for said in ["no such target".to_owned(), "\u{200b}".repeat(100_000)] {
+            let refusal = Refusal {
+                flags: "CONNECT",
+                reason: "bad_request",
+                text: said.clone(),
+            };
+            recorder.refuse(&connection, &labels, refusal);
+            let kept = recorder.refusals.list().pop().unwrap().text;
+            let beginning = kept.strip_suffix(" ...").unwrap_or(&kept);
+            assert!(said.starts_with(beginning) && kept.len() < 2100, "{kept}");
+        }
+    }
 }
