@@ -1,17 +1,20 @@
 //! Where log lines go and which of them: one subscriber on standard error, whose filter can be changed while it runs.
 
+mod lines;
+
 use std::fmt;
 use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use tracing::Subscriber;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
+
+use lines::Writing;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -64,6 +67,9 @@ pub enum LogError {
     /// A subscriber exists already in this process.
     #[error("logging is already set up in this process")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
+    /// The thread that writes lines cannot be started.
+    #[error("cannot start the thread that writes log lines")]
+    Thread(#[source] io::Error),
     /// The subscriber behind the handle is gone.
     #[error("the log subscriber no longer exists")]
     Gone(#[source] reload::Error),
@@ -74,16 +80,14 @@ pub enum LogError {
 pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
     /// Writes what is left when the last handle goes.
-    writer: Option<Arc<WorkerGuard>>,
-    lost: Option<ErrorCounter>,
+    writer: Option<Arc<Writing>>,
 }
 
 impl LogHandle {
     /// Lines that were dropped because they came faster than they could be written.
     #[must_use]
     pub fn lost_lines(&self) -> u64 {
-        let lost = self.lost.as_ref().map_or(0, ErrorCounter::dropped_lines);
-        u64::try_from(lost).unwrap_or(u64::MAX)
+        self.writer.as_ref().map_or(0, |writer| writer.lost())
     }
 
     /// Replaces the filter; lines are judged by the new one from now on.
@@ -121,15 +125,11 @@ impl fmt::Debug for LogHandle {
 /// # Errors
 /// A filter that cannot be read, or a subscriber that is installed already.
 pub fn init(format: Format, filter: &str) -> Result<LogHandle, LogError> {
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(WAITING_LINES)
-        .finish(io::stderr());
-    let lost = writer.error_counter();
-    let (subscriber, handle) = subscriber(format, filter, writer)?;
+    let (lines, writing) = lines::start(WAITING_LINES, io::stderr()).map_err(LogError::Thread)?;
+    let (subscriber, handle) = subscriber(format, filter, lines)?;
     subscriber.try_init().map_err(LogError::AlreadySet)?;
     Ok(LogHandle {
-        writer: Some(Arc::new(guard)),
-        lost: Some(lost),
+        writer: Some(Arc::new(writing)),
         ..handle
     })
 }
@@ -164,7 +164,6 @@ where
     let handle = LogHandle {
         filter: handle,
         writer: None,
-        lost: None,
     };
     Ok((subscriber, handle))
 }
