@@ -16,7 +16,7 @@ use aya::{
     maps::MapError,
     programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps, links::FdLink},
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{DirectMaps, MapSizes, link, room, versions};
 use tables::Maps;
@@ -55,6 +55,7 @@ pub struct Kernel {
     place: Place,
     dir: PathBuf,
     capacities: Vec<(&'static str, u32)>,
+    loader: Mutex<EbpfLoader<'static>>,
     node: Mutex<Ebpf>,
     maps: Mutex<Maps>,
     direct: Mutex<DirectMaps>,
@@ -76,7 +77,10 @@ impl Kernel {
             dir: dir.clone(),
             source,
         })?;
-        let mut ebpf = loader(&dir, place.sizes)
+        let mut loader = loader(&dir, place.sizes);
+        // What the type information took.
+        runtime::memory::give_back();
+        let mut ebpf = loader
             .load(NODE_OBJECT)
             .map_err(|source| KernelError::Load {
                 object: "node",
@@ -94,6 +98,7 @@ impl Kernel {
         }
         Ok(Self {
             capacities: room::capacities(&dir, place.sizes),
+            loader: Mutex::new(loader),
             place,
             dir,
             node: Mutex::new(ebpf),
@@ -183,14 +188,18 @@ impl Kernel {
         &self.dir
     }
 
-    pub(super) fn pod_loader(&self) -> EbpfLoader<'static> {
-        loader(&self.dir, self.place.sizes)
+    /// The loader of all programs: making one reads the kernel's type information, which takes tens of
+    /// milliseconds and 20 MiB for a moment.
+    pub(super) fn loader(&self) -> MutexGuard<'_, EbpfLoader<'static>> {
+        self.loader.lock()
     }
 }
 
 fn loader(dir: &Path, sizes: MapSizes) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader
+        // No program reads the kernel's own structures.
+        .btf(None)
         .default_map_pin_directory(dir)
         // Storage of sockets outlives the agent that created it, like everything else.
         .map_pin_path(maps::SOCKETS, dir.join(maps::SOCKETS));

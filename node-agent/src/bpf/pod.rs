@@ -4,8 +4,11 @@
 use std::{io, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use abi::Addr;
-use aya::programs::{
-    LinkOrder, SchedClassifier, SkLookup, TcAttachType, links::FdLink, tc::TcAttachOptions,
+use aya::{
+    EbpfLoader,
+    programs::{
+        LinkOrder, SchedClassifier, SkLookup, TcAttachType, links::FdLink, tc::TcAttachOptions,
+    },
 };
 
 use super::{Kernel, KernelError, link, node::program_error};
@@ -26,6 +29,37 @@ pub enum Namespace {
     Gone,
     /// Nothing: no program is pinned.
     Unknown,
+}
+
+/// What a program is told of its pod when it is loaded.
+struct Constants {
+    pod: u32,
+    own_v4: u32,
+    own_v6: [u32; 4],
+}
+
+impl Constants {
+    /// The loader lives as long as the agent and wants the same of what it is told: 24 bytes for each
+    /// load, instead of a loader for each.
+    fn keep(pod: u32, own_v4: u32, own_v6: [u32; 4]) -> &'static Self {
+        Box::leak(Box::new(Self {
+            pod,
+            own_v4,
+            own_v6,
+        }))
+    }
+
+    /// `guard`: the program has constants for addresses too.
+    fn set<'l>(
+        &'static self,
+        loader: &'l mut EbpfLoader<'static>,
+        guard: bool,
+    ) -> &'l mut EbpfLoader<'static> {
+        loader
+            .override_global("POD", &self.pod, true)
+            .override_global("OWN_V4", &self.own_v4, guard)
+            .override_global("OWN_V6", &self.own_v6, guard)
+    }
 }
 
 /// Attaches and removes the programs of one pod. The links are pinned: they outlive this value.
@@ -54,9 +88,9 @@ impl PodPrograms {
             // Left by a pod that had this number before: an update would replace its program there.
             self.detach_lookup()?;
         }
-        let mut ebpf = kernel
-            .pod_loader()
-            .override_global("POD", &self.id, true)
+        let constants = Constants::keep(self.id, 0, [0; 4]);
+        let mut ebpf = constants
+            .set(&mut kernel.loader(), false)
             .load(POD_OBJECT)
             .map_err(|source| KernelError::Load {
                 object: "pod",
@@ -96,11 +130,9 @@ impl PodPrograms {
             first.map_or([0; 4], |addr| addr.words)
         };
         let (v4, v6) = (words(true)[3], words(false));
-        let mut ebpf = kernel
-            .pod_loader()
-            .override_global("POD", &self.id, true)
-            .override_global("OWN_V4", &v4, true)
-            .override_global("OWN_V6", &v6, true)
+        let constants = Constants::keep(self.id, v4, v6);
+        let mut ebpf = constants
+            .set(&mut kernel.loader(), true)
             .load(VETH_OBJECT)
             .map_err(|source| KernelError::Load {
                 object: "veth",
