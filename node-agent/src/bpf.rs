@@ -10,6 +10,7 @@ mod direct;
 mod link;
 mod node;
 mod pod;
+mod ring;
 mod room;
 mod versions;
 

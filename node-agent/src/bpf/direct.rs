@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use abi::{Addr, DirectVerdict, Endpoint, Event, Service, Slot, SlotKey, VerdictKey, maps};
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, MapData, RingBuf},
+    maps::{HashMap, Map, MapData, MapError},
 };
 
 use super::{
     KernelError,
     node::{Raw, map_error, typed},
+    ring::Ring,
 };
 
 #[expect(
@@ -40,7 +41,7 @@ pub struct DirectMaps {
     slots: HashMap<MapData, Raw<SlotKey>, Raw<Slot>>,
     local_pods: HashMap<MapData, Raw<Addr>, u32>,
     verdicts: HashMap<MapData, Raw<VerdictKey>, u32>,
-    events: RingBuf<MapData>,
+    events: Ring,
     next_service: u32,
     counts: Counts,
 }
@@ -66,7 +67,7 @@ impl DirectMaps {
             slots: typed(ebpf, maps::SLOTS)?,
             local_pods: typed(ebpf, maps::LOCAL_PODS)?,
             verdicts: typed(ebpf, maps::VERDICTS)?,
-            events: typed(ebpf, maps::EVENTS)?,
+            events: ring(ebpf)?,
             next_service: newest.unwrap_or(0).wrapping_add(1),
             services,
             counts: Counts::default(),
@@ -211,11 +212,11 @@ impl DirectMaps {
 
     /// Takes the events that have come since the last call.
     pub fn events(&mut self, mut each: impl FnMut(Event)) {
-        while let Some(item) = self.events.next() {
-            if let Some(event) = event(&item) {
+        self.events.read(|item: &[u8; size_of::<Event>()]| {
+            if let Some(event) = event(item) {
                 each(event);
             }
-        }
+        });
     }
 
     /// Everything that the kernel holds, for comparison and for the admin page.
@@ -268,7 +269,16 @@ fn take<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, count: &mut usize, key
     }
 }
 
-/// Reads an event from the ring, whose items are aligned to eight bytes.
+fn ring(ebpf: &mut Ebpf) -> Result<Ring, KernelError> {
+    let name = maps::EVENTS;
+    let Some(Map::RingBuf(map)) = ebpf.take_map(name) else {
+        return Err(KernelError::NoMap(name));
+    };
+    let size = map.info().map_err(map_error(name))?.max_entries();
+    Ring::new(map, size).map_err(|error| map_error(name)(MapError::IoError(error)))
+}
+
+/// Reads an event of the ring.
 fn event(bytes: &[u8]) -> Option<Event> {
     let words = |at: usize| -> Option<[u32; 4]> {
         let word = |i: usize| {
