@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use abi::PodState;
-
 use super::{
     Enroller,
     entry::{Entry, Phase},
@@ -54,20 +52,12 @@ impl Enroller {
     fn unknown(&self) -> usize {
         let wanted = self.wanted.as_ref();
         let is_known = |name: &PodName| wanted.is_some_and(|pods| pods.contains_key(name));
-        let mut left = self
+        let left = self
             .entries
             .iter()
             .filter(|(name, entry)| entry.phase == Phase::Unknown && !is_known(name))
-            .peekable();
-        let out_of_reach = self.earlier.captured();
-        if left.peek().is_none() {
-            return out_of_reach;
-        }
-        let kernel = self.kernel.pods();
-        let state = |entry: &Entry| kernel.get(&entry.netns.cookie()).map(|(_, state)| *state);
-        left.filter(|(_, entry)| state(entry) == Some(PodState::Captured))
-            .count()
-            + out_of_reach
+            .filter(|(_, entry)| entry.is_captured_by(&self.kernel));
+        left.count() + self.earlier.captured()
     }
 
     /// What the controller hears: pods whose capture is complete, and those of an earlier agent that
@@ -75,13 +65,9 @@ impl Enroller {
     /// is wanted: peers of a pod that is not named speak to it in the clear.
     fn tell_captured(&self) {
         let Some(wanted) = &self.wanted else { return };
-        let kernel = self.kernel.pods();
         let is_captured = |entry: &Entry| match entry.phase {
             Phase::Captured => true,
-            Phase::Unknown | Phase::Failed(_) => {
-                let state = kernel.get(&entry.netns.cookie()).map(|(_, state)| *state);
-                entry.held || state == Some(PodState::Captured)
-            }
+            Phase::Unknown | Phase::Failed(_) => entry.held || entry.is_captured_by(&self.kernel),
             Phase::Exempt | Phase::Releasing(..) => false,
         };
         let absent = self.earlier.absent().filter(|saved| saved.captured);
