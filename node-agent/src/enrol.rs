@@ -56,6 +56,8 @@ enum Mode {
 
 /// Between two looks at the ports of a pod whose application refused a connection.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// What starting needed is over by then.
+const STARTED: Duration = Duration::from_secs(10);
 
 /// The enrolment thread's state.
 pub struct Enroller {
@@ -138,7 +140,14 @@ impl Enroller {
 
     /// Runs until [`Command::Stop`].
     pub fn run(mut self) {
+        let mut started = Some(Instant::now());
         loop {
+            if self.mode == Mode::InCharge
+                && started.take_if(|at| at.elapsed() >= STARTED).is_some()
+            {
+                runtime::memory::give_back();
+                runtime::memory::forget_start();
+            }
             match self.mode {
                 Mode::InCharge => self.pass(),
                 Mode::Preparing => self.prepare(),
@@ -276,7 +285,6 @@ impl Enroller {
             self.let_gone_go();
         }
         let wanted = self.wanted.clone();
-        let mut loaded = false;
         for (name, entry) in &mut self.entries {
             let wish = wanted
                 .as_ref()
@@ -293,17 +301,12 @@ impl Enroller {
                 self.metrics.repaired.inc();
                 entry.phase = Phase::Unknown;
             }
-            let before = matches!(entry.phase, Phase::Captured);
             capture::step(&context, entry, wish);
-            loaded |= !before && matches!(entry.phase, Phase::Captured);
         }
         // Before anybody hears of a pod: a successor would take one that it does not find for gone.
         self.store();
         for entry in self.entries.values_mut() {
             entry.answer(self.unkept.as_deref());
-        }
-        if loaded {
-            runtime::memory::give_back();
         }
         self.replace_others();
         self.publish();
