@@ -56,6 +56,9 @@ enum Mode {
 
 /// Between two looks at the ports of a pod whose application refused a connection.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Between two looks for pods that are wanted and that the CNI has not named.
+const SEARCH_EVERY: Duration = Duration::from_millis(500);
+
 /// What starting needed is over by then.
 const STARTED: Duration = Duration::from_secs(10);
 
@@ -78,6 +81,8 @@ pub struct Enroller {
     /// Why what is now could not be stored.
     unkept: Option<String>,
     earlier: Earlier,
+    /// When to look again for pods that run without our having been told.
+    search_at: Instant,
     mode: Mode,
     awaited: watch::Sender<Awaited>,
     /// Requests of the CNI that came while another agent was in charge.
@@ -110,6 +115,7 @@ impl Enroller {
             stored: Vec::new(),
             unkept: None,
             earlier: Earlier::new(),
+            search_at: Instant::now(),
             mode: Mode::Preparing,
             awaited,
             deferred: Vec::new(),
@@ -187,7 +193,10 @@ impl Enroller {
                 // The CNI may have given up waiting; the pod is forgotten all the same.
                 let _given_up = reply.send(()).is_err();
             }
-            Command::Wanted(wanted) => self.wanted = Some(wanted),
+            Command::Wanted(wanted) => {
+                self.wanted = Some(wanted);
+                self.search_at = Instant::now();
+            }
             Command::List(reply) => {
                 let pods = self.entries.values().map(Entry::listed).collect();
                 drop(reply.send(pods));
@@ -317,22 +326,29 @@ impl Enroller {
         let Some(wanted) = self.wanted.clone() else {
             return;
         };
-        for (name, wish) in wanted
-            .iter()
-            .filter(|(_, wish)| wish.capture && !wish.uid.is_empty())
-        {
-            if self.entries.contains_key(name) || self.earlier.has(name) {
-                continue;
-            }
-            let Some(netns) = cgroup::netns_of_pod(&wish.uid) else {
-                continue;
-            };
-            let sandbox = Sandbox {
-                pod: name.clone(),
-                uid: wish.uid.clone(),
-                netns,
-                ips: Vec::new(),
-            };
+        if Instant::now() < self.search_at {
+            return;
+        }
+        self.search_at = Instant::now() + SEARCH_EVERY;
+        let missing = || {
+            wanted.iter().filter(|(name, wish)| {
+                let known = self.entries.contains_key(name) || self.earlier.has(name);
+                wish.capture && !wish.uid.is_empty() && !known
+            })
+        };
+        let running = cgroup::netns_of_pods(missing().map(|(_, wish)| wish.uid.as_str()));
+        let found: Vec<Sandbox> = missing()
+            .filter_map(|(name, wish)| {
+                Some(Sandbox {
+                    pod: name.clone(),
+                    uid: wish.uid.clone(),
+                    netns: running.get(wish.uid.as_str())?.clone(),
+                    ips: Vec::new(),
+                })
+            })
+            .collect();
+        for sandbox in found {
+            let name = sandbox.pod.clone();
             let found = open(&sandbox).and_then(|netns| self.insert(sandbox, netns, false));
             if let Err(error) = found {
                 tracing::debug!(pod = %name, error, "a running pod cannot be entered");

@@ -366,8 +366,9 @@ fn open(saved: &Saved) -> Result<Netns, Obstacle> {
     if !why.leads_nowhere() || uid.is_empty() || saved.netns_cookie == 0 {
         return Err(why);
     }
-    cgroup::netns_of_pod(uid)
-        .and_then(|path| Netns::open(&path).ok())
+    cgroup::netns_of_pods([uid.as_str()])
+        .into_values()
+        .find_map(|path| Netns::open(&path).ok())
         .filter(is_it)
         .ok_or(why)
 }
