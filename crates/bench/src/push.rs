@@ -2,8 +2,11 @@
 //! without a thousand changes per second, in turns, through the real controller and real agents.
 //!
 //! Controller and writer of manifests run in the scheduler's idle class. In a cluster they are on other
-//! machines; here they would take the processors that the traffic is measured on.
+//! machines; here they would take the processors that the traffic is measured on. Some of what they cost
+//! traffic remains, so there is a third side: the same traffic while somebody who has nothing to do with the
+//! mesh uses as much of the processors in the idle class.
 
+pub mod burn;
 pub mod changes;
 pub mod outcome;
 
@@ -17,6 +20,7 @@ use crate::machine::Setting;
 use crate::modes::{Mode as _, Setup, ambient::Ambient};
 use crate::scale::manifests::{self, Cluster};
 use crate::site::{Placement, Site, Timing};
+use burn::Burn;
 use changes::Changes;
 use outcome::{Side, Turn};
 
@@ -52,26 +56,11 @@ pub fn run(options: &Options, mut each: impl FnMut(&Turn) -> Result<()>) -> Resu
     lab::wait_until("the agents know the whole mesh", PATIENCE, || {
         knows(&site, options.cluster.addresses())
     })?;
-    let mut turns = Vec::new();
+    let mut turns: Vec<Turn> = Vec::new();
     for repetition in 0..options.repetitions {
         for placement in Placement::ALL {
-            // Who is first alternates, so that what drifts is no difference.
-            let with_first = repetition % 2 == 1;
-            let first = side(&site, options, placement, with_first)?;
-            let second = side(&site, options, placement, !with_first)?;
-            let (still, pushed) = if with_first {
-                (second, first)
-            } else {
-                (first, second)
-            };
-            let others = still.others.max(pushed.others);
-            let turn = Turn {
-                placement,
-                repetition,
-                disturbed: others > options.others_allowed,
-                still,
-                pushed,
-            };
+            let known = turns.iter().rfind(|turn| turn.placement == placement);
+            let turn = turn(&site, options, placement, repetition, known)?;
             each(&turn)?;
             turns.push(turn);
         }
@@ -79,8 +68,52 @@ pub fn run(options: &Options, mut each: impl FnMut(&Turn) -> Result<()>) -> Resu
     Ok(turns)
 }
 
-/// Traffic, with or without changes.
-fn side(site: &Site, options: &Options, placement: Placement, pushing: bool) -> Result<Side> {
+/// The three sides, one right after the other. Who is first alternates, so that what drifts is no
+/// difference; the burn is as large as the work of the same turn, or of the one before if it goes first.
+fn turn(
+    site: &Site,
+    options: &Options,
+    placement: Placement,
+    repetition: u32,
+    known: Option<&Turn>,
+) -> Result<Turn> {
+    let side = |besides| side(site, options, placement, besides);
+    let (still, pushed, burned) = match known {
+        Some(known) if repetition % 2 == 1 => {
+            let burned = side(Besides::Burn(known.work()))?;
+            let pushed = side(Besides::Changes)?;
+            (side(Besides::Nothing)?, pushed, burned)
+        }
+        _ => {
+            let still = side(Besides::Nothing)?;
+            let pushed = side(Besides::Changes)?;
+            let work = outcome::work(&still, &pushed);
+            (still, pushed, side(Besides::Burn(work))?)
+        }
+    };
+    let sides = [&still, &pushed, &burned];
+    let others = sides.iter().map(|side| side.others).fold(0.0, f64::max);
+    Ok(Turn {
+        placement,
+        repetition,
+        disturbed: others > options.others_allowed,
+        still,
+        pushed,
+        burned,
+    })
+}
+
+/// What goes on besides traffic.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Besides {
+    Nothing,
+    /// Configuration changes.
+    Changes,
+    /// Somebody in the idle class uses this much of the processors.
+    Burn(f64),
+}
+
+fn side(site: &Site, options: &Options, placement: Placement, besides: Besides) -> Result<Side> {
     if lab::interrupted() {
         bail!("interrupted");
     }
@@ -88,28 +121,41 @@ fn side(site: &Site, options: &Options, placement: Placement, pushing: bool) -> 
         connections: CONNECTIONS,
         rate: options.rate,
     };
-    let changes = pushing
+    let changes = (besides == Besides::Changes)
         .then(|| Changes::start(&site.lab().manifests_dir(), options.changes))
         .transpose()?;
+    let burn = match besides {
+        Besides::Burn(work) => Some(Burn::start(work)?),
+        _ => None,
+    };
     let before = acks(site)?;
-    let report = site.run(placement, load, options.timing)?;
+    let report = site.run_watching(placement, load, options.timing, &participants(site)?)?;
     let acks = acks(site)?.saturating_sub(before);
-    let written = changes.map(Changes::stop).transpose()?.unwrap_or_default();
-    if pushing {
+    burn.map(Burn::stop).transpose()?;
+    let written = changes.map(Changes::stop).transpose()?;
+    if written.is_some() {
         settled(site)?;
         if acks == 0 {
             bail!("no agent took any change while traffic ran");
         }
     }
+    let written = written.unwrap_or_default();
     let others = report.usage.others() / report.seconds.max(f64::MIN_POSITIVE);
     Ok(Side {
         report,
-        // The controller is no process of the load or of the data path, and not somebody else's.
-        others: if pushing { 0.0 } else { others },
+        others,
         changes: written.objects,
         seconds: written.seconds,
         acks,
     })
+}
+
+/// Whoever works for a push, and this process, which writes the changes: not somebody else.
+fn participants(site: &Site) -> Result<Vec<i32>> {
+    let mut pids = site.mesh_pids(Placement::TwoNodes);
+    pids.push(site.lab().controller_pid().context("a controller")?);
+    pids.push(std::process::id().cast_signed());
+    Ok(pids)
 }
 
 /// Waits until the agents have answered everything that was sent to them.
@@ -159,8 +205,19 @@ fn value(page: &str, name: &str, label: &str) -> u64 {
 
 /// Lets a process run only where nobody else wants to.
 fn stand_back(pid: i32) -> Result<()> {
+    idle_class(&["--all-tasks"], pid)
+}
+
+/// Lets the calling thread run only where nobody else wants to. Not its process: who is started by another
+/// thread, as the traffic is, would inherit it.
+fn stand_back_here() -> Result<()> {
+    idle_class(&[], nix::unistd::gettid().as_raw())
+}
+
+fn idle_class(options: &[&str], pid: i32) -> Result<()> {
     let status = Command::new("chrt")
-        .args(["--all-tasks", "--idle", "--pid", "0", &pid.to_string()])
+        .args(options)
+        .args(["--idle", "--pid", "0", &pid.to_string()])
         .status()
         .context("starting chrt, of util-linux")?;
     if !status.success() {
@@ -175,6 +232,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thread_stands_back_alone() {
+        let class = || {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            // Field 41, of those after the name in parentheses.
+            let rest = stat.rsplit_once(')').unwrap().1.to_owned();
+            rest.split_whitespace().nth(38).unwrap().to_owned()
+        };
+        let back = std::thread::spawn(move || {
+            stand_back_here().unwrap();
+            class()
+        });
+        assert_eq!(back.join().unwrap(), "5", "SCHED_IDLE");
+        assert_eq!(class(), "0", "SCHED_OTHER");
+    }
 
     #[test]
     fn series_are_summed_by_name_and_label() {

@@ -170,6 +170,20 @@ impl Site {
     /// # Errors
     /// The client failed; what it wrote is in the error.
     pub fn run(&self, placement: Placement, load: Load, timing: Timing) -> Result<LoadReport> {
+        self.run_watching(placement, load, timing, &self.mesh_pids(placement))
+    }
+
+    /// As [`Site::run`], with these processes counted as the mesh's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_watching(
+        &self,
+        placement: Placement,
+        load: Load,
+        timing: Timing,
+        mesh: &[i32],
+    ) -> Result<LoadReport> {
         let index = match placement {
             Placement::SameNode => 0,
             Placement::TwoNodes => 1,
@@ -201,7 +215,7 @@ impl Site {
         if timing.pinned {
             command.arg("--pinned");
         }
-        for pid in self.mesh_pids(placement) {
+        for pid in mesh {
             option(&mut command, "--mesh", pid);
         }
         let output = self.client.output(command)?;

@@ -67,7 +67,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, stop: &AtomicBool) -> Result<Written> {
-        super::stand_back(nix::unistd::gettid().as_raw())?;
+        super::stand_back_here()?;
         let start = Instant::now();
         let mut written = Written::default();
         let mut due = start;
@@ -131,7 +131,7 @@ fn manifest(objects: usize, version: usize) -> String {
 
 const FILE: &str = "pushed-changes.yaml";
 /// Writes per second. The folder waits for 20 ms of quiet, so each of these is a push of its own.
-const TICKS: u32 = 25;
+pub(super) const TICKS: u32 = 25;
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@ use crate::statistics::Spread;
 pub struct Side {
     /// What the client saw.
     pub report: LoadReport,
-    /// Processors that others used meanwhile.
+    /// Processors that others used meanwhile: neither traffic, mesh and controller, nor the measurement itself.
     pub others: f64,
     /// Objects that changed.
     pub changes: u64,
@@ -38,9 +38,32 @@ pub struct Turn {
     pub still: Side,
     /// With changes.
     pub pushed: Side,
+    /// Without changes, while somebody in the idle class uses the processors as much as changes do.
+    pub burned: Side,
+}
+
+/// Processors that changes take: of agents, controller and writer.
+#[must_use]
+pub fn work(still: &Side, pushed: &Side) -> f64 {
+    let used =
+        |side: &Side| side.report.usage.mesh.cpu() / side.report.seconds.max(f64::MIN_POSITIVE);
+    (used(pushed) - used(still)).max(0.0)
 }
 
 impl Turn {
+    /// Processors that changes took.
+    #[must_use]
+    pub fn work(&self) -> f64 {
+        work(&self.still, &self.pushed)
+    }
+
+    /// How many times as long a quantile is with changes as with the same work of somebody else.
+    #[must_use]
+    pub fn beyond_burn(&self, pick: fn(&Quantiles) -> f64) -> Option<f64> {
+        let (burned, pushed) = (self.burned.report.latency, self.pushed.report.latency);
+        Some(pick(&pushed?) / pick(&burned?))
+    }
+
     /// How many times as long a quantile is with changes.
     #[must_use]
     pub fn ratio(&self, pick: fn(&Quantiles) -> f64) -> Option<f64> {
@@ -52,8 +75,9 @@ impl Turn {
 /// All turns that nobody disturbed, or all where there are no others, which are marked.
 #[must_use]
 pub fn table(turns: &[Turn]) -> String {
-    let mut out =
-        String::from("| | | without | with | ratio, median | min to max |\n|-|-|-:|-:|-:|-:|\n");
+    let mut out = String::from(
+        "| | | without | with | ratio, median | min to max | with an equal burn | changes to burn, median | min to max |\n|-|-|-:|-:|-:|-:|-:|-:|-:|\n",
+    );
     for placement in Placement::ALL {
         let here: Vec<&Turn> = turns
             .iter()
@@ -79,17 +103,23 @@ pub fn table(turns: &[Turn]) -> String {
                     quantity(figure, Scenario::Paced, median)
                 })
             };
-            let ratio = Spread::of(used.iter().filter_map(|turn| turn.ratio(pick)));
-            let (median, range) = ratio.map_or_else(Default::default, |ratio| {
-                let range = format!("{:.2} to {:.2}", ratio.min, ratio.max);
-                (format!("{:.2}{mark}", ratio.median), range)
-            });
+            let cells = |ratio: Option<Spread>| {
+                ratio.map_or_else(Default::default, |ratio| {
+                    let range = format!("{:.2} to {:.2}", ratio.min, ratio.max);
+                    (format!("{:.2}{mark}", ratio.median), range)
+                })
+            };
+            let (median, range) =
+                cells(Spread::of(used.iter().filter_map(|turn| turn.ratio(pick))));
+            let beyond = used.iter().filter_map(|turn| turn.beyond_burn(pick));
+            let (beyond, beyond_range) = cells(Spread::of(beyond));
             let _ = writeln!(
                 out,
-                "| {} | {name} | {} | {} | {median} | {range} |",
+                "| {} | {name} | {} | {} | {median} | {range} | {} | {beyond} | {beyond_range} |",
                 placement.title(),
                 side(|turn| &turn.still),
                 side(|turn| &turn.pushed),
+                side(|turn| &turn.burned),
             );
         }
     }
@@ -103,13 +133,15 @@ pub fn table(turns: &[Turn]) -> String {
     let acks = rate(|side| side.acks as f64 / side.report.seconds.max(f64::MIN_POSITIVE));
     let errors: u64 = turns
         .iter()
-        .map(|turn| turn.still.report.errors + turn.pushed.report.errors)
+        .flat_map(|turn| [&turn.still, &turn.pushed, &turn.burned])
+        .map(|side| side.report.errors)
         .sum();
+    let work = Spread::of(turns.iter().map(Turn::work)).map_or(0.0, |spread| spread.median);
     let left_out = turns.iter().filter(|turn| turn.disturbed).count();
     let _ = write!(
         out,
-        "\n{changes:.0} changed objects per second, {acks:.0} responses per second accepted by the two agents; {errors} \
-         requests failed; {left_out} of {} turns were left out because others had the machine.\n",
+        "\n{changes:.0} changed objects per second, {acks:.0} responses per second accepted by the two agents; agents, \
+         controller and writer used {work:.2} processors for it; {errors} requests failed; {left_out} of {} turns were left out because others had the machine.\n",
         turns.len()
     );
     out
@@ -147,16 +179,20 @@ mod tests {
 
     #[test]
     fn ratios_are_within_a_turn_and_disturbed_turns_do_not_count() {
-        let turn = |disturbed, still, pushed| Turn {
+        let turn = |disturbed, still, pushed, burned| Turn {
             placement: Placement::SameNode,
             repetition: 0,
             disturbed,
             still: side(still),
             pushed: side(pushed),
+            burned: side(burned),
         };
-        let table = table(&[turn(false, 100.0, 110.0), turn(true, 100.0, 900.0)]);
+        let table = table(&[
+            turn(false, 100.0, 110.0, 88.0),
+            turn(true, 100.0, 900.0, 100.0),
+        ]);
         assert!(
-            table.contains("| same node | p99 | 100 us | 110 us | 1.10 | 1.10 to 1.10 |"),
+            table.contains("| same node | p99 | 100 us | 110 us | 1.10 | 1.10 to 1.10 | 88 us | 1.25 | 1.25 to 1.25 |"),
             "{table}"
         );
         assert!(
