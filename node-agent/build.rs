@@ -47,6 +47,7 @@ fn build(root: &Path, target_dir: &Path) {
         ])
         .args(["--target", TARGET, "--target-dir"])
         .arg(target_dir)
+        .args(features())
         // Flags and wrappers of the outer build are for the host.
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
@@ -63,6 +64,14 @@ fn build(root: &Path, target_dir: &Path) {
         Ok(status) if status.success() => {}
         Ok(status) => fail(&format!("building the eBPF programs failed ({status})")),
         Err(error) => fail(&format!("cannot run cargo for the eBPF programs: {error}")),
+    }
+}
+
+/// Both halves have the same layout.
+fn features() -> &'static [&'static str] {
+    match env::var_os("CARGO_FEATURE_NEXT_LAYOUT") {
+        Some(_) => &["--features", "next-layout"],
+        None => &[],
     }
 }
 

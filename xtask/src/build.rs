@@ -34,6 +34,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     shell::run(&mut command)
 }
 
+/// Builds the agent whose maps have another layout, beside the others: a test lets it succeed the usual one.
+pub(crate) fn next_layout() -> Result<()> {
+    let mut command = shell::cargo(&["build", "--package", "node-agent"])?;
+    shell::run(command.args(["--features", "next-layout"]))?;
+    let programs = programs(false)?;
+    let built = programs.join("keelson-node-agent");
+    // Cargo has one name for both; the usual one takes its place back with the next build.
+    let kept = programs.join("keelson-node-agent-next-layout");
+    std::fs::copy(&built, &kept).with_context(|| format!("copying {}", built.display()))?;
+    Ok(())
+}
+
 /// Where the programs of a profile lie.
 pub(crate) fn programs(release: bool) -> Result<PathBuf> {
     let own = env::current_exe().context("finding this program")?;

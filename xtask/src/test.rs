@@ -31,6 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     crate::setup::run(&crate::setup::Args::default())?;
     // Tests start programs of other packages, which `cargo test` does not build for them.
+    crate::build::next_layout()?;
     crate::build::run(&crate::build::Args::default())?;
     let mut command = shell::cargo(&["test", "--no-fail-fast"])?;
     if args.packages.is_empty() {

@@ -149,6 +149,9 @@ const _: () = assert!(size_of::<DirectSocket>() == 40 && align_of::<DirectSocket
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct DirectFlow {
+    /// Moves the other fields, for the test of that feature.
+    #[cfg(feature = "next-layout")]
+    pub moved: u64,
     /// When, ns since boot.
     pub time: u64,
     /// [`crate::Pod::id`] of the client.
@@ -157,7 +160,23 @@ pub struct DirectFlow {
     pub destination: u32,
 }
 
+#[cfg(not(feature = "next-layout"))]
 const _: () = assert!(size_of::<DirectFlow>() == 16 && align_of::<DirectFlow>() == 8);
+
+impl DirectFlow {
+    /// A SYN that was sent at `time` from the pod numbered `source` to the one numbered `destination`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(time: u64, source: u32, destination: u32) -> Self {
+        Self {
+            #[cfg(feature = "next-layout")]
+            moved: u64::MAX,
+            time,
+            source,
+            destination,
+        }
+    }
+}
 
 /// What the kernel tells of a direct connection (`EVENTS`, a ring buffer).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -26,7 +26,11 @@ pub use pod::{InboundMode, OWN_ADDRESS, OWNED_ADDRESS, Pod, PodAddr, PodState, P
 pub use reason::Reason;
 
 /// Version of the contract. Part of the pin directory's name.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-layout") {
+    1001
+} else {
+    1
+};
 
 /// `SO_MARK` of an application socket whose connection is captured, and of the agent's own legs
 /// towards the application. Compared by the routing rule of the pod's namespace. Marks do not

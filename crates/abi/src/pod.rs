@@ -6,6 +6,9 @@ use crate::Addr;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Pod {
+    /// Moves the other fields, for the test of that feature.
+    #[cfg(feature = "next-layout")]
+    pub moved: [u32; 4],
     /// The agent's number for the pod on this node; never reused while maps live.
     pub id: u32,
     /// A [`PodState`] as a number; anything unknown is read as [`PodState::Pending`].
@@ -14,7 +17,22 @@ pub struct Pod {
     pub congestion: [u8; 8],
 }
 
+#[cfg(not(feature = "next-layout"))]
 const _: () = assert!(size_of::<Pod>() == 16 && align_of::<Pod>() == 4);
+
+impl Pod {
+    /// A pod with this number, state and default congestion control.
+    #[must_use]
+    pub const fn new(id: u32, state: PodState, congestion: [u8; 8]) -> Self {
+        Self {
+            #[cfg(feature = "next-layout")]
+            moved: [u32::MAX; 4],
+            id,
+            state: state as u32,
+            congestion,
+        }
+    }
+}
 
 /// Where a pod stands with capture. A namespace without an entry is not this agent's concern.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -136,7 +136,7 @@ impl Lab {
                 format!("{}ms", options.drain_deadline.as_millis()),
             ),
         ];
-        let command = command("keelson-node-agent", flags, &options.args, &options.env)?;
+        let command = command(&options.program, flags, &options.args, &options.env)?;
         node.spawn_in(&options.cgroup, "agent", command)
     }
 
@@ -225,7 +225,7 @@ impl Lab {
         }
         self.cluster().mesh.sockets.remove(node);
         let directory = self.run_dir.node(node);
-        let mut cleanup = Command::new(programs::find("keelson-node-agent")?);
+        let mut cleanup = Command::new(programs::find(programs::AGENT)?);
         cleanup.arg("cleanup");
         cleanup.arg("--bpf-dir").arg(self.bpf_dir(node));
         cleanup.arg("--runtime-dir").arg(directory.join("runtime"));

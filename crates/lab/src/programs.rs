@@ -25,6 +25,8 @@ pub struct ControllerOptions {
 /// How to start a node agent; see `keelson-node-agent --help`.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
+    /// The program; the lab's own agent unless a test has another one.
+    pub program: String,
     /// `--workers`.
     pub workers: usize,
     /// `--drain-deadline`.
@@ -45,6 +47,7 @@ pub struct AgentOptions {
 impl Default for AgentOptions {
     fn default() -> Self {
         Self {
+            program: AGENT.to_owned(),
             workers: 1,
             drain_deadline: Duration::from_secs(25),
             args: Vec::new(),
@@ -55,6 +58,9 @@ impl Default for AgentOptions {
         }
     }
 }
+
+/// The agent as it is built by `cargo xtask build`.
+pub(crate) const AGENT: &str = "keelson-node-agent";
 
 /// Names the directory with the workspace's programs, once and for the whole process.
 ///

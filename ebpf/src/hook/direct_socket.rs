@@ -37,11 +37,7 @@ pub fn on_connect(ctx: &SockOpsContext) {
     let flow = flow(ctx);
     // SAFETY: the helper takes no argument.
     let time = unsafe { bpf_ktime_get_ns() };
-    let note = DirectFlow {
-        time,
-        source: socket.source,
-        destination: socket.destination,
-    };
+    let note = DirectFlow::new(time, socket.source, socket.destination);
     if FLOWS.insert(&flow, note, BPF_ANY).is_err() {
         count(Reason::FlowLost);
     }

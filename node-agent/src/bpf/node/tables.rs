@@ -107,11 +107,7 @@ impl Kernel {
         state: PodState,
         congestion: [u8; 8],
     ) -> Result<(), KernelError> {
-        let pod = Raw(Pod {
-            id,
-            state: state as u32,
-            congestion,
-        });
+        let pod = Raw(Pod::new(id, state, congestion));
         self.maps
             .lock()
             .pods
@@ -278,17 +274,17 @@ impl Kernel {
     /// The counters of the kernel half, by reason, summed over CPUs.
     #[must_use]
     pub fn counters(&self) -> Vec<(Reason, u64)> {
-        let maps = self.maps.lock();
-        Reason::ALL
-            .iter()
-            .map(|&reason| {
-                let sum = maps
-                    .counters
-                    .get(&(reason as u32), 0)
-                    .map_or(0, |cpus| cpus.iter().sum());
-                (reason, sum)
-            })
+        let reasons = Reason::ALL.iter();
+        reasons
+            .map(|&reason| (reason, self.counter(reason)))
             .collect()
+    }
+
+    /// One of [`Kernel::counters`].
+    #[must_use]
+    pub fn counter(&self, reason: Reason) -> u64 {
+        let counted = self.maps.lock().counters.get(&(reason as u32), 0);
+        counted.map_or(0, |cpus| cpus.iter().sum())
     }
 }
 

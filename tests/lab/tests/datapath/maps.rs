@@ -14,9 +14,14 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The pinned maps below a directory whose number of entries can change, with that number.
+/// The pinned maps below a directory, or the one that is named, whose number of entries can change, with
+/// that number.
 pub(crate) fn entries(directory: &Path) -> Result<Vec<(String, usize)>> {
     let mut counts = Vec::new();
+    if directory.is_file() {
+        counts.extend(count(directory)?.map(|count| (directory.display().to_string(), count)));
+        return Ok(counts);
+    }
     let mut left = vec![directory.to_owned()];
     while let Some(directory) = left.pop() {
         let listed = fs::read_dir(&directory);
@@ -38,8 +43,48 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<(String, usize)>> {
     Ok(counts)
 }
 
-/// `None` for what is no map, or one whose entries all exist from the beginning.
-fn count(path: &Path) -> Result<Option<usize>> {
+/// How many bytes the values of a pinned map have.
+pub(crate) fn value_size(path: &Path) -> Result<u32> {
+    let info = information(&open(path)?)?;
+    number(&info, "value_size:").context("the kernel names no size")
+}
+
+/// What the kernel says of a map.
+fn information(map: &OwnedFd) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))
+}
+
+fn number(info: &str, name: &str) -> Option<u32> {
+    let value = info.lines().find_map(|line| line.strip_prefix(name))?;
+    value.trim().parse().ok()
+}
+
+/// Puts entries into a pinned map until it is full; how many it took.
+pub(crate) fn fill<const KEY: usize>(
+    path: &Path,
+    keys: impl Iterator<Item = [u8; KEY]>,
+    value: &[u8],
+) -> Result<usize> {
+    let fd = open(path)?;
+    let mut taken = 0;
+    for key in keys {
+        let update = Update {
+            map_fd: fd.as_raw_fd().cast_unsigned(),
+            padding: 0,
+            key: key.as_ptr() as u64,
+            value: value.as_ptr() as u64,
+            flags: 0,
+        };
+        match bpf(UPDATE, &update) {
+            Ok(_) => taken += 1,
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => break,
+            Err(error) => return Err(error).context("filling a map"),
+        }
+    }
+    Ok(taken)
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let get = ObjGet {
         pathname: name.as_ptr() as u64,
@@ -48,13 +93,15 @@ fn count(path: &Path) -> Result<Option<usize>> {
     };
     let fd = bpf(OBJ_GET, &get).with_context(|| format!("opening {}", path.display()))?;
     // SAFETY: the call above has just made this descriptor, and nobody else knows it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-    let field = |name: &str| -> Option<u32> {
-        let value = info.lines().find_map(|line| line.strip_prefix(name))?;
-        value.trim().parse().ok()
-    };
-    let (Some(kind), Some(key_size)) = (field("map_type:"), field("key_size:")) else {
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `None` for what is no map, or one whose entries all exist from the beginning.
+fn count(path: &Path) -> Result<Option<usize>> {
+    let fd = open(path)?;
+    let info = information(&fd)?;
+    let (Some(kind), Some(key_size)) = (number(&info, "map_type:"), number(&info, "key_size:"))
+    else {
         return Ok(None);
     };
     if !HASHES.contains(&kind) {
@@ -107,6 +154,16 @@ struct NextKey {
     next_key: u64,
 }
 
+#[repr(C)]
+struct Update {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+const UPDATE: libc::c_int = 2;
 const GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_GET: libc::c_int = 7;
 /// Hash, per-CPU hash, both LRU forms, LPM trie, socket hash (`enum bpf_map_type`).

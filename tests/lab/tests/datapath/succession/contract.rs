@@ -1,13 +1,17 @@
 //! An agent with another version of the kernel contract takes over.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{Capture, CaptureOptions, UPLINK};
+use lab::{AgentOptions, Capture, CaptureOptions, UPLINK};
 
 use super::{SHORT, Traffic, agent, expect_exit_0, judge_link, judge_load, with_agents};
 use crate::load::{Client, Load};
 use crate::support::{APPLIES, Ended, World, both_ends, changing_world, echo, evidence, token};
+
+/// The agent with the feature `next-layout`.
+const NEXT_LAYOUT: &str = "keelson-node-agent-next-layout";
 
 /// An agent with another kernel contract shares no program and no map with the old one: its own are
 /// attached beside, then the old ones detached, and back again. Connections are made all along, the
@@ -15,8 +19,57 @@ use crate::support::{APPLIES, Ended, World, both_ends, changing_world, echo, evi
 #[test]
 fn another_version_of_the_kernel_contract_replaces_the_old_one_without_a_window() -> Result<()> {
     let world = changing_world()?;
-    with_agents(&world, &agent())?;
-    let traffic = Traffic::new(&world)?;
+    let step = |version: u32, node| {
+        let mut options = agent();
+        options.args = vec!["--abi-version".to_owned(), version.to_string()];
+        (options, format!("v{version}"), node)
+    };
+    let steps = [step(2, "n1"), step(2, "n2"), step(3, "n1"), step(2, "n1")];
+    check_replacements(&world, &steps, |_| Ok(()))
+}
+
+/// The same with an agent whose maps have values of another size, with their fields in other places: what
+/// one of them reads in the other's map would be nonsense.
+#[test]
+fn maps_of_another_layout_replace_the_old_ones_without_a_window() -> Result<()> {
+    let world = changing_world()?;
+    let next = || {
+        let mut options = agent();
+        options.program = NEXT_LAYOUT.to_owned();
+        options
+    };
+    lab::find_program(NEXT_LAYOUT)
+        .context("`cargo xtask test` builds it; with cargo alone: build node-agent with --features next-layout and copy it")?;
+    let version = |version: u32| format!("v{version}");
+    let steps = [
+        (next(), version(1001), "n1"),
+        (next(), version(1001), "n2"),
+        (agent(), version(1), "n1"),
+        (next(), version(1001), "n1"),
+    ];
+    let mut sizes = BTreeSet::new();
+    check_replacements(&world, &steps, |version| {
+        let dir = world.bpf_dir("n1").join(version);
+        for map in ["PODS", "FLOWS"] {
+            sizes.insert((map, crate::maps::value_size(&dir.join(map))?));
+        }
+        Ok(())
+    })?;
+    println!("sizes of values: {sizes:?}");
+    ensure!(sizes.len() == 4, "the layouts do not differ: {sizes:?}");
+    Ok(())
+}
+
+/// Another agent, the version of its contract, and the node.
+type Step = (AgentOptions, String, &'static str);
+
+fn check_replacements(
+    world: &World,
+    steps: &[Step],
+    mut look: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    with_agents(world, &agent())?;
+    let traffic = Traffic::new(world)?;
     let guarded = world.pod("strict/s")?;
     let strict = echo(&guarded, traffic.port)?;
     let stranger = |key: &str| -> Result<Client> {
@@ -28,26 +81,28 @@ fn another_version_of_the_kernel_contract_replaces_the_old_one_without_a_window(
         })
     };
     let direct = both_ends(&world.pod("mesh/a")?, &world.pod("mesh/b")?)?;
-    let link = traffic.watch(&world)?;
-    let plain = syns(&world, &traffic)?;
+    let link = traffic.watch(world)?;
+    let plain = syns(world, &traffic)?;
     let started = Instant::now();
     let load = Load::start(&traffic.clients);
     let strangers = Load::start(&[stranger("plain/p")?, stranger("plain/r")?]);
     let mut before = Vec::new();
     let mut reached = 0;
-    for (version, node) in [(2, "n1"), (2, "n2"), (3, "n1"), (2, "n1")] {
-        let mut options = agent();
+    for (options, version, node) in steps {
+        let mut options = options.clone();
         // Another cgroup, as another pod has: each must know the other's as an agent's.
         options.cgroup = format!("agent-{}", before.len());
-        options.args = vec!["--abi-version".to_owned(), version.to_string()];
         reached += SHORT / 4;
         load.wait_for(reached)?;
         before.push(world.succeed_agent(node, &options)?);
-        let attached = programs(&world, node)?;
+        let attached = programs(world, node)?;
         ensure!(
-            attached == [format!("v{version}")],
+            attached == [version.as_str()],
             "on {node} programs of {attached:?} decide"
         );
+        if *node == "n1" {
+            look(version)?;
+        }
     }
     load.wait_for(reached + SHORT / 4)?;
     let served = load.stop(started)?;
@@ -64,13 +119,13 @@ fn another_version_of_the_kernel_contract_replaces_the_old_one_without_a_window(
     for process in &mut before {
         expect_exit_0(process)?;
     }
-    judge_load(&world, &served, reached)?;
+    judge_load(world, &served, reached)?;
     let frames = judge_link(&link)?;
     let syns = plain.count(|packet| packet.is_syn() && packet.destination_port == traffic.port);
     let exempt = plain.count(|packet| {
         packet.is_syn()
             && packet.destination_port == traffic.port
-            && is_plain(&world, packet.source, packet.destination)
+            && is_plain(world, packet.source, packet.destination)
     });
     ensure!(
         syns == exempt,
@@ -81,8 +136,9 @@ fn another_version_of_the_kernel_contract_replaces_the_old_one_without_a_window(
     std::io::Write::write_all(&mut &*near, b"still there").context("a direct connection")?;
     std::io::Read::read_exact(&mut &*far, &mut [0; 11]).context("a direct connection")?;
     println!(
-        "{} connections over 4 changes of version, none failed, the slowest {:?}; {} refused by STRICT; {frames} frames on the link, none readable, {syns} SYN to the port, all of plain pods",
+        "{} connections over {} changes of version, none failed, the slowest {:?}; {} refused by STRICT; {frames} frames on the link, none readable, {syns} SYN to the port, all of plain pods",
         served.total(),
+        steps.len(),
         served.slowest,
         refused.failed.len(),
     );
