@@ -141,6 +141,7 @@ async fn converse(
         let answered = match heard {
             Ok(Some(Ask::Pause {})) if !paused => {
                 pause(office).await;
+                tracing::info!(pid = successor.pid, "paused: the successor takes over");
                 stage.send_replace(Stage::Paused);
                 talk.say(&Say::Paused {}).await
             }

@@ -52,11 +52,37 @@ impl Lock {
         Ok(Some(Self { _file: file }))
     }
 
+    /// Takes charge of a node that nobody is in charge of, unless somebody is next: between the moment when an
+    /// agent gives up its post and the moment when its successor takes it the post is free and not vacant.
+    ///
+    /// # Errors
+    /// When a file cannot be opened or locked.
+    pub fn try_take_vacant(dir: &Path) -> io::Result<Option<Self>> {
+        let Some(lock) = Self::try_take(dir, Post::InCharge)? else {
+            return Ok(None);
+        };
+        Ok((!is_held(dir, Post::Next)?).then_some(lock))
+    }
+
     /// Who holds a post, as it wrote itself: a process id, or nothing.
     #[must_use]
     pub fn holder(dir: &Path, post: Post) -> Option<u32> {
         let text = std::fs::read_to_string(path(dir, post)).ok()?;
         text.trim().parse().ok()
+    }
+}
+
+/// Whether another process holds a post, without taking it: two who ask do not disturb each other.
+fn is_held(dir: &Path, post: Post) -> io::Result<bool> {
+    let file = match File::open(path(dir, post)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -80,6 +106,11 @@ mod tests {
         assert_eq!(Lock::holder(&dir, Post::InCharge), Some(std::process::id()));
         assert!(Lock::try_take(&dir, Post::Next).unwrap().is_some());
         drop(first);
+        // As if the successor had not looked yet.
+        let next = Lock::try_take(&dir, Post::Next).unwrap().unwrap();
+        assert!(Lock::try_take_vacant(&dir).unwrap().is_none());
+        drop(next);
+        assert!(Lock::try_take_vacant(&dir).unwrap().is_some());
         assert!(Lock::try_take(&dir, Post::InCharge).unwrap().is_some());
         std::fs::remove_dir_all(&dir).unwrap();
     }

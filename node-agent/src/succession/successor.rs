@@ -18,6 +18,8 @@ use crate::enrol::Awaited;
 
 /// How often a lock that is about to become free is tried.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often the place behind the one in charge is tried.
+const LOOKS: u32 = 3;
 /// Instances that have been succeeded and are remembered.
 const REMEMBERED: usize = 32;
 
@@ -44,7 +46,7 @@ pub struct Running {
 /// # Errors
 /// When another agent is about to take over already, or the one in charge refuses.
 pub async fn apply(dir: &Path, own: &Who, timeout: Duration) -> anyhow::Result<Predecessor> {
-    if let Some(lock) = Lock::try_take(dir, Post::InCharge)? {
+    if let Some(lock) = Lock::try_take_vacant(dir)? {
         return Ok(Predecessor::Nobody(lock));
     }
     if is_succeeded(dir, &own.instance) {
@@ -53,9 +55,14 @@ pub async fn apply(dir: &Path, own: &Who, timeout: Duration) -> anyhow::Result<P
             in_charge = Lock::holder(dir, Post::InCharge),
             "this instance has been succeeded; standing by until no agent is in charge"
         );
-        return Ok(Predecessor::Nobody(wait_for_lock(dir, None).await?));
+        loop {
+            if let Some(lock) = Lock::try_take_vacant(dir)? {
+                return Ok(Predecessor::Nobody(lock));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
-    let Some(next) = Lock::try_take(dir, Post::Next)? else {
+    let Some(next) = next_in_line(dir).await? else {
         let text = |pid: Option<u32>| pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
         bail!(
             "agent {} is already about to take over from agent {}: wait until it has, or stop it",
@@ -113,9 +120,7 @@ async fn greet(
         }
         Some(Say::No(reason)) => bail!("the agent in charge refuses: {reason}"),
         Some(other) => bail!("the agent in charge answers hello with {other:?}"),
-        None => Ok(Predecessor::Nobody(
-            wait_for_lock(dir, Some(timeout)).await?,
-        )),
+        None => Ok(Predecessor::Nobody(wait_for_lock(dir, timeout).await?)),
     }
 }
 
@@ -146,13 +151,25 @@ fn end_hung(talk: &Talk, dir: &Path, timeout: Duration) -> anyhow::Result<()> {
     kill(pid).with_context(|| format!("the agent in charge (pid {pid}) hangs"))
 }
 
-async fn wait_for_lock(dir: &Path, timeout: Option<Duration>) -> anyhow::Result<Lock> {
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+/// The place behind the one in charge, if nobody has it. Who only looks has it for a moment.
+async fn next_in_line(dir: &Path) -> anyhow::Result<Option<Lock>> {
+    for _ in 0..LOOKS {
+        if let Some(next) = Lock::try_take(dir, Post::Next)? {
+            return Ok(Some(next));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(None)
+}
+
+/// For who is next.
+async fn wait_for_lock(dir: &Path, timeout: Duration) -> anyhow::Result<Lock> {
+    let deadline = Instant::now() + timeout;
     loop {
         if let Some(lock) = Lock::try_take(dir, Post::InCharge)? {
             return Ok(lock);
         }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if Instant::now() >= deadline {
             bail!(
                 "agent {:?} does not give up {}/agent.lock",
                 Lock::holder(dir, Post::InCharge),
@@ -223,11 +240,11 @@ impl Running {
         drop(self.talk.say(&Ask::Drain {}).await);
         answer(&mut self.talk, &self.dir, self.timeout).await?;
         remember(&self.dir, &self.who.instance);
-        let lock = match wait_for_lock(&self.dir, Some(self.timeout)).await {
+        let lock = match wait_for_lock(&self.dir, self.timeout).await {
             Ok(lock) => lock,
             Err(_) => {
                 end_hung(&self.talk, &self.dir, self.timeout)?;
-                wait_for_lock(&self.dir, Some(self.timeout)).await?
+                wait_for_lock(&self.dir, self.timeout).await?
             }
         };
         Ok((lock, Farewell(self.talk, self.who)))
