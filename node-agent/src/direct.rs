@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use abi::{Addr, DirectVerdict};
+use abi::{Addr, DirectVerdict, Reason};
 use arc_swap::ArcSwap;
 use model::WorkloadUid;
 
@@ -35,13 +35,15 @@ use crate::{
 };
 pub use compile::{LocalPod, Tables, compile};
 use events::Ledger;
-use revoke::Policy;
+use revoke::{Policy, Sweep};
 
 /// How often the ring of events is emptied.
 const LOOK: Duration = Duration::from_millis(100);
 /// Changes that come within this time of the last one are compiled together; the first is compiled
 /// at once.
 const SETTLE: Duration = Duration::from_millis(5);
+/// What opens is told of within this time, also where packets are lost.
+const TOLD_WITHIN: Duration = Duration::from_secs(60);
 /// How often the bytes of open connections are read from the kernel.
 const SAMPLE: Duration = Duration::from_secs(5);
 
@@ -147,7 +149,11 @@ pub struct Direct {
     tables: Tables,
     ledger: Ledger,
     /// Pods to which something is refused since a policy, and not all connections were looked at.
-    sweep: BTreeMap<u32, Policy>,
+    sweep: Sweep,
+    /// Connections may be open that are not listed: an earlier agent's, or their beginning was not told.
+    unlisted: bool,
+    /// Events that the kernel had no room for, as of the last look.
+    lost: u64,
     updated: Instant,
     sampled: Instant,
     in_charge: bool,
@@ -179,7 +185,9 @@ impl Direct {
             others: Vec::new(),
             tables: Tables::default(),
             ledger: Ledger::default(),
-            sweep: BTreeMap::new(),
+            sweep: Sweep::default(),
+            unlisted: false,
+            lost: 0,
             updated: Instant::now(),
             sampled: Instant::now(),
             in_charge: false,
@@ -193,11 +201,7 @@ impl Direct {
     fn run(mut self) {
         loop {
             let mut changed = false;
-            let wait = if self.sweep.is_empty() {
-                LOOK
-            } else {
-                Duration::ZERO
-            };
+            let wait = self.sweep.wait().map_or(LOOK, |wait| wait.min(LOOK));
             match self.messages.recv_timeout(wait) {
                 Ok(message) => {
                     let Some(change) = self.on(message) else {
@@ -271,6 +275,8 @@ impl Direct {
     /// and is asked about again a moment later, at its SYN: they are compared instead.
     fn charge(&mut self, inherit: Inherit) {
         self.in_charge = true;
+        self.lost = self.kernel.counter(Reason::EventLost);
+        self.unlisted |= !self.kernel.direct().local_pods().is_empty();
         if inherit == Inherit::Nothing {
             self.kernel.direct().clear();
             self.tables = Tables::default();
@@ -305,8 +311,24 @@ impl Direct {
         let state = self.mesh.state();
         let mut events = Vec::new();
         self.kernel.direct().events(|event| events.push(event));
+        let mut opened: BTreeMap<u32, Vec<_>> = BTreeMap::new();
         for event in events {
-            self.ledger.take(&event, &state, &self.pods, &self.recorder);
+            if let Some((server, ends)) =
+                self.ledger.take(&event, &state, &self.pods, &self.recorder)
+            {
+                opened.entry(server).or_default().push(ends);
+            }
+        }
+        // Policy may have changed between a connection's SYN and what is told of it.
+        if self.updated.elapsed() > TOLD_WITHIN {
+            return;
+        }
+        let policy = Policy {
+            since: self.mesh.since().unwrap_or_else(Instant::now),
+            state,
+        };
+        for (server, listed) in opened {
+            policy.end_listed(&self.pods, &self.recorder, server, &listed);
         }
     }
 
@@ -342,10 +364,14 @@ impl Direct {
         self.take_events();
         let policy = Policy { state, since };
         for (server, listed) in self.ledger.to(&withdrawn) {
-            policy.end_listed(&self.pods, server, &listed);
+            policy.end_listed(&self.pods, &self.recorder, server, &listed);
         }
-        self.sweep
-            .extend(withdrawn.into_iter().map(|server| (server, policy.clone())));
+        let lost = self.kernel.counter(Reason::EventLost);
+        self.unlisted |= lost != self.lost || self.ledger.has_missed();
+        self.lost = lost;
+        if self.unlisted {
+            self.sweep.add(withdrawn, &policy);
+        }
     }
 
     /// Does as the mesh says, or else as this agent is told. Connections that are open stay as they are.
@@ -375,9 +401,9 @@ impl Direct {
     /// Looks at all connections to one of the pods to which something is refused now; the others
     /// wait for their turn, so that no change of policy waits for more than one.
     fn sweep_one(&mut self) {
-        if let Some((server, policy)) = self.sweep.pop_first() {
-            policy.end_all(&self.pods, server);
-        }
+        let (pods, recorder) = (&self.pods, &self.recorder);
+        self.sweep
+            .one(|server, policy| policy.end_all(pods, recorder, server));
     }
 
     /// Writes the differences; refusals before permissions. Gives the pods to which something that

@@ -176,6 +176,7 @@ pub struct ConnectionMetrics {
     received: Family<TcpLabels, Counter>,
     failed: Family<TcpLabels, Counter>,
     refused: Family<RefusedLabels, Counter>,
+    cut: Family<CutLabels, Counter>,
     accept_failures: Counter,
 }
 
@@ -183,6 +184,35 @@ pub struct ConnectionMetrics {
 struct RefusedLabels {
     reporter: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct CutLabels {
+    reason: &'static str,
+}
+
+/// Why the agent ended an established connection that neither side wanted to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    /// It outlived the drain deadline of an agent that stops.
+    Drain,
+    /// Its pod has left the mesh or is gone.
+    Release,
+    /// Policy has come to refuse it.
+    Policy,
+}
+
+impl Cut {
+    const ALL: [Self; 3] = [Self::Drain, Self::Release, Self::Policy];
+
+    fn labels(self) -> CutLabels {
+        let reason = match self {
+            Self::Drain => "drain",
+            Self::Release => "release",
+            Self::Policy => "policy",
+        };
+        CutLabels { reason }
+    }
 }
 
 /// The counters of one connection, looked up once.
@@ -231,6 +261,13 @@ impl ConnectionMetrics {
                 this.refused.clone(),
             );
             registry.register(
+                "keelson_connections_cut",
+                "Established connections that were reset although neither side had ended them, by reason",
+                this.cut.clone(),
+            );
+            // All reasons are there from the start: a rate needs a value before the first.
+            Cut::ALL.iter().for_each(|reason| this.cut(*reason, 0));
+            registry.register(
                 "keelson_accept_failures",
                 "Times that the kernel would not hand over a connection, for want of descriptors or memory",
                 this.accept_failures.clone(),
@@ -256,6 +293,11 @@ impl ConnectionMetrics {
             sent: self.sent.get_or_create(labels).clone(),
             received: self.received.get_or_create(labels).clone(),
         }
+    }
+
+    /// Counts established connections that were cut.
+    pub fn cut(&self, reason: Cut, connections: u64) {
+        self.cut.get_or_create(&reason.labels()).inc_by(connections);
     }
 
     /// Counts an accept that failed.

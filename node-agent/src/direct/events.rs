@@ -32,6 +32,7 @@ const PREPARED: usize = 4096;
 pub(super) struct Ledger {
     open: HashMap<(u32, Flow), Open>,
     prepared: HashMap<Who, Arc<Prepared>>,
+    missed: bool,
 }
 
 /// Client, server, and what was dialled.
@@ -54,14 +55,14 @@ struct Open {
 }
 
 impl Ledger {
-    /// Takes one event.
+    /// Takes one event. Gives server, and addresses of client and server, of a connection that is new.
     pub(super) fn take(
         &mut self,
         event: &Event,
         state: &MeshState,
         pods: &[Arc<Pod>],
         recorder: &Recorder,
-    ) {
+    ) -> Option<(u32, (SocketAddr, SocketAddr))> {
         let key = (event.source, event.flow);
         match event.kind {
             kind if kind == EventKind::Opened as u32 => {
@@ -69,7 +70,13 @@ impl Ledger {
                     && let Some(open) = self.opened(event, state, pods, recorder)
                 {
                     self.open.insert(key, open);
+                } else {
+                    self.missed = true;
                 }
+                let (Some(client), Some(server)) = ends(&event.flow) else {
+                    return None;
+                };
+                return Some((event.destination, (client, server)));
             }
             kind if kind == EventKind::Closed as u32 => {
                 // The opening of one that is not listed was lost, or an earlier agent's.
@@ -83,6 +90,12 @@ impl Ledger {
             kind if kind == EventKind::Denied as u32 => denied(event, state, pods, recorder),
             _ => {}
         }
+        None
+    }
+
+    /// Whether a connection was opened that could not be listed.
+    pub(super) fn has_missed(&self) -> bool {
+        self.missed
     }
 
     /// Forgets what was prepared: the mesh or the pods have changed.

@@ -9,6 +9,7 @@ use lab::Pod;
 
 use super::hamlet::{Hamlet, PORT, hamlet, repetitions, report, times};
 use crate::fixture::{APPLIES, Ended, at, connect, exchange, joined, wait_for};
+use crate::metrics::Metrics;
 
 /// Refuses `rival`, whomever it calls.
 const NO_RIVAL: &str = "
@@ -73,6 +74,12 @@ fn cut_all(hamlet: &Hamlet, streams: &[TcpStream], policy: &str) -> Result<Vec<D
     })
 }
 
+/// Connections that the agent of n1 has cut because of policy.
+fn policy_cuts(hamlet: &Hamlet) -> Result<f64> {
+    let metrics = Metrics::of_agent(hamlet, "n1")?;
+    Ok(metrics.sum("keelson_connections_cut_total", &[("reason", "policy")]))
+}
+
 /// Both families, and the neighbour's connections to the same port go on.
 #[test]
 fn a_direct_connection_that_policy_comes_to_refuse_is_cut_and_its_neighbour_is_not() -> Result<()> {
@@ -90,22 +97,30 @@ fn a_direct_connection_that_policy_comes_to_refuse_is_cut_and_its_neighbour_is_n
             assert_eq!(exchange(stream, b"still"), Ended::Answered);
         }
         let lines = hamlet.agent_log("n1").lines().count();
+        let counted = policy_cuts(&hamlet)?;
         cut_all(&hamlet, &refused, NO_RIVAL)?;
+        lab::wait_until("the cuts are counted", APPLIES, || {
+            Ok(policy_cuts(&hamlet)? - counted > refused.len() as f64 - 0.5)
+        })?;
+        let cuts = policy_cuts(&hamlet)? - counted;
+        assert!((cuts - refused.len() as f64).abs() < 0.5, "{cuts} counted");
         for stream in &kept {
             assert_eq!(exchange(stream, b"and on"), Ended::Answered);
         }
         wait_for(&hamlet.rival, to, Ended::Refused)?;
-        let log = hamlet.agent_log("n1");
-        let told = log.lines().skip(lines).filter(|line| {
-            ["policy changed", "green/no-rival", "green/rival"]
-                .iter()
-                .all(|text| line.contains(text))
-        });
-        assert_eq!(
-            told.count(),
-            refused.len(),
-            "one line for each, with the policy's name"
-        );
+        let told = || {
+            let log = hamlet.agent_log("n1");
+            let told = log.lines().skip(lines).filter(|line| {
+                ["policy changed", "green/no-rival", "green/rival"]
+                    .iter()
+                    .all(|text| line.contains(text))
+            });
+            told.count()
+        };
+        // Who logs does not wait for the line to be written.
+        let what = "a line for each, with the policy's name";
+        lab::wait_until(what, APPLIES, || Ok(told() >= refused.len()))?;
+        assert_eq!(told(), refused.len(), "one line for each");
         hamlet.clear()?;
         for stream in &kept {
             assert_eq!(exchange(stream, b"to the end"), Ended::Answered);
@@ -131,11 +146,10 @@ fn many_direct_connections_are_cut_by_one_change() -> Result<()> {
         "200 open connections, policy's file written until cut",
         crowd,
     );
-    let of_agent = log(lines);
-    report(
-        "the same, change at the agent until destroyed",
-        times(of_agent.iter().map(String::as_str), "policy changed"),
-    );
+    let ended = || times(log(lines).iter().map(String::as_str), "policy changed");
+    let what = "a line for each of them";
+    lab::wait_until(what, APPLIES, || Ok(ended().len() >= streams.len()))?;
+    report("the same, change at the agent until destroyed", ended());
     let (mut from_file, lines) = (Vec::new(), log(0).len());
     for _ in 0..repetitions(5) {
         hamlet.clear()?;
