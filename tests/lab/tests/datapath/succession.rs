@@ -3,6 +3,7 @@
 
 mod contract;
 mod failing;
+mod hanging;
 mod stopping;
 mod upgrade;
 
