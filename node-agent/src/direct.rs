@@ -35,7 +35,7 @@ use crate::{
 };
 pub use compile::{LocalPod, Tables, compile};
 use events::Ledger;
-use revoke::{Policy, Sweep};
+use revoke::{Left, Policy, Sweep};
 
 /// How often the ring of events is emptied.
 const LOOK: Duration = Duration::from_millis(100);
@@ -148,6 +148,8 @@ pub struct Direct {
     others: Vec<IpAddr>,
     tables: Tables,
     ledger: Ledger,
+    /// Clients that have left the mesh and have connections open.
+    left: Arc<[Left]>,
     /// Pods to which something is refused since a policy, and not all connections were looked at.
     sweep: Sweep,
     /// Connections may be open that are not listed: an earlier agent's, or their beginning was not told.
@@ -185,6 +187,7 @@ impl Direct {
             others: Vec::new(),
             tables: Tables::default(),
             ledger: Ledger::default(),
+            left: Arc::default(),
             sweep: Sweep::default(),
             unlisted: false,
             lost: 0,
@@ -245,6 +248,7 @@ impl Direct {
             Message::Mesh => Some(true),
             Message::Pods(pods, others) => {
                 self.budget.set_pods(pods.len());
+                self.note_left(&pods);
                 self.pods = pods;
                 self.others = others;
                 Some(true)
@@ -326,10 +330,29 @@ impl Direct {
         let policy = Policy {
             since: self.mesh.since().unwrap_or_else(Instant::now),
             state,
+            left: Arc::clone(&self.left),
         };
         for (server, listed) in opened {
             policy.end_listed(&self.pods, &self.recorder, server, &listed);
         }
+    }
+
+    /// Notes who is not among the pods any more and has connections open.
+    fn note_left(&mut self, pods: &[Arc<Pod>]) {
+        self.take_events();
+        let before = self.pods.iter().map(|pod| Left::of(pod));
+        let gone = self.left.iter().cloned().chain(before);
+        let gone = gone.filter(|left| !pods.iter().any(|pod| pod.id == left.id));
+        self.keep_left(gone.collect());
+    }
+
+    fn keep_left(&mut self, mut left: Vec<Left>) {
+        if !left.is_empty() {
+            let ids = left.iter().map(|left| left.id).collect();
+            let open = self.ledger.of_clients(&ids);
+            left.retain(|left| open.contains(&left.id));
+        }
+        self.left = left.into();
     }
 
     fn update(&mut self) {
@@ -357,13 +380,22 @@ impl Direct {
             after_us = microseconds(since),
             "the kernel goes by the new configuration"
         );
-        if withdrawn.is_empty() {
+        if withdrawn.is_empty() && self.left.is_empty() {
             return;
         }
         // Whatever was opened before the kernel knew better is listed now.
         self.take_events();
-        let policy = Policy { state, since };
-        for (server, listed) in self.ledger.to(&withdrawn) {
+        self.keep_left(self.left.to_vec());
+        let policy = Policy {
+            state,
+            since,
+            left: Arc::clone(&self.left),
+        };
+        // Verdicts say nothing of clients that have left: policy is asked about each connection.
+        let left = self.left.iter().map(|left| left.id).collect();
+        let mut servers = self.ledger.servers_of(&left);
+        servers.extend(&withdrawn);
+        for (server, listed) in self.ledger.to(&servers) {
             policy.end_listed(&self.pods, &self.recorder, server, &listed);
         }
         let lost = self.kernel.counter(Reason::EventLost);

@@ -194,6 +194,21 @@ impl Ledger {
         found
     }
 
+    /// Which of these clients have connections open.
+    pub(super) fn of_clients(&self, clients: &HashSet<u32>) -> HashSet<u32> {
+        let all = self.open.keys().map(|(client, _)| *client);
+        all.filter(|client| clients.contains(client)).collect()
+    }
+
+    /// The servers of these clients' connections.
+    pub(super) fn servers_of(&self, clients: &HashSet<u32>) -> HashSet<u32> {
+        let theirs = self
+            .open
+            .iter()
+            .filter(|((client, _), _)| clients.contains(client));
+        theirs.map(|(_, open)| open.server).collect()
+    }
+
     /// The connections that are open, with their bytes as of the last sample.
     pub(super) fn views(&self) -> Vec<LiveView> {
         let view = |((_, flow), open): (&(u32, Flow), &Open)| LiveView {

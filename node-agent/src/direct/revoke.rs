@@ -10,20 +10,20 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use model::{
-    MeshState,
+    Identity, MeshState,
     policy::{Connection, DenyReason, Verdict},
 };
 
 use super::microseconds;
 use crate::{
     metrics::Cut,
-    pod::Pod,
+    pod::{Pod, PodName},
     record::Recorder,
     sock_diag::{self, Ender, Found},
 };
@@ -84,6 +84,27 @@ impl Sweep {
 pub(super) struct Policy {
     pub(super) state: Arc<MeshState>,
     pub(super) since: Instant,
+    pub(super) left: Arc<[Left]>,
+}
+
+/// A client that has left the mesh and has direct connections open: it had them let in by who it was.
+#[derive(Clone)]
+pub(super) struct Left {
+    pub(super) id: u32,
+    name: PodName,
+    identity: Identity,
+    addresses: Vec<IpAddr>,
+}
+
+impl Left {
+    pub(super) fn of(pod: &Pod) -> Self {
+        Self {
+            id: pod.id,
+            name: pod.name.clone(),
+            identity: pod.identity.clone(),
+            addresses: pod.addresses.clone(),
+        }
+    }
 }
 
 impl Policy {
@@ -162,18 +183,23 @@ impl Policy {
     ) -> Option<(String, DenyReason)> {
         let server = pods.iter().find(|pod| pod.id == server)?;
         let workload = self.state.workload(server.workload.as_ref())?;
-        let client = pods.iter().find(|pod| pod.has_address(found.remote.ip()))?;
-        if client.id == server.id {
-            return None;
-        }
+        let ip = found.remote.ip();
+        let (name, identity) = match pods.iter().find(|pod| pod.has_address(ip)) {
+            Some(client) if client.id == server.id => return None,
+            Some(client) => (&client.name, &client.identity),
+            None => {
+                let client = self.left.iter().find(|left| left.addresses.contains(&ip))?;
+                (&client.name, &client.identity)
+            }
+        };
         let connection = Connection {
-            source: Some(&client.identity),
+            source: Some(identity),
             source_ip: found.remote.ip(),
             destination_ip: found.local.ip(),
             destination_port: found.local.port(),
         };
         match self.state.authorize(workload, &connection) {
-            Verdict::Deny(reason) => Some((client.name.to_string(), reason)),
+            Verdict::Deny(reason) => Some((name.to_string(), reason)),
             Verdict::Allow(_) => None,
         }
     }
@@ -197,6 +223,7 @@ mod tests {
         Policy {
             state: Arc::default(),
             since: Instant::now(),
+            left: Arc::default(),
         }
     }
 

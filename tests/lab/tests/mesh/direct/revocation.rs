@@ -129,6 +129,34 @@ fn a_direct_connection_that_policy_comes_to_refuse_is_cut_and_its_neighbour_is_n
     Ok(())
 }
 
+/// A client that has left the mesh keeps the name by which its open connections were allowed.
+#[test]
+fn a_direct_connection_of_a_client_that_left_the_mesh_is_under_policy_still() -> Result<()> {
+    let hamlet = hamlet()?;
+    let to = at(hamlet.pod("green/echo")?.v4()?, PORT);
+    hamlet.wait_direct(&hamlet.rival, to)?;
+    let refused = open(&hamlet, &hamlet.rival, to, 2)?;
+    let is_captured = |captured: bool| {
+        lab::wait_until("the rival's state", APPLIES, || {
+            let pods = hamlet.agent_pods("n1")?;
+            let rival = pods.iter().find(|pod| pod["name"] == "rival");
+            Ok(rival.is_some_and(|pod| (pod["state"] == "captured") == captured))
+        })
+    };
+    hamlet.label_pod("green/rival", "keelson.io/mesh", Some("disabled"))?;
+    is_captured(false)?;
+    let judged = || -> Result<()> {
+        for stream in &refused {
+            assert_eq!(exchange(stream, b"still"), Ended::Answered);
+        }
+        cut_all(&hamlet, &refused, NO_RIVAL).map(drop)
+    };
+    let judged = judged();
+    hamlet.label_pod("green/rival", "keelson.io/mesh", None)?;
+    is_captured(true)?;
+    judged
+}
+
 /// Many at once, and one after another; how long they lived on is reported.
 #[test]
 fn many_direct_connections_are_cut_by_one_change() -> Result<()> {
