@@ -13,6 +13,7 @@ use prometheus_client::{
     registry::Unit,
 };
 use runtime::metrics::Metrics;
+use tunnel::copy::Abort;
 
 /// A label text, shared with whoever has it already. Istio writes `unknown` for what is not known.
 #[derive(Clone, Debug)]
@@ -194,24 +195,35 @@ struct CutLabels {
 /// Why the agent ended an established connection that neither side wanted to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cut {
-    /// It outlived the drain deadline of an agent that stops.
+    /// It outlived the drain deadline of an agent that stops, or its pod has left the mesh or is gone.
     Drain,
-    /// Its pod has left the mesh or is gone.
-    Release,
     /// Policy has come to refuse it.
     Policy,
+    /// A limit asked for it.
+    Limit,
 }
 
 impl Cut {
-    const ALL: [Self; 3] = [Self::Drain, Self::Release, Self::Policy];
+    const ALL: [Self; 3] = [Self::Drain, Self::Policy, Self::Limit];
 
     fn labels(self) -> CutLabels {
         let reason = match self {
             Self::Drain => "drain",
-            Self::Release => "release",
             Self::Policy => "policy",
+            Self::Limit => "limit",
         };
         CutLabels { reason }
+    }
+}
+
+impl From<Abort> for Cut {
+    fn from(abort: Abort) -> Self {
+        match abort {
+            Abort::Policy => Self::Policy,
+            Abort::Drain => Self::Drain,
+            // `Limit`, and what may be added there.
+            _ => Self::Limit,
+        }
     }
 }
 

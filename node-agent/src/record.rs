@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tunnel::copy::{Abort, CopyEnd, Counters, End};
 
-use crate::metrics::{ConnectionMetrics, Flow, TcpLabels};
+use crate::metrics::{ConnectionMetrics, Cut, Flow, TcpLabels};
 
 /// Which way a connection goes, as the pod sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -203,6 +203,7 @@ impl Recorder {
             counters: Arc::new(Counters::default()),
             started: Instant::now(),
             flow: self.metrics.open(labels),
+            metrics: self.metrics.clone(),
             reported: Cell::new((0, 0)),
             abort: Cell::new(Some(abort)),
             cause: RefCell::new(None),
@@ -232,6 +233,7 @@ pub struct Live {
     pub counters: Arc<Counters>,
     started: Instant,
     flow: Flow,
+    metrics: ConnectionMetrics,
     reported: Cell<(u64, u64)>,
     abort: Cell<Option<oneshot::Sender<Abort>>>,
     cause: RefCell<Option<String>>,
@@ -257,7 +259,9 @@ impl Live {
         if let Some(sender) = self.abort.take() {
             self.cause.replace(Some(cause));
             // A connection that ends by itself at this moment needs no ending.
-            let _over = sender.send(abort).is_err();
+            if sender.send(abort).is_ok() {
+                self.metrics.cut(Cut::from(abort), 1);
+            }
         }
     }
 
