@@ -32,6 +32,7 @@ use crate::{
     mesh::Mesh,
     pod::Pod,
     record::{LiveView, Recorder},
+    turns,
 };
 pub use compile::{LocalPod, Tables, compile};
 use events::Ledger;
@@ -174,6 +175,11 @@ impl Direct {
         budget: Arc<Budget>,
         same_node: SameNode,
     ) -> std::io::Result<DirectHandle> {
+        // Whoever starts this is the control thread, after its workers: neither it nor what it starts from
+        // now on carries traffic.
+        if let Err(error) = turns::after_traffic() {
+            tracing::warn!(%error, "cannot schedule the agent's own work after traffic");
+        }
         let (sender, messages) = mpsc::channel();
         let direct = Self {
             kernel,

@@ -29,4 +29,5 @@ pub mod record;
 pub mod sock;
 pub mod sock_diag;
 pub mod succession;
+mod turns;
 pub mod worker;
