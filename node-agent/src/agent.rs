@@ -30,7 +30,7 @@ use crate::{
     bpf::Kernel,
     budget::{self, Budget},
     cgroup, cni,
-    config::{LogFormat, RunArgs},
+    config::{Framing, LogFormat, RunArgs},
     direct::{Direct, DirectHandle},
     enrol::{Awaited, Command, EnrolHandle, Enroller, Parts},
     mesh::{Mesh, Writer},
@@ -149,7 +149,11 @@ impl Crew {
                 refusals: Refusals::default(),
             }),
             budget: Arc::clone(&budget),
-            tunnel: tunnel::Settings::default(),
+            tunnel: tunnel::Settings {
+                thin: args.tunnel_framing == Framing::Thin,
+                ..tunnel::Settings::default()
+            },
+            busy_poll: args.busy_poll,
             connect_timeout: args.connect_timeout,
             enrol: std::sync::OnceLock::new(),
         });

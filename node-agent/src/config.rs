@@ -59,6 +59,15 @@ pub enum SameNode {
     Mtls,
 }
 
+/// What agents of one mesh say to each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Framing {
+    /// The same requests and bytes as in HBONE, in fewer words; HBONE where the peer knows no other.
+    Thin,
+    /// HBONE.
+    Hbone,
+}
+
 /// How to run.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -98,6 +107,12 @@ pub struct RunArgs {
     /// How captured pods of this node talk to each other.
     #[arg(long, value_enum, default_value = "direct")]
     pub same_node: SameNode,
+    /// What tunnels to other agents of this mesh are framed in. Peers of another make always get HBONE.
+    #[arg(long, value_enum, default_value = "thin")]
+    pub tunnel_framing: Framing,
+    /// How long a worker may stay awake for bytes that it expects at once; 0s puts it to sleep at once.
+    #[arg(long, default_value = "100us", value_parser = humantime::parse_duration)]
+    pub busy_poll: Duration,
     /// Threads that carry traffic; 0 is one per core.
     #[arg(long, default_value_t = 0)]
     pub workers: usize,
@@ -139,7 +154,8 @@ pub struct RunArgs {
     /// Room for what policy says about pairs of captured pods of this node. The agent carries and judges those beyond it.
     #[arg(long, default_value_t = 262_144)]
     pub max_verdicts: u32,
-    /// Connections between pods of this node that may be opening at once. The agent carries those beyond it.
+    /// Connections between pods of this node that may be opening at once. Beyond it the oldest
+    /// are plain text of nobody to their servers.
     #[arg(long, default_value_t = 65536)]
     pub max_direct_flows: u32,
     /// Version of the kernel contract that pins are kept under. For tests of upgrades: an agent with another

@@ -48,7 +48,9 @@ pub(crate) async fn serve(
         Far::Tunnel(tunnel) => {
             copy::bidirectional(stream, tunnel, track.counters(), aborted(abort)).await
         }
-        Far::Plain(plain) => copy::tcp(stream, plain, track.counters(), aborted(abort)).await,
+        Far::Plain(plain) => {
+            Box::pin(copy::tcp(stream, plain, track.counters(), aborted(abort))).await
+        }
     };
     track.close(&end);
 }

@@ -56,6 +56,8 @@ pub struct Shared {
     pub budget: Arc<Budget>,
     /// Limits and times of tunnels.
     pub tunnel: tunnel::Settings,
+    /// How long a worker may stay awake for bytes that it expects at once.
+    pub busy_poll: Duration,
     /// How long a TCP connection may take to be established.
     pub connect_timeout: Duration,
     /// Whom to tell that a port was not listening after all.
@@ -254,6 +256,7 @@ fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
             serving_tunnels: TaskTracker::new(),
             ended: std::cell::Cell::new(0),
         });
+        tokio::task::spawn_local(tunnel::busy::stay_awake(worker.shared.busy_poll));
         worker.serve(commands).await;
     });
 }
@@ -377,6 +380,10 @@ impl Worker {
     pub(crate) fn pool(&self, pod: &Pod) -> pool::Pool {
         let mut pools = self.pools.borrow_mut();
         let new = || pool::Pool::new(pool::Config::default());
+        // What opens while the pod is removed shares with nobody.
+        if !self.pods.borrow().contains_key(&pod.id) {
+            return new();
+        }
         pools.entry(pod.id).or_insert_with(new).clone()
     }
 
@@ -481,7 +488,8 @@ impl Worker {
                 destination_ip: authority.destination.ip(),
                 destination_port: authority.destination.port(),
             };
-            // A pod whose workload is not known any more is about to be removed; unknown is no.
+            // A pod whose workload is not known any more is about to be removed, and its
+            // connections with it.
             let verdict = state
                 .workload(tracked.pod.workload.as_ref())
                 .map(|workload| state.authorize(workload, &connection));

@@ -81,7 +81,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     Http2 {
-        connection: Connection<IO, Bytes>,
+        connection: Box<Connection<IO, Bytes>>,
         keepalive: Keepalive,
         failure: Failure,
         flush: Option<Flush>,
@@ -175,7 +175,7 @@ where
         .map_err(ConnectError::H2)?;
     let wire = Wire::Http2 {
         keepalive: Keepalive::new(connection.ping_pong(), &settings),
-        connection,
+        connection: Box::new(connection),
         failure,
         flush,
     };
@@ -219,6 +219,11 @@ impl Tunnel {
             sender: self.sender.clone(),
             slot: Slot(Arc::clone(&self.shared)),
         })
+    }
+
+    /// Whether it is framed in our own way, and not HBONE.
+    pub fn is_thin(&self) -> bool {
+        matches!(self.sender, Sender::Thin(_))
     }
 
     /// Who the peer proved to be.

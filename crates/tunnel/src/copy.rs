@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use futures::future::LocalBoxFuture;
 use h2::{Reason, RecvStream, SendStream};
 use thiserror::Error;
 use tokio::io::Interest;
@@ -105,21 +106,19 @@ pub struct CopyEnd {
 
 /// Moves bytes between an application's connection and a stream of a tunnel until both directions
 /// have ended, one fails, or `abort` says so.
-pub async fn bidirectional(
+///
+/// What it needs is on the heap, and only what the stream's framing needs: a task that waits for it
+/// is small.
+pub fn bidirectional<'a>(
     tcp: TcpStream,
     stream: TunnelStream,
-    counters: &Arc<Counters>,
-    abort: impl Future<Output = Abort>,
-) -> CopyEnd {
+    counters: &'a Arc<Counters>,
+    abort: impl Future<Output = Abort> + 'a,
+) -> LocalBoxFuture<'a, CopyEnd> {
     let TunnelStream { bytes, end, .. } = stream;
     match bytes {
-        Bytes::Thin(stream) => {
-            // What counts the stream is given back with it.
-            let copied = thin::bidirectional(tcp, stream, counters, abort).await;
-            drop(end);
-            copied
-        }
-        Bytes::Http2 { send, recv } => http2(tcp, send, recv, end, counters, abort).await,
+        Bytes::Thin(stream) => Box::pin(thin::bidirectional(tcp, stream, end, counters, abort)),
+        Bytes::Http2 { send, recv } => Box::pin(http2(tcp, send, recv, end, counters, abort)),
     }
 }
 

@@ -10,6 +10,7 @@
 //!   the other side really finished, everything else ends in a reset.
 
 pub mod authority;
+pub mod busy;
 pub mod client;
 pub mod copy;
 pub mod forwarded;

@@ -198,6 +198,7 @@ impl Pool {
         C: Fn() -> F,
         F: Future<Output = Result<Tunnel, ConnectError>> + 'static,
     {
+        let mut away = false;
         for _ in 0..ATTEMPTS {
             let connecting = match self.find(key, generation, connect)? {
                 Found::Room(reservation) => return Ok((reservation, Origin::Pooled)),
@@ -207,6 +208,8 @@ impl Pool {
             match tunnel.reserve() {
                 Ok(reservation) => return Ok((reservation, Origin::Fresh)),
                 Err(OpenError::Full) => {}
+                // The peer's agent was about to leave; its successor takes the next one.
+                Err(error) if error.is_unprocessed() && !away => away = true,
                 // Making yet another would end the same way.
                 Err(error) => return Err(PoolError::Open(error)),
             }

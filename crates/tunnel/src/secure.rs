@@ -24,9 +24,9 @@ mod records;
 mod tests;
 
 use connection::Connection;
-use records::Session;
 pub(crate) use connection::Flush;
 pub(crate) use link::Link;
+use records::Session;
 
 /// Why there is no TLS connection to go on with.
 #[derive(Clone, Debug, Error)]
@@ -154,9 +154,7 @@ fn agreed<S: Session, IO>(
     let chosen = tls.with(|session| session.alpn_protocol().map(<[u8]>::to_vec));
     match chosen.as_deref() {
         Some(tls::HBONE) => Ok(Secured::Http2(http2(tls))),
-        Some(tls::THIN) => Link::new(tls)
-            .map(Secured::Thin)
-            .ok_or(SecureError::Alpn),
+        Some(tls::THIN) => Link::new(tls).map(Secured::Thin).ok_or(SecureError::Alpn),
         _ => Err(SecureError::Alpn),
     }
 }

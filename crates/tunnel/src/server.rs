@@ -22,7 +22,7 @@ use crate::client::{BAGGAGE, Cause, Lost, TRACEPARENT, header_text};
 use crate::forwarded::Forwarded;
 use crate::keepalive::Keepalive;
 use crate::proxy_status::{self, ErrorType, ProxyStatus};
-use crate::secure::{self, Flush, Secured, SecureError, ServerIo};
+use crate::secure::{self, Flush, SecureError, Secured, ServerIo};
 use crate::settings::Settings;
 use crate::stream::{self, StreamEnd, TunnelStream};
 use crate::thin::{self, Opened, ThinStream};
@@ -48,7 +48,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     Http2 {
-        connection: Connection<IO, Bytes>,
+        connection: Box<Connection<IO, Bytes>>,
         keepalive: Keepalive,
         flush: Option<Flush>,
     },
@@ -191,7 +191,7 @@ where
         .map_err(AcceptError::H2)?;
     let wire = Wire::Http2 {
         keepalive: Keepalive::new(connection.ping_pong(), &settings),
-        connection,
+        connection: Box::new(connection),
         flush,
     };
     Ok(ServerTunnel::new(wire, peer, settings))

@@ -72,11 +72,7 @@ pub(crate) fn finish_writing(tcp: &TcpStream) {
 ///
 /// A read that leaves room has emptied the socket, so tokio is told to wait for the next event
 /// instead of finding EAGAIN with a system call.
-pub(crate) fn read(
-    tcp: &TcpStream,
-    buffer: &mut impl BufMut,
-    limit: usize,
-) -> io::Result<usize> {
+pub(crate) fn read(tcp: &TcpStream, buffer: &mut impl BufMut, limit: usize) -> io::Result<usize> {
     let mut short = None;
     let result = tcp.try_io(Interest::READABLE, || {
         let read = tcp.try_read_buf(&mut (&mut *buffer).limit(limit))?;

@@ -17,6 +17,7 @@ use super::frame::Kind;
 use super::stream::{App, ThinStream};
 use crate::copy::socket::{self, Closing};
 use crate::copy::{Abort, CopyEnd, Counters, End, Side, TURN};
+use crate::stream::StreamEnd;
 
 /// From the application to the tunnel.
 #[derive(Default)]
@@ -30,6 +31,8 @@ struct Outward {
 pub(crate) async fn bidirectional(
     tcp: TcpStream,
     stream: ThinStream,
+    // What counts the stream is given back with it.
+    _end: StreamEnd,
     counters: &Arc<Counters>,
     abort: impl Future<Output = Abort>,
 ) -> CopyEnd {
@@ -176,6 +179,7 @@ impl Outward {
         })?;
         stream.stream.state().credit -= u32::try_from(read).unwrap_or(credit);
         self.total += read as u64;
+        crate::busy::moved();
         app.counters.sent.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read > 0)
     }

@@ -123,7 +123,7 @@ impl Driver {
             match received {
                 Err(lost) => return Poll::Ready(lost),
                 Ok(()) if self.link.is_closed() => return Poll::Ready(Lost::Closed),
-                Ok(()) => {}
+                Ok(()) => crate::busy::moved(),
             }
             reads += 1;
             if reads == READS {
@@ -242,12 +242,7 @@ fn lost(error: io::Error) -> Lost {
 }
 
 /// Takes the frames in what was received.
-fn take(
-    pieces: &[&[u8]],
-    parser: &mut Parser,
-    mux: &Mux,
-    side: Side,
-) -> Result<(), Violation> {
+fn take(pieces: &[&[u8]], parser: &mut Parser, mux: &Mux, side: Side) -> Result<(), Violation> {
     let mut batch = Batch::default();
     for piece in pieces {
         let mut rest = *piece;
@@ -324,21 +319,17 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn frame(
-    kind: Kind,
-    id: u32,
-    payload: &[u8],
-    mux: &Mux,
-    side: Side,
-) -> Result<(), Violation> {
+fn frame(kind: Kind, id: u32, payload: &[u8], mux: &Mux, side: Side) -> Result<(), Violation> {
     let stream = mux.stream(id);
     match (kind, side) {
         (Kind::Open, Side::Server) => {
-            let request = Open::decode(payload).map_err(|_| Violation("a request is garbled"))?;
+            let request =
+                Open::decode(payload).map_err(|_garbled| Violation("a request is garbled"))?;
             return open(id, request, mux);
         }
         (Kind::Answer, Side::Client) => {
-            let answer = Answer::decode(payload).map_err(|_| Violation("an answer is garbled"))?;
+            let answer =
+                Answer::decode(payload).map_err(|_garbled| Violation("an answer is garbled"))?;
             if answer.streams > 0 {
                 mux.most.set(answer.streams);
             }
@@ -390,13 +381,15 @@ fn open(id: u32, request: Open, mux: &Mux) -> Result<(), Violation> {
     }
     mux.last.set(id);
     let most = usize::try_from(mux.most.get()).unwrap_or(usize::MAX);
-    // A peer that resets what it opens has no streams, and keeps us busy.
+    // A peer that resets what it opens has no streams, and keeps us busy. One that was asked to open
+    // no more had perhaps not heard it.
     let open = mux.streams.borrow().len().max(mux.requests.borrow().len());
-    if mux.away.get() || open >= most {
+    if open >= most {
         mux.say_reset(id, Reason::REFUSED_STREAM);
         return Ok(());
     }
-    let stream = Stream::new(id, mux.window, request.window);
+    // No byte may come before the answer.
+    let stream = Stream::new(id, 0, request.window);
     mux.streams.borrow_mut().insert(id, Rc::clone(&stream));
     mux.requests.borrow_mut().push_back((request, stream));
     Ok(())

@@ -112,7 +112,9 @@ impl Parser {
                 self.have = 0;
             }
             // A frame without bytes is one, too.
-            return Ok((!bytes.is_empty() || self.left == 0).then_some(Part::Data { stream, bytes }));
+            return Ok(
+                (!bytes.is_empty() || self.left == 0).then_some(Part::Data { stream, bytes })
+            );
         }
         if self.left + self.payload.len() > LONGEST {
             return Err(Violation("a frame is too long"));
@@ -179,7 +181,11 @@ mod tests {
 
     fn frames() -> impl Strategy<Value = Vec<(Kind, u32, Vec<u8>)>> {
         let kinds = (1_u8..=9).prop_map(|kind| Kind::of(kind).unwrap());
-        let frame = (kinds, any::<u32>(), prop::collection::vec(any::<u8>(), 0..300));
+        let frame = (
+            kinds,
+            any::<u32>(),
+            prop::collection::vec(any::<u8>(), 0..300),
+        );
         prop::collection::vec(frame, 0..20)
     }
 

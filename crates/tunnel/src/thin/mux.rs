@@ -241,7 +241,11 @@ impl Mux {
         if self.away.get() {
             return None;
         }
-        let id = self.last.get().checked_add(1)?;
+        let Some(id) = self.last.get().checked_add(1) else {
+            // The numbers are used up: the pool makes another tunnel.
+            self.away.set(true);
+            return None;
+        };
         self.last.set(id);
         let stream = Stream::new(id, self.window, 0);
         self.streams.borrow_mut().insert(id, Rc::clone(&stream));

@@ -273,10 +273,14 @@ impl ThinStream {
     /// Answers a request: with yes, after which the bytes may flow, or with a refusal, after which
     /// the stream is over. False if the peer has gone or has reset it.
     pub(crate) fn answer(&self, mut answer: Answer) -> bool {
-        if self.stream.look().gone.is_some() {
+        let mut state = self.stream.state();
+        if state.gone.is_some() {
             return false;
         }
-        answer.window = self.stream.look().window;
+        state.window = self.mux.window;
+        state.room = self.mux.window;
+        drop(state);
+        answer.window = self.mux.window;
         answer.streams = self.mux.most.get();
         self.mux.say_answer(self.stream.id, &answer);
         true

@@ -246,3 +246,37 @@ fn a_connection_cut_below_tls_resets_the_applications() {
         assert!(matches!(end, tunnel::copy::End::TunnelLost(_)), "{end}");
     });
 }
+
+#[test]
+fn a_side_that_knows_only_hbone_gets_hbone() {
+    local(async {
+        let authority = authority(Arc::new(SystemClock));
+        let (a, b) = (cert(&authority, A), cert(&authority, B));
+        let thin = Settings::default();
+        let hbone = Settings {
+            thin: false,
+            ..thin
+        };
+        for (client, server, agreed) in [
+            (thin, thin, true),
+            (thin, hbone, false),
+            (hbone, thin, false),
+            (hbone, hbone, false),
+        ] {
+            let (near, far) = tcp_pair().await;
+            let expected = [identity(B)];
+            let (tunnel, server) = tokio::join!(
+                client::connect(near, &a, &expected, client),
+                server::accept(far, &b, server),
+            );
+            let tunnel = tunnel.unwrap();
+            assert_eq!(tunnel.is_thin(), agreed, "{client:?}");
+            spawn_local(echo_all(server.unwrap()));
+            let stream = tunnel.open(&request()).await.unwrap();
+            let (app, leg) = tcp_pair().await;
+            let copy = copying(leg, stream);
+            exchange(app, pattern(100_000, 3)).await;
+            drop(copy);
+        }
+    });
+}

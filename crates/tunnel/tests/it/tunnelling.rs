@@ -191,9 +191,10 @@ fn after_goaway_live_streams_finish_and_new_ones_go_elsewhere() {
         });
         let stream = tunnel.open(&request()).await.unwrap();
         let (mut client, leg) = tcp_pair().await;
-        let copy = spawn_local(async move {
-            bidirectional(leg, stream, &Arc::default(), pending()).await
-        });
+        let copy =
+            spawn_local(
+                async move { bidirectional(leg, stream, &Arc::default(), pending()).await },
+            );
         client.write_all(b"before").await.unwrap();
         let mut buffer = [0; 6];
         client.read_exact(&mut buffer).await.unwrap();

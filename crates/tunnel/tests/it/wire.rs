@@ -17,5 +17,6 @@ pub(crate) async fn ends(
     let far = tunnel::server::handshake(far, None, server);
     let (near, far) = tokio::join!(near, far);
     let (tunnel, driver) = near.unwrap();
+    assert!(!tunnel.is_thin());
     (tunnel, driver, far.unwrap())
 }

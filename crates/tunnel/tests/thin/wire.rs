@@ -19,7 +19,9 @@ pub(crate) async fn ends(
 ) -> (Tunnel, Driver<tunnel::secure::ClientIo>, Server) {
     let authority = Authority::generate("test", Arc::new(SystemClock)).unwrap();
     let identity = "spiffe://cluster.local/ns/shop/sa/a".parse().unwrap();
-    let svid = authority.issue(&identity, Duration::from_secs(3600)).unwrap();
+    let svid = authority
+        .issue(&identity, Duration::from_secs(3600))
+        .unwrap();
     let cert = WorkloadCert::new(&svid, &TlsOptions::default()).unwrap();
     let (near, far) = tcp_pair().await;
     let expected = [identity];
@@ -27,5 +29,6 @@ pub(crate) async fn ends(
     let far = server::accept(far, &cert, server);
     let (near, far) = tokio::join!(near, far);
     let (tunnel, driver) = near.unwrap();
+    assert!(tunnel.is_thin());
     (tunnel, driver, far.unwrap())
 }

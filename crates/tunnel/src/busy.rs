@@ -1,0 +1,68 @@
+//! Waiting awake: a worker that expects bytes within microseconds looks for them before it sleeps.
+//!
+//! A thread that sleeps is woken by an interrupt to the processor it slept on, which costs both
+//! sides more than everything else a proxy does with a small message. Where the next bytes come at
+//! once, as in a dialogue, looking for them is cheaper. Where they do not, or where somebody else
+//! wants the processor, it is a waste. So a worker stays awake only while its last waits were short,
+//! and goes to sleep as soon as it finds that it had to share.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// A yield that took longer let another thread run.
+const SHARED: Duration = Duration::from_micros(5);
+
+thread_local! {
+    static MOVED: Cell<bool> = const { Cell::new(false) };
+    static SLEEPER: RefCell<Option<Waker>> = const { RefCell::new(None) };
+}
+
+/// Tunnels of this thread have moved bytes.
+pub(crate) fn moved() {
+    if !MOVED.replace(true)
+        && let Some(waker) = SLEEPER.take()
+    {
+        waker.wake();
+    }
+}
+
+/// Keeps this thread awake for up to `limit` after its tunnels moved bytes, where waiting has been
+/// shorter than that. Spawn it once on each worker; it never ends. Nothing, with a limit of zero.
+pub async fn stay_awake(limit: Duration) {
+    if limit.is_zero() {
+        return;
+    }
+    let mut last = Instant::now();
+    loop {
+        poll_fn(|cx| {
+            if MOVED.take() {
+                return Poll::Ready(());
+            }
+            SLEEPER.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+        let now = Instant::now();
+        let short = now.duration_since(last) <= limit;
+        last = now;
+        if !short {
+            continue;
+        }
+        let mut shared = false;
+        loop {
+            // After this the runtime has asked the kernel for events.
+            tokio::task::yield_now().await;
+            let before = Instant::now();
+            if MOVED.take() {
+                last = before;
+            } else if shared || before.duration_since(last) > limit {
+                break;
+            } else {
+                std::thread::yield_now();
+                shared = before.elapsed() > SHARED;
+            }
+        }
+    }
+}
