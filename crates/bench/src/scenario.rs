@@ -144,7 +144,7 @@ pub enum Figure {
     Switches,
     /// Resident memory per process of the mesh, bytes.
     Resident,
-    /// Resident bytes of the mesh per idle connection.
+    /// Resident bytes of a process of the mesh per idle connection.
     IdleBytes,
 }
 
@@ -181,8 +181,10 @@ impl Figure {
             Self::Resident if meshed && report.usage.mesh.rss > 0 => {
                 Some(report.usage.mesh.rss as f64 / run.mesh_processes as f64)
             }
+            // Each connection goes through all of them.
             Self::IdleBytes if meshed && report.connections > 0 => {
-                Some(report.usage.mesh.rss as f64 / report.connections as f64)
+                let ends = report.connections as f64 * run.mesh_processes as f64;
+                Some(report.usage.mesh.rss as f64 / ends)
             }
             _ => None,
         }
