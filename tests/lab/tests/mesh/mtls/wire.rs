@@ -38,7 +38,8 @@ fn between_nodes_a_captured_pods_payload_is_unreadable_and_an_uncaptured_pods_is
     Ok(())
 }
 
-/// Only TLS 1.3 with AES-GCM, ALPN h2 and no server name is offered, and it is what is agreed.
+/// Only TLS 1.3 with AES-GCM, our framing or else h2, and no server name is offered, and it is what
+/// is agreed.
 #[test]
 fn tunnels_are_tls_1_3_with_aes_gcm_and_h2_and_name_no_server() -> Result<()> {
     let _turn = turn()?;
@@ -53,7 +54,11 @@ fn tunnels_are_tls_1_3_with_aes_gcm_and_h2_and_name_no_server() -> Result<()> {
     assert!(!clients.is_empty() && clients.len() == servers.len());
     for client in clients {
         assert_eq!(client.versions, [0x0304], "{client:?}");
-        assert_eq!(client.alpn, [b"h2".to_vec()], "{client:?}");
+        assert_eq!(
+            client.alpn,
+            [b"keelson/1".to_vec(), b"h2".to_vec()],
+            "{client:?}"
+        );
         assert!(!client.server_name, "{client:?}");
         let mut suites = client.ciphers.iter().filter(|suite| **suite != SCSV);
         assert!(suites.all(|suite| AES_GCM.contains(suite)), "{client:?}");
