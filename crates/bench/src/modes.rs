@@ -3,6 +3,8 @@
 //! A further mode is a file here that implements [`Mode`], and a line in [`ALL`].
 
 pub mod ambient;
+pub mod ambient_asleep;
+pub mod ambient_hbone;
 pub mod ambient_mtls;
 pub mod direct;
 pub mod envoy;
@@ -60,10 +62,12 @@ pub struct Setup {
 }
 
 /// All modes, in the order of tables.
-pub const ALL: [&dyn Mode; 5] = [
+pub const ALL: [&dyn Mode; 7] = [
     &direct::Direct,
     &ambient::Ambient,
     &ambient_mtls::AmbientMtls,
+    &ambient_hbone::AmbientHbone,
+    &ambient_asleep::AmbientAsleep,
     &sidecar::Sidecar,
     &sidecar_tcp::SidecarTcp,
 ];
