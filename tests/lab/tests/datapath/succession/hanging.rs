@@ -35,13 +35,14 @@ fn with_patience(patience: &str) -> AgentOptions {
 /// than this test is in charge, and gets a successor itself.
 fn stopped_in_the_pause(world: &World, options: &AgentOptions) -> Result<Process> {
     let said = |text: &str| world.agent_log("n1").matches(text).count();
-    for _ in 0..20 {
+    for _ in 0..40 {
         let (paused, succeeded) = (said(PAUSED), said(SUCCEEDED));
         let mut successor = world.spawn_agent("n1", options)?;
         let started = Instant::now();
         while said(PAUSED) == paused {
             ensure!(started.elapsed() < APPLIES, "no pause\n{}", evidence(world));
-            std::thread::sleep(Duration::from_millis(1));
+            // A sleep could last as long as the pause.
+            std::thread::yield_now();
         }
         successor.signal(Signal::SIGSTOP)?;
         // What it had said by then is heard.
