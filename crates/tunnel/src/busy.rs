@@ -66,3 +66,53 @@ pub async fn stay_awake(limit: Duration) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Processor time of this thread so far (proc(5), `schedstat`).
+    fn worked() -> Duration {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    }
+
+    /// What a worker with this limit works while bytes come this far apart, and for a second after.
+    fn works(limit: Duration, apart: Duration, times: u32) -> Duration {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let before = worked();
+        runtime.block_on(async {
+            let awake = tokio::spawn(stay_awake(limit));
+            for _ in 0..times {
+                moved();
+                tokio::time::sleep(apart).await;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            awake.abort();
+        });
+        worked() - before
+    }
+
+    #[test]
+    fn who_waits_longer_than_the_limit_sleeps() {
+        let limit = Duration::from_millis(20);
+        let worked = works(limit, 2 * limit, 20);
+        assert!(worked < 10 * limit, "{worked:?} of 800 ms awake");
+    }
+
+    #[test]
+    fn who_is_awake_falls_asleep_when_nothing_comes() {
+        let limit = Duration::from_millis(100);
+        let worked = works(limit, Duration::from_millis(1), 20);
+        assert!(worked < 4 * limit, "{worked:?} of a second awake");
+    }
+
+    #[test]
+    fn without_a_limit_nobody_stays_awake() {
+        let worked = works(Duration::ZERO, Duration::from_millis(1), 50);
+        assert!(worked < Duration::from_millis(200), "{worked:?}");
+    }
+}

@@ -35,14 +35,14 @@ fn with_patience(patience: &str) -> AgentOptions {
 /// than this test is in charge, and gets a successor itself.
 fn stopped_in_the_pause(world: &World, options: &AgentOptions) -> Result<Process> {
     let said = |text: &str| world.agent_log("n1").matches(text).count();
-    for _ in 0..40 {
+    for _ in 0..20 {
         let (paused, succeeded) = (said(PAUSED), said(SUCCEEDED));
         let mut successor = world.spawn_agent("n1", options)?;
+        let _slow = Slow::down(successor.pid())?;
         let started = Instant::now();
         while said(PAUSED) == paused {
             ensure!(started.elapsed() < APPLIES, "no pause\n{}", evidence(world));
-            // A sleep could last as long as the pause.
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         successor.signal(Signal::SIGSTOP)?;
         // What it had said by then is heard.
@@ -59,6 +59,32 @@ fn stopped_in_the_pause(world: &World, options: &AgentOptions) -> Result<Process
         expect_exit_0(&mut before.context("an agent before")?)?;
     }
     bail!("the successor was never caught in the pause")
+}
+
+/// As long as it lives, all processors are busy and a process gets little of them, so that a moment of it is
+/// long enough to be seen.
+struct Slow(Arc<AtomicBool>);
+
+impl Slow {
+    fn down(pid: i32) -> Result<Self> {
+        let status = std::process::Command::new("renice")
+            .args(["-n", "10", "-p", &pid.to_string()])
+            .stdout(std::process::Stdio::null())
+            .status()?;
+        ensure!(status.success(), "renice: {status}");
+        let over = Arc::new(AtomicBool::new(false));
+        for _ in 0..std::thread::available_parallelism()?.get() {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || while !over.load(Ordering::Relaxed) {});
+        }
+        Ok(Self(over))
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Says again and again, as a container runtime does, that a pod of n1 has its sandbox.
