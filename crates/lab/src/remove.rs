@@ -23,14 +23,8 @@ use crate::run_dir::{self, RunDir};
 /// # Errors
 /// Something resisted. The rest is removed nevertheless; calling again tries again.
 pub fn remove(id: &str) -> Result<()> {
-    let _alone = removing();
+    let _alone = run_dir::alone()?;
     remove_alone(id)
-}
-
-/// Two threads that remove the same things would each see the other's half as failures.
-fn removing() -> MutexGuard<'static, ()> {
-    static REMOVING: Mutex<()> = Mutex::new(());
-    REMOVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn remove_alone(id: &str) -> Result<()> {
@@ -60,10 +54,11 @@ fn remove_alone(id: &str) -> Result<()> {
 /// # Errors
 /// As [`remove`].
 pub fn remove_all_stale() -> Result<Vec<String>> {
+    let _alone = run_dir::alone()?;
     let mut removed = Vec::new();
     for id in run_dir::ids() {
         if RunDir::of(&id)?.live_owner().is_none() {
-            remove(&id)?;
+            remove_alone(&id)?;
             removed.push(id);
         }
     }
@@ -154,7 +149,7 @@ fn remove_on_signal(read: &OwnedFd, _write_stays_open: OwnedFd) {
     INTERRUPTED.store(true, Ordering::Relaxed);
     // Kept until the process ends: a main thread that fails because its lab vanishes must not
     // end the process before all is gone.
-    let _alone = removing();
+    let _alone = run_dir::alone();
     for id in live().clone() {
         let mut removed = remove_alone(&id);
         // Another thread may have been making things meanwhile.

@@ -18,7 +18,8 @@ impl RunDir {
     pub(crate) fn create(id: &str) -> Result<Self> {
         check_id(id)?;
         let path = Path::new(BASE).join(id);
-        fs::create_dir_all(BASE).with_context(|| format!("making {BASE}"))?;
+        // Until the owner is written down, this lab looks like one whose owner died.
+        let _alone = alone()?;
         match fs::create_dir(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => bail!(
@@ -107,6 +108,15 @@ impl RunDir {
     }
 }
 
+/// While this is held, nobody else, in this process or another, makes or removes a lab's files:
+/// in the middle of either, a lab seems to have no living owner, and its parts to fail.
+pub(crate) fn alone() -> Result<fs::File> {
+    fs::create_dir_all(BASE).with_context(|| format!("making {BASE}"))?;
+    let base = fs::File::open(BASE).with_context(|| format!("opening {BASE}"))?;
+    base.lock().with_context(|| format!("locking {BASE}"))?;
+    Ok(base)
+}
+
 /// The ids of the labs that have a directory.
 pub(crate) fn ids() -> Vec<String> {
     let Ok(entries) = fs::read_dir(BASE) else {
@@ -176,6 +186,9 @@ const OWNER: &str = "owner";
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
     use super::*;
 
     #[test]
@@ -188,6 +201,25 @@ mod tests {
             ..me
         };
         assert!(!earlier.lives());
+    }
+
+    #[test]
+    fn a_lab_that_is_being_made_is_not_taken_for_one_whose_owner_died() {
+        let ids: Vec<String> = (0..300).map(|_| crate::unique_id()).collect();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let _removed = crate::remove_all_stale().unwrap();
+                }
+            });
+            let made: Result<Vec<RunDir>> = ids.iter().map(|id| RunDir::create(id)).collect();
+            done.store(true, Ordering::Relaxed);
+            for dir in made.unwrap() {
+                assert!(dir.live_owner().is_some(), "{dir:?}");
+                dir.remove().unwrap();
+            }
+        });
     }
 
     #[test]
