@@ -92,7 +92,13 @@ impl Acceptor {
                 Poll::Pending => None,
             })
         });
-        at_once.await
+        let accepted = at_once.await;
+        if accepted.is_none() {
+            // Nobody waited: the kernel asks for a descriptor before it looks at its queue. A connection
+            // that is being made would take this one before the next look here.
+            let _ready = has_reserve();
+        }
+        accepted
     }
 }
 
@@ -112,7 +118,7 @@ fn refill() -> io::Result<()> {
     Ok(())
 }
 
-/// `EMFILE`, `ENFILE`.
-fn is_exhausted(error: &io::Error) -> bool {
+/// Whether a call failed for want of a descriptor: `EMFILE`, `ENFILE`.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }

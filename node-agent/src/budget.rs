@@ -313,7 +313,7 @@ pub(crate) fn refused(
     recorder.refuse(&description, &labels, refusal);
 }
 
-const FLAGS: &str = "OVERFLOW";
+pub(crate) const FLAGS: &str = "OVERFLOW";
 
 /// Publishes how much room there is and how much of it is used.
 pub fn register(metrics: &Metrics, budget: Arc<Budget>) {

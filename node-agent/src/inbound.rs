@@ -17,7 +17,8 @@ use tunnel::{
 };
 
 use crate::{
-    budget::Permit,
+    accept::is_exhausted,
+    budget::{FLAGS, Full, Permit},
     enrol::Command,
     identity,
     metrics::{Party, TcpLabels},
@@ -381,6 +382,18 @@ async fn admit(
                 && let Some(enrol) = worker.shared.enrol.get()
             {
                 enrol.send(Command::Relisten(pod.id));
+            }
+            if is_exhausted(&error) {
+                let full = Full::Descriptors;
+                return refuse(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    ErrorType::ConnectionLimitReached,
+                    Refusal {
+                        flags: FLAGS,
+                        reason: full.code(),
+                        text: full.to_string(),
+                    },
+                );
             }
             let text = format!(
                 "the application of pod {} does not take connections on {}: {error}",

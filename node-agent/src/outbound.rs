@@ -18,7 +18,8 @@ use tunnel::{
 };
 
 use crate::{
-    budget::Permit,
+    accept::is_exhausted,
+    budget::{Full, Permit},
     identity,
     metrics::{Party, TcpLabels},
     pod::Pod,
@@ -372,6 +373,7 @@ fn connect_reason(error: &io::Error) -> &'static str {
         io::ErrorKind::ConnectionRefused => "connection_refused",
         io::ErrorKind::TimedOut => "connect_timeout",
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "unreachable",
+        _ if is_exhausted(error) => Full::Descriptors.code(),
         _ => "connect_failed",
     }
 }
