@@ -132,6 +132,8 @@ fn server_config(
         .with_client_cert_verifier(Arc::new(clients))
         .with_single_cert(svid.chain.clone(), svid.key.clone_key())?;
     config.alpn_protocols = vec![THIN.to_vec(), HBONE.to_vec()];
+    // A tunnel makes its records itself, with keys that stay in this process.
+    config.enable_secret_extraction = true;
     if !options.resumption {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -154,6 +156,8 @@ fn client_config(
         .with_custom_certificate_verifier(Arc::new(servers))
         .with_client_auth_cert(svid.chain.clone(), svid.key.clone_key())?;
     config.alpn_protocols = vec![THIN.to_vec(), HBONE.to_vec()];
+    // A tunnel makes its records itself, with keys that stay in this process.
+    config.enable_secret_extraction = true;
     config.enable_sni = false;
     if !options.resumption {
         config.resumption = Resumption::disabled();

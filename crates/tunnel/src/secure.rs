@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 mod connection;
 mod link;
+mod protection;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,9 @@ pub enum SecureError {
     /// The peer chose nothing that we speak (RFC 7301).
     #[error("the peer did not agree to speak h2")]
     Alpn,
+    /// The session does not give away its keys.
+    #[error("the keys of the session cannot be had")]
+    Keys,
 }
 
 impl SecureError {
@@ -47,6 +51,7 @@ impl SecureError {
         match self {
             Self::Tls(failure) => failure.code(),
             Self::Alpn => "alpn",
+            Self::Keys => "keys",
         }
     }
 }
@@ -154,7 +159,7 @@ fn agreed<S: Session, IO>(
     let chosen = tls.with(|session| session.alpn_protocol().map(<[u8]>::to_vec));
     match chosen.as_deref() {
         Some(tls::HBONE) => Ok(Secured::Http2(http2(tls))),
-        Some(tls::THIN) => Link::new(tls).map(Secured::Thin).ok_or(SecureError::Alpn),
+        Some(tls::THIN) => tls.into_link().map(Secured::Thin).ok_or(SecureError::Keys),
         _ => Err(SecureError::Alpn),
     }
 }

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::link::Wire;
+use super::link::Link;
 use super::records::{RECORD, Records, Session};
 use crate::copy::socket;
 
@@ -29,7 +29,7 @@ const HIGH: usize = 256 << 10;
 thread_local! {
     /// What one connection of this thread reads into. Whole records are taken from it at once, so
     /// that no connection holds a buffer while nothing comes.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    pub(super) static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Inner<S> {
@@ -49,9 +49,6 @@ struct Inner<S> {
 
 /// A TLS connection that HTTP/2 owns; [`Flush`] shares it.
 pub(super) struct Connection<S>(Arc<Mutex<Inner<S>>>);
-
-/// Pieces of plaintext that are shown at once. A full read has five.
-const PIECES: usize = 16;
 
 /// Writes what HTTP/2 has said since the last time.
 #[derive(Clone)]
@@ -106,10 +103,21 @@ impl<S: Session> Connection<S> {
         Flush(shared)
     }
 
-    /// For somebody else than HTTP/2. `None` if a [`Flush`] shares the connection.
-    pub(super) fn into_wire(self) -> Option<Box<dyn Wire>> {
+    /// For somebody else than HTTP/2, who makes the records from now on. `None` if a [`Flush`] shares the
+    /// connection, or the session does not give its keys away.
+    pub(super) fn into_link(self) -> Option<Link> {
         let inner = Arc::into_inner(self.0)?.into_inner();
-        Some(Box::new(inner.unwrap_or_else(PoisonError::into_inner)))
+        let inner = inner.unwrap_or_else(PoisonError::into_inner);
+        let mut protection = inner.records.session.into_protection().ok()?;
+        protection.closed = inner.records.closed;
+        let outgoing = inner.records.outgoing;
+        Some(Link::new(
+            inner.tcp,
+            protection,
+            outgoing,
+            inner.partial,
+            inner.plain,
+        ))
     }
 
     /// Looks at the session.
@@ -301,101 +309,6 @@ impl<S: Session> Inner<S> {
             ready!(self.tcp.poll_write_ready(cx))?;
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: Session> Wire for Inner<S> {
-    fn encrypt(&mut self, plain: &[u8]) -> io::Result<()> {
-        self.records.encrypt(plain, &mut self.partial)
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_drain(cx)
-    }
-
-    fn receive(&mut self, show: &mut dyn FnMut(&[&[u8]])) -> io::Result<()> {
-        if !self.plain.is_empty() {
-            show(&[&std::mem::take(&mut self.plain)]);
-            return Ok(());
-        }
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
-        SCRATCH.with_borrow_mut(|scratch| self.receive_whole(scratch, show))
-    }
-
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp.poll_read_ready(cx)
-    }
-
-    fn is_closed(&self) -> bool {
-        self.records.closed && self.plain.is_empty()
-    }
-
-    fn close(&mut self) {
-        self.records.close(&mut self.partial);
-    }
-
-    fn finish(&mut self) {
-        socket::finish_writing(&self.tcp);
-    }
-}
-
-impl<S: Session> Inner<S> {
-    /// Reads once and shows what was decrypted, in place: rustls decrypts a record where it is.
-    fn receive_whole(
-        &mut self,
-        scratch: &mut Vec<u8>,
-        show: &mut dyn FnMut(&[&[u8]]),
-    ) -> io::Result<()> {
-        let kept = self.partial.len();
-        let end = kept + READ;
-        scratch.resize(scratch.len().max(end), 0);
-        let (front, back) = scratch.split_at_mut(kept);
-        front.copy_from_slice(&self.partial);
-        let mut room = back.get_mut(..READ).unwrap_or_default();
-        let read = socket::read(&self.tcp, &mut room, READ)?;
-        if read == 0 {
-            // RFC 8446 section 6.1: without a close_notify it is a truncation.
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let incoming = scratch.get_mut(..kept + read).unwrap_or_default();
-        let (begin, length) = (incoming.as_ptr().addr(), incoming.len());
-        let mut places = [(0, 0); PIECES];
-        let mut count = 0;
-        let plain = &mut self.plain;
-        let taken = self.records.take(incoming, &mut |bytes| {
-            let place = bytes.as_ptr().addr().wrapping_sub(begin);
-            let is_there = place < length && bytes.len() <= length - place;
-            match places.get_mut(count) {
-                Some(free) if is_there && plain.is_empty() => {
-                    *free = (place, bytes.len());
-                    count += 1;
-                }
-                _ => plain.extend_from_slice(bytes),
-            }
-        });
-        let used = match taken {
-            Ok(used) => used,
-            // What was good before it is shown first.
-            Err(error) if count > 0 => {
-                self.failed = Some(error);
-                kept + read
-            }
-            Err(error) => return Err(error),
-        };
-        self.partial.clear();
-        self.partial
-            .extend_from_slice(incoming.get(used..).unwrap_or_default());
-        if self.partial.is_empty() {
-            self.partial = Vec::new();
-        }
-        let mut pieces = [&[][..]; PIECES];
-        for (piece, (place, length)) in pieces.iter_mut().zip(places).take(count) {
-            *piece = incoming.get(place..place + length).unwrap_or_default();
-        }
-        show(pieces.get(..count).unwrap_or_default());
-        Ok(())
     }
 }
 

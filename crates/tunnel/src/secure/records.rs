@@ -12,13 +12,14 @@ use rustls::unbuffered::{
 };
 use tokio::net::TcpStream;
 
+use super::protection::Protection;
 use crate::copy::socket;
 
 /// Bytes of plaintext that fill a record (RFC 8446 section 5.1).
 pub(super) const RECORD: usize = 16 << 10;
 
 /// What a record adds to its plaintext: head, content type and tag (RFC 8446 section 5.2).
-const OVERHEAD: usize = 5 + 1 + 16;
+pub(super) const OVERHEAD: usize = 5 + 1 + 16;
 
 /// Bytes a buffer may keep while there is nothing in it.
 const KEPT: usize = 4 << 10;
@@ -30,6 +31,9 @@ const PATIENCE: u8 = 4;
 pub(super) trait Session: Send + 'static {
     type Data: 'static;
 
+    /// The session's keys, for somebody who makes its records from now on.
+    fn into_protection(self) -> Result<Protection, rustls::Error>;
+
     fn common(&self) -> &UnbufferedConnectionCommon<Self::Data>;
 
     fn process<'c, 'i>(
@@ -40,6 +44,11 @@ pub(super) trait Session: Send + 'static {
 
 impl Session for UnbufferedClientConnection {
     type Data = rustls::client::ClientConnectionData;
+
+    fn into_protection(self) -> Result<Protection, rustls::Error> {
+        let (secrets, schedule) = self.dangerous_into_kernel_connection()?;
+        Protection::new(secrets, Box::new(schedule))
+    }
 
     fn common(&self) -> &UnbufferedConnectionCommon<Self::Data> {
         self
@@ -55,6 +64,11 @@ impl Session for UnbufferedClientConnection {
 
 impl Session for UnbufferedServerConnection {
     type Data = rustls::server::ServerConnectionData;
+
+    fn into_protection(self) -> Result<Protection, rustls::Error> {
+        let (secrets, schedule) = self.dangerous_into_kernel_connection()?;
+        Protection::new(secrets, Box::new(schedule))
+    }
 
     fn common(&self) -> &UnbufferedConnectionCommon<Self::Data> {
         self
@@ -223,6 +237,19 @@ impl Outgoing {
         Ok(())
     }
 
+    /// Lets `fill` write exactly `length` bytes.
+    pub(super) fn append(
+        &mut self,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.reserve(length);
+        let end = self.filled + length;
+        fill(self.buffer.get_mut(self.filled..end).unwrap_or_default())?;
+        self.filled = end;
+        Ok(())
+    }
+
     fn reserve(&mut self, wanted: usize) {
         let needed = self.filled + wanted;
         if needed > self.buffer.len() {
@@ -241,6 +268,14 @@ impl Outgoing {
         }
         self.drained();
         Ok(true)
+    }
+
+    #[cfg(test)]
+    pub(super) fn take_all(&mut self) -> Vec<u8> {
+        let all = self.buffer.get(self.sent..self.filled).unwrap_or_default();
+        let all = all.to_vec();
+        self.clear();
+        all
     }
 
     /// Forgets what cannot be sent any more.
@@ -288,6 +323,6 @@ impl TooSmall for EncryptError {
 }
 
 /// As [`tls::classify_io`] reads it.
-fn invalid(error: rustls::Error) -> io::Error {
+pub(super) fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
