@@ -26,7 +26,7 @@ mod tests;
 
 use connection::Connection;
 pub(crate) use connection::Flush;
-pub(crate) use link::Link;
+pub(crate) use link::{FLIGHT, Link};
 use records::Session;
 
 /// Why there is no TLS connection to go on with.

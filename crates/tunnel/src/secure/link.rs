@@ -11,8 +11,13 @@ use super::protection::Protection;
 use super::records::{OVERHEAD, Outgoing, RECORD};
 use crate::copy::socket;
 
-/// Bytes read with one system call: what a peer of ours sends with one.
-const READ: usize = 4 * (RECORD + OVERHEAD);
+/// Plaintext that is best encrypted and sent at once: its records go as one packet through the kernel, also
+/// where a link carries 9,000 bytes in a frame (7 of them are 62,636 bytes), and what was in them does over
+/// `lo`, whose longest segment has 65,483. A little more would be another packet.
+pub(crate) const FLIGHT: usize = 62_500;
+
+/// Bytes read with one system call: those records.
+const READ: usize = FLIGHT + FLIGHT.div_ceil(RECORD) * OVERHEAD;
 
 /// Records whose content is shown at once.
 const PIECES: usize = 16;

@@ -14,9 +14,10 @@ use super::frame::{HEAD, Kind, head};
 use super::message::{Answer, Open};
 use super::stream::{Gone, Stream, ThinStream};
 use crate::client::Lost;
+use crate::secure::FLIGHT;
 
 /// Bytes that may wait to be encrypted before streams wait instead: four records.
-const ENOUGH: usize = 64 << 10;
+const ENOUGH: usize = FLIGHT;
 
 /// Bytes that are read from an application at once. With the head they fill whole records.
 pub(super) const READ: usize = ENOUGH - HEAD;
