@@ -58,7 +58,7 @@ pub(crate) async fn bidirectional(
                 Poll::Ready(Ok(())) if told => return Poll::Ready(End::Clean),
                 _ => {}
             }
-            if let Some(gone) = stream.stream.look().gone.clone() {
+            if let Some(gone) = stream.stream.look().over(outward.done) {
                 return Poll::Ready(gone.into());
             }
             // A socket that is not being read shows its reset nowhere else.

@@ -142,8 +142,11 @@ impl Mux {
         self.looking.set(false);
     }
 
-    /// Says a frame that is not data.
+    /// Says a frame that is not data, if there is still somebody to say it to.
     pub(super) fn say(&self, kind: Kind, stream: u32, payload: &[u8]) {
+        if self.lost.borrow().is_some() {
+            return;
+        }
         let mut out = self.out.borrow_mut();
         take_spare(&mut out);
         out.extend_from_slice(&head(kind, payload.len(), stream));
@@ -157,9 +160,7 @@ impl Mux {
     }
 
     pub(super) fn say_reset(&self, stream: u32, reason: Reason) {
-        if self.lost.borrow().is_none() {
-            self.say(Kind::Reset, stream, &u32::from(reason).to_be_bytes());
-        }
+        self.say(Kind::Reset, stream, &u32::from(reason).to_be_bytes());
     }
 
     pub(super) fn say_answer(&self, stream: u32, answer: &Answer) {

@@ -131,6 +131,15 @@ impl State {
         self.wake();
     }
 
+    /// Why the stream is over; `done` is whether we have said all we had to say. Once the peer has,
+    /// too, what is left to do is between us and the application, and the tunnel may go.
+    pub(super) fn over(&self, done: bool) -> Option<Gone> {
+        match &self.gone {
+            Some(Gone::Lost(_)) if done && self.fin => None,
+            gone => gone.clone(),
+        }
+    }
+
     /// Bytes came: they are written at once where the application takes them. Returns the credit
     /// that the peer is due.
     pub(super) fn data(

@@ -7,6 +7,7 @@ use crate::support::{
     Path, local, pattern, read_all, read_exactly, read_until_reset, reset, tcp_pair, until,
 };
 use h2::Reason;
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::task::spawn_local;
 use tunnel::copy::{Abort, Counters, End, Side, tcp};
@@ -40,6 +41,28 @@ fn a_server_that_has_finished_sending_still_receives() {
         assert_eq!(read_all(&mut path.server).await, b"upload");
         let (near, far) = path.ends().await;
         assert_eq!((near.end, far.end), (End::Clean, End::Clean));
+    });
+}
+
+#[test]
+fn a_slow_server_gets_what_a_client_sent_before_its_tunnel_was_retired() {
+    local(async {
+        let (server, leg) = tcp_pair().await;
+        SockRef::from(&server)
+            .set_recv_buffer_size(128 << 10)
+            .unwrap();
+        SockRef::from(&leg).set_send_buffer_size(128 << 10).unwrap();
+        let mut path = Path::to_server((server, leg)).await;
+        path.server.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut path.client).await, b"");
+        let upload = pattern(1 << 20, 1);
+        path.client.write_all(&upload).await.unwrap();
+        path.client.shutdown().await.unwrap();
+        assert_eq!(path.client_copy.end.await.unwrap().end, End::Clean);
+        drop(path.tunnel);
+        until("the tunnel is over", || path.driver.is_finished()).await;
+        assert!(read_all(&mut path.server).await == upload);
+        assert_eq!(path.server_copy.end.await.unwrap().end, End::Clean);
     });
 }
 

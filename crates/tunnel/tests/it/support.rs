@@ -114,7 +114,7 @@ pub(crate) struct Path {
     pub(crate) server: TcpStream,
     pub(crate) client_copy: Copying,
     pub(crate) server_copy: Copying,
-    _tunnel: Tunnel,
+    pub(crate) tunnel: Tunnel,
     /// Kills the tunnel at once, as when its peer's node dies.
     pub(crate) driver: AbortHandle,
     pub(crate) serving: AbortHandle,
@@ -171,7 +171,7 @@ impl Path {
             server: server_app,
             client_copy: copying(client_leg, stream),
             server_copy: accepted.take().unwrap(),
-            _tunnel: tunnel,
+            tunnel,
             driver,
             serving,
         }
