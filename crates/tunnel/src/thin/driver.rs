@@ -40,6 +40,8 @@ pub(crate) struct Driver {
     parser: Parser,
     side: Side,
     keepalive: Keepalive,
+    /// We have said that nothing follows.
+    closing: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,6 +83,7 @@ impl Driver {
                 interval: settings.keepalive_interval,
                 timeout: settings.keepalive_timeout,
             },
+            closing: false,
         }
     }
 
@@ -114,6 +117,9 @@ impl Driver {
     }
 
     fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        if self.closing {
+            return self.poll_closing(cx);
+        }
         if self.poll_dead(cx).is_ready() {
             return Poll::Ready(Lost::Unresponsive(self.keepalive.timeout));
         }
@@ -143,7 +149,8 @@ impl Driver {
             sent => sent.is_ready(),
         };
         if sent && self.side == Side::Client && self.mux.is_unused() {
-            return self.poll_close(cx);
+            self.close(cx);
+            return self.poll_closing(cx);
         }
         Poll::Pending
     }
@@ -183,13 +190,33 @@ impl Driver {
         received.map_err(lost)
     }
 
-    /// Says that nothing follows: nobody holds the tunnel.
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+    /// Says that nothing follows: nobody needs the tunnel.
+    fn close(&mut self, cx: &mut Context<'_>) {
+        self.closing = true;
+        self.mux.away.set(true);
         self.link.close();
-        // A peer that does not take it any more has gone.
-        let _gone = ready!(self.link.poll_send(cx)).is_err();
-        self.link.finish();
-        Poll::Ready(Lost::Closed)
+        self.keepalive.set(self.keepalive.timeout, cx);
+    }
+
+    /// Ready when the peer has hung up, too, or takes too long. What it still says is of no use, but
+    /// the kernel would answer it with a reset if nobody read it, and throw away what has not left.
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        if self.keepalive.timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Lost::Closed);
+        }
+        match self.link.poll_send(cx) {
+            Poll::Ready(Ok(())) => self.link.finish(),
+            Poll::Ready(Err(_gone)) => return Poll::Ready(Lost::Closed),
+            Poll::Pending => {}
+        }
+        for _ in 0..READS {
+            let received = ready!(self.link.poll_receive(cx, &mut |_unused| {}));
+            if received.is_err() || self.link.is_closed() {
+                return Poll::Ready(Lost::Closed);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Ready when the peer did not answer a ping in time.

@@ -13,8 +13,10 @@ mod copying;
 mod ending;
 #[path = "../it/memory.rs"]
 mod memory;
+mod peers;
 #[path = "../it/pooling.rs"]
 mod pooling;
+mod raw;
 #[path = "../it/support.rs"]
 mod support;
 #[path = "../it/tunnelling.rs"]
