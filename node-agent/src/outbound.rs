@@ -11,10 +11,11 @@ use tls::WorkloadCert;
 use tokio::{net::TcpStream, sync::oneshot};
 use tunnel::{
     ConnectRequest, Tunnel, TunnelStream,
-    client::{ConnectError, Lost, OpenError},
+    client::{ConnectError, Driver, Lost, OpenError},
     copy,
     forwarded::Forwarded,
     pool::{Key, PoolError},
+    secure::ClientIo,
 };
 
 use crate::{
@@ -264,26 +265,32 @@ async fn open_tunnel(
                 Arc::clone(&worker.shared),
                 Arc::clone(&key.expected),
             );
-            async move { connect_tunnel(&shared, &pod, &cert, dial, &expected).await }
+            let drivers = worker.tunnels.clone();
+            async move {
+                let made = connect_tunnel(&shared, &pod, &cert, dial, &expected).await;
+                let (tunnel, driver) = made?;
+                drivers.spawn_local(driver);
+                Ok(tunnel)
+            }
         })
         .await;
     opened.map_err(|error| pool_failure(&error))
 }
 
 async fn connect_tunnel(
-    shared: &Arc<Shared>,
+    shared: &Shared,
     pod: &Pod,
     cert: &WorkloadCert,
     dial: SocketAddr,
     expected: &[Identity],
-) -> Result<Tunnel, ConnectError> {
+) -> Result<(Tunnel, Driver<ClientIo>), ConnectError> {
     let tcp = sock::dial(&pod.netns, dial, shared.connect_timeout)
         .await
         .map_err(|source| ConnectError::Dial {
             address: dial,
             source,
         })?;
-    tunnel::client::connect(tcp, cert, expected, shared.tunnel).await
+    tunnel::client::establish(tcp, cert, expected, shared.tunnel).await
 }
 
 fn request(

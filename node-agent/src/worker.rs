@@ -185,6 +185,8 @@ pub struct Worker {
     serving: TaskTracker,
     /// Tunnels that peers have open.
     serving_tunnels: TaskTracker,
+    /// Tunnels that we have open.
+    pub(crate) tunnels: TaskTracker,
     /// Connections that have ended.
     ended: std::cell::Cell<u64>,
 }
@@ -254,6 +256,7 @@ fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
             next: std::cell::Cell::new(0),
             serving: TaskTracker::new(),
             serving_tunnels: TaskTracker::new(),
+            tunnels: TaskTracker::new(),
             ended: std::cell::Cell::new(0),
         });
         tokio::task::spawn_local(tunnel::busy::stay_awake(worker.shared.busy_poll));
@@ -528,10 +531,12 @@ impl Worker {
                 "the agent stops and the connection outlived the drain deadline".to_owned(),
             );
         }
-        // For the resets to leave, the log lines to be written and the tunnels to end.
+        // For the resets to leave, the log lines to be written and the tunnels to end. What our own
+        // tunnels have said last may still be in them.
         let last = Instant::now() + TUNNELS_END_WITHIN;
         tokio::time::sleep(DRAIN_LOOK).await;
-        while !self.serving_tunnels.is_empty() && Instant::now() < last {
+        let are_over = || self.serving_tunnels.is_empty() && self.tunnels.is_empty();
+        while !are_over() && Instant::now() < last {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
         Drained {
