@@ -131,7 +131,7 @@ impl Outward {
             if credit == 0 {
                 return Poll::Pending;
             }
-            ready!(stream.mux.poll_room(cx));
+            ready!(stream.mux.poll_room(stream.stream.id, cx));
             // An error shows when it is read.
             if app.tcp.poll_read_ready(cx).is_pending() {
                 self.reading = true;

@@ -40,8 +40,8 @@ pub(crate) struct Mux {
     driver: RefCell<Option<Waker>>,
     /// The driver will look anyway.
     looking: Cell<bool>,
-    /// Those that wait until something has been sent.
-    blocked: RefCell<Vec<Waker>>,
+    /// Streams that wait for room, in the order in which they get it.
+    blocked: RefCell<VecDeque<(u32, Waker)>>,
     /// No new streams: the peer said so to a client, or we said so to the peer.
     pub(super) away: Cell<bool>,
     lost: RefCell<Option<Lost>>,
@@ -108,6 +108,7 @@ impl Mux {
     }
 
     pub(super) fn forget(&self, id: u32) {
+        self.leave(id);
         let mut streams = self.streams.borrow_mut();
         streams.remove(&id);
         if streams.is_empty() {
@@ -167,16 +168,33 @@ impl Mux {
         self.say(Kind::Answer, stream, &answer.encode_to_vec());
     }
 
-    /// Whether bytes may be said now; if not, the caller is woken when they may.
-    pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.out.borrow().len() < ENOUGH {
+    /// Whether bytes of this stream may be said now; if not, the caller is woken when they may. One
+    /// that has filled the room goes behind those that wait.
+    pub(super) fn poll_room(&self, stream: u32, cx: &Context<'_>) -> Poll<()> {
+        let mut blocked = self.blocked.borrow_mut();
+        let is_next = blocked.front().is_none_or(|(next, _)| *next == stream);
+        if is_next && self.has_room() {
+            blocked.pop_front();
+            wake_next(&mut blocked);
             return Poll::Ready(());
         }
-        let mut blocked = self.blocked.borrow_mut();
-        if !blocked.iter().any(|waker| waker.will_wake(cx.waker())) {
-            blocked.push(cx.waker().clone());
+        match blocked.iter_mut().find(|(waiting, _)| *waiting == stream) {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => blocked.push_back((stream, cx.waker().clone())),
         }
         Poll::Pending
+    }
+
+    /// Whether there is room for more bytes of connections.
+    fn has_room(&self) -> bool {
+        self.out.borrow().len() < ENOUGH
+    }
+
+    /// A stream that has ended does not hold up those behind it.
+    fn leave(&self, stream: u32) {
+        let mut blocked = self.blocked.borrow_mut();
+        blocked.retain(|(waiting, _)| *waiting != stream);
+        wake_next(&mut blocked);
     }
 
     /// Says bytes of a connection, which `read` puts behind what is there; at most `limit`.
@@ -232,9 +250,10 @@ impl Mux {
         self.out.borrow().len() > FLOOD
     }
 
+    /// There is room: for the first that waits, and as many of the others as it leaves some.
     fn unblock(&self) {
-        for waker in self.blocked.take() {
-            waker.wake();
+        for (_, waker) in &*self.blocked.borrow() {
+            waker.wake_by_ref();
         }
     }
 
@@ -254,6 +273,15 @@ impl Mux {
         request.window = self.window;
         self.say(Kind::Open, id, &request.encode_to_vec());
         Some(ThinStream::new(Rc::clone(self), stream, Reason::CANCEL))
+    }
+}
+
+/// The next stream may not have been woken, or not after it became the next.
+fn wake_next(blocked: &mut VecDeque<(u32, Waker)>) {
+    match blocked.front() {
+        Some((_, waker)) => waker.wake_by_ref(),
+        // A tunnel in which nobody waits holds no memory for it.
+        None => *blocked = VecDeque::new(),
     }
 }
 
@@ -322,5 +350,73 @@ impl Drop for Handle {
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::task::{LocalSet, spawn_local, yield_now};
+
+    use super::super::frame::{Parser, Part};
+    use super::*;
+
+    /// Says messages of this length whenever there is room.
+    async fn talk(mux: Rc<Mux>, stream: u32, length: usize) {
+        loop {
+            poll_fn(|cx| mux.poll_room(stream, cx)).await;
+            let said = mux.say_data(stream, length, |buffer, length| {
+                buffer.resize(buffer.len() + length, 0);
+                Ok(length)
+            });
+            assert_eq!(said.unwrap(), length);
+        }
+    }
+
+    /// Streams whose data is in what was said.
+    fn heard(said: &[u8]) -> Vec<u32> {
+        let mut parser = Parser::default();
+        let mut rest = said;
+        let mut heard = Vec::new();
+        while let Some(part) = parser.next(&mut rest).unwrap() {
+            if let Part::Data { stream, .. } = part {
+                heard.push(stream);
+            }
+        }
+        heard
+    }
+
+    #[test]
+    fn streams_take_turns() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let mux = Mux::new(0);
+            for stream in [1, 2, 3] {
+                spawn_local(talk(Rc::clone(&mux), stream, READ));
+            }
+            // Each says what fills the room; one says little each time.
+            spawn_local(talk(Rc::clone(&mux), 4, 100));
+            let mut counts = [0; 5];
+            for _ in 0..1000 {
+                yield_now().await;
+                if !mux.has_said() {
+                    continue;
+                }
+                let said = mux.said();
+                for stream in heard(&said) {
+                    counts[stream as usize] += 1;
+                }
+                mux.encrypted(said);
+            }
+            let most = counts[1..4].iter().max().unwrap();
+            assert!(
+                counts[1..].iter().all(|count| count + 3 >= *most),
+                "{counts:?}"
+            );
+            assert!(*most > 100, "{counts:?}");
+        });
     }
 }

@@ -2,11 +2,51 @@
 
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
+use tokio::task::spawn_local;
 use tunnel::Settings;
 use tunnel::copy::End;
 
 use crate::raw::{DATA, FIN, OPEN, PING, raw_server};
 use crate::support::{copying, local, pattern, read_all, request, tcp_pair, until};
+
+#[test]
+fn a_stream_that_never_ends_lets_its_neighbour_speak() {
+    local(async {
+        let pair = tcp_pair().await;
+        let (tunnel, _driver, mut peer) = raw_server(pair, Settings::default()).await;
+        let mut clients = Vec::new();
+        for stream in [1, 2] {
+            let (request, serve) = (request(), async {
+                assert_eq!(peer.next().await.unwrap().kind, OPEN);
+                peer.accept(stream, 1 << 30).await;
+            });
+            let (opened, ()) = tokio::join!(tunnel.open(&request), serve);
+            let (client, leg) = tcp_pair().await;
+            clients.push((client, copying(leg, opened.unwrap())));
+        }
+        let (mut quiet, _quiet_copy) = clients.pop().unwrap();
+        let (mut loud, _loud_copy) = clients.pop().unwrap();
+        spawn_local(async move {
+            let bytes = pattern(256 << 10, 1);
+            while loud.write_all(&bytes).await.is_ok() {}
+        });
+        let mut before = 0;
+        let mut asked = false;
+        loop {
+            let frame = peer.next().await.unwrap();
+            if frame.stream == 2 {
+                return;
+            }
+            before += frame.payload.len();
+            if before > 16 << 20 && !asked {
+                quiet.write_all(b"may I").await.unwrap();
+                asked = true;
+            }
+            // Sockets hold some of it.
+            assert!(before < 80 << 20, "{before} bytes");
+        }
+    });
+}
 
 #[test]
 fn a_tunnel_that_closes_waits_until_its_last_bytes_have_been_read() {
