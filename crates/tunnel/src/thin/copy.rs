@@ -160,9 +160,10 @@ impl Outward {
     }
 
     /// Hands over what can still be read from a connection that failed, without waiting. Its end
-    /// is not a FIN, whatever the socket says now.
+    /// is not a FIN, whatever the socket says now. What the tunnel has no room for is lost, as it may
+    /// be with any reset.
     fn flush(&mut self, stream: &ThinStream, app: &App) {
-        while !self.done && stream.stream.look().credit > 0 {
+        while !self.done && stream.stream.look().credit > 0 && stream.mux.has_room() {
             if !matches!(self.read(stream, app), Ok(true)) {
                 return;
             }

@@ -36,6 +36,8 @@ thread_local! {
 /// See the module. It belongs to one thread.
 pub(crate) struct Mux {
     out: RefCell<Vec<u8>>,
+    /// Bytes in `out` that are not data.
+    frames: Cell<usize>,
     pub(super) streams: RefCell<HashMap<u32, Rc<Stream>>>,
     driver: RefCell<Option<Waker>>,
     /// The driver will look anyway.
@@ -66,6 +68,7 @@ impl Mux {
     pub(super) fn new(window: u32) -> Rc<Self> {
         Rc::new(Self {
             out: RefCell::default(),
+            frames: Cell::new(0),
             streams: RefCell::default(),
             driver: RefCell::default(),
             looking: Cell::new(false),
@@ -153,6 +156,7 @@ impl Mux {
         out.extend_from_slice(&head(kind, payload.len(), stream));
         out.extend_from_slice(payload);
         drop(out);
+        self.frames.set(self.frames.get() + HEAD + payload.len());
         self.wake();
     }
 
@@ -186,7 +190,7 @@ impl Mux {
     }
 
     /// Whether there is room for more bytes of connections.
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.out.borrow().len() < ENOUGH
     }
 
@@ -231,6 +235,7 @@ impl Mux {
 
     /// What was said; [`Self::encrypted`] takes the buffer back.
     pub(super) fn said(&self) -> Vec<u8> {
+        self.frames.set(0);
         self.out.take()
     }
 
@@ -247,7 +252,7 @@ impl Mux {
 
     /// Whether the peer makes us answer more than it takes.
     pub(super) fn is_flooded(&self) -> bool {
-        self.out.borrow().len() > FLOOD
+        self.frames.get() > FLOOD
     }
 
     /// There is room: for the first that waits, and as many of the others as it leaves some.

@@ -1,13 +1,38 @@
 //! What an agent of ours does with a peer that is slow, strange or hostile.
 
+use std::future::pending;
+use std::io::ErrorKind;
+use std::net::Shutdown;
+use std::time::Duration;
+
+use h2::Reason;
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use tunnel::Settings;
+use tunnel::client::OpenError;
 use tunnel::copy::End;
+use tunnel::server::NextError;
+use tunnel::{Settings, Tunnel};
 
-use crate::raw::{DATA, FIN, OPEN, PING, raw_server};
-use crate::support::{copying, local, pattern, read_all, request, tcp_pair, until};
+use crate::raw::{
+    ANSWER, AWAY, CREDIT, DATA, FIN, OPEN, PING, PONG, RESET, RawServer, frame, raw_client,
+    raw_server,
+};
+use crate::support::{
+    Copying, copying, echo, local, pattern, read_all, request, reset, serve, tcp_pair, until,
+};
+
+/// Opens a stream: the application's socket and what moves its bytes.
+async fn connected(tunnel: &Tunnel, peer: &mut RawServer, stream: u32) -> (TcpStream, Copying) {
+    let (request, serve) = (request(), async {
+        assert_eq!(peer.next_of(OPEN).await.stream, stream);
+        peer.accept(stream, 1 << 30).await;
+    });
+    let (opened, ()) = tokio::join!(tunnel.open(&request), serve);
+    let (client, leg) = tcp_pair().await;
+    (client, copying(leg, opened.unwrap()))
+}
 
 #[test]
 fn a_stream_that_never_ends_lets_its_neighbour_speak() {
@@ -16,13 +41,7 @@ fn a_stream_that_never_ends_lets_its_neighbour_speak() {
         let (tunnel, _driver, mut peer) = raw_server(pair, Settings::default()).await;
         let mut clients = Vec::new();
         for stream in [1, 2] {
-            let (request, serve) = (request(), async {
-                assert_eq!(peer.next().await.unwrap().kind, OPEN);
-                peer.accept(stream, 1 << 30).await;
-            });
-            let (opened, ()) = tokio::join!(tunnel.open(&request), serve);
-            let (client, leg) = tcp_pair().await;
-            clients.push((client, copying(leg, opened.unwrap())));
+            clients.push(connected(&tunnel, &mut peer, stream).await);
         }
         let (mut quiet, _quiet_copy) = clients.pop().unwrap();
         let (mut loud, _loud_copy) = clients.pop().unwrap();
@@ -49,20 +68,45 @@ fn a_stream_that_never_ends_lets_its_neighbour_speak() {
 }
 
 #[test]
+fn applications_that_reset_do_not_make_the_peer_a_flood() {
+    local(async {
+        let (near, far) = tcp_pair().await;
+        // The tunnel is full before the applications have said half of what they may.
+        SockRef::from(&near).set_send_buffer_size(64 << 10).unwrap();
+        SockRef::from(&far).set_recv_buffer_size(64 << 10).unwrap();
+        let (tunnel, driver, mut peer) = raw_server((near, far), Settings::default()).await;
+        let mut clients = Vec::new();
+        for stream in 1..=40 {
+            clients.push(connected(&tunnel, &mut peer, stream).await);
+        }
+        let bytes = pattern(128 << 10, 1);
+        for (client, _) in &mut clients {
+            client.write_all(&bytes).await.unwrap();
+        }
+        // Nothing moves any more.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for (client, copy) in clients {
+            reset(client);
+            copy.end.await.unwrap();
+        }
+        peer.send(PING, 0, b"well?").await;
+        // It is heard before anything more is read.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(peer.next_of(PONG).await.payload, b"well?");
+        assert!(!driver.is_finished());
+        drop(tunnel);
+    });
+}
+
+#[test]
 fn a_tunnel_that_closes_waits_until_its_last_bytes_have_been_read() {
     local(async {
         let (near, far) = tcp_pair().await;
         // What does not fit waits in the client's kernel.
         SockRef::from(&far).set_recv_buffer_size(64 << 10).unwrap();
         let (tunnel, driver, mut peer) = raw_server((near, far), Settings::default()).await;
-        let (request, serve) = (request(), async {
-            assert_eq!(peer.next().await.unwrap().kind, OPEN);
-            peer.accept(1, 8 << 20).await;
-            peer.send(FIN, 1, &[]).await;
-        });
-        let (stream, ()) = tokio::join!(tunnel.open(&request), serve);
-        let (mut client, leg) = tcp_pair().await;
-        let copy = copying(leg, stream.unwrap());
+        let (mut client, copy) = connected(&tunnel, &mut peer, 1).await;
+        peer.send(FIN, 1, &[]).await;
         assert_eq!(read_all(&mut client).await, b"");
         let upload = pattern(1 << 20, 1);
         client.write_all(&upload).await.unwrap();
@@ -70,10 +114,10 @@ fn a_tunnel_that_closes_waits_until_its_last_bytes_have_been_read() {
         assert_eq!(copy.end.await.unwrap().end, End::Clean);
         drop(tunnel);
         // Long enough for a driver that does not wait.
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         // What comes for a socket that nobody holds is answered with a reset.
         peer.send(PING, 0, &[]).await;
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         let mut received = Vec::new();
         loop {
             let frame = peer.next().await.unwrap();
@@ -87,4 +131,24 @@ fn a_tunnel_that_closes_waits_until_its_last_bytes_have_been_read() {
         drop(peer);
         until("the driver ends", || driver.is_finished()).await;
     });
+}
+
+/// A server that holds what it accepted, and what it says of a client that sends these frames.
+async fn violates(frames: &[u8]) -> String {
+    let (mut peer, server) = raw_client(tcp_pair().await, Settings::default()).await;
+    let serving = serve(server, |incoming| async {
+        let _held = incoming.accept(None).unwrap();
+        pending::<()>().await;
+    });
+    peer.open(1).await;
+    assert_eq!(peer.next_of(ANSWER).await.stream, 1);
+    while !serving.is_finished() {
+        if peer.try_send(frames).await.is_err() {
+            break;
+        }
+    }
+    match &serving.await.unwrap()[..] {
+        [NextError::Failed(cause)] => cause.to_string(),
+        other => panic!("{other:?}"),
+    }
 }
