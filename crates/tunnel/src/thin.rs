@@ -23,6 +23,9 @@
 //! Each side may send as many bytes of a stream as the other has given credit for: the window in
 //! the request or the answer, and what was added since. The server resets what it will not look at
 //! with REFUSED_STREAM, so that it may be asked for elsewhere.
+//!
+//! A ping follows away. What is opened before the answer to it was on its way and is served; what is
+//! opened afterwards is refused, and the server closes the tunnel when nothing is open in it.
 
 mod copy;
 mod driver;

@@ -26,6 +26,9 @@ const READS: usize = 16;
 /// Pieces of one stream's bytes that are written with one system call.
 const SLICES: usize = 16;
 
+/// What the pings carry that follow Away. Their answers tell that it was heard.
+const AFTER_AWAY: &[u8] = b"away";
+
 /// A request that was opened in a tunnel of a peer.
 pub(crate) struct Opened {
     pub(crate) request: Open,
@@ -99,7 +102,14 @@ impl Driver {
     pub(crate) fn go_away(&mut self) {
         if !self.mux.away.replace(true) {
             self.mux.say(Kind::Away, 0, &[]);
+            self.ping();
         }
+    }
+
+    /// Asks whether the peer is there and, if we have said Away, whether it has heard that.
+    fn ping(&self) {
+        let payload = if self.mux.away.get() { AFTER_AWAY } else { &[] };
+        self.mux.say(Kind::Ping, 0, payload);
     }
 
     /// Moves what can be moved. Ready when the tunnel is over.
@@ -148,7 +158,11 @@ impl Driver {
             Poll::Ready(Err(error)) => return Poll::Ready(lost(error)),
             sent => sent.is_ready(),
         };
-        if sent && self.side == Side::Client && self.mux.is_unused() {
+        let is_over = match self.side {
+            Side::Client => self.mux.is_unused(),
+            Side::Server => self.mux.is_idle_for_ever(),
+        };
+        if sent && is_over {
             self.close(cx);
             return self.poll_closing(cx);
         }
@@ -226,7 +240,7 @@ impl Driver {
             return Poll::Ready(());
         }
         self.keepalive.waiting = true;
-        self.mux.say(Kind::Ping, 0, &[]);
+        self.ping();
         self.keepalive.set(self.keepalive.timeout, cx);
         Poll::Pending
     }
@@ -395,7 +409,12 @@ fn frame(kind: Kind, id: u32, payload: &[u8], mux: &Mux, side: Side) -> Result<(
         (Kind::Away, Side::Client) => mux.away.set(true),
         (Kind::Away, Side::Server) => {}
         (Kind::Ping, _) => mux.say(Kind::Pong, 0, payload),
-        (Kind::Pong, _) => mux.pong.set(true),
+        (Kind::Pong, _) => {
+            mux.pong.set(true);
+            if side == Side::Server && payload == AFTER_AWAY {
+                mux.away_heard.set(mux.away.get());
+            }
+        }
         // It is no such part.
         (Kind::Data, _) => {}
     }
@@ -408,10 +427,10 @@ fn open(id: u32, request: Open, mux: &Mux) -> Result<(), Violation> {
     }
     mux.last.set(id);
     let most = usize::try_from(mux.most.get()).unwrap_or(usize::MAX);
-    // A peer that resets what it opens has no streams, and keeps us busy. One that was asked to open
-    // no more had perhaps not heard it.
+    // A peer that resets what it opens has no streams, and keeps us busy.
     let open = mux.streams.borrow().len().max(mux.requests.borrow().len());
-    if open >= most {
+    // One that was asked to open no more is served until it has heard it.
+    if open >= most || mux.away_heard.get() {
         mux.say_reset(id, Reason::REFUSED_STREAM);
         return Ok(());
     }

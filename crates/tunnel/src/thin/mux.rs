@@ -46,6 +46,8 @@ pub(crate) struct Mux {
     blocked: RefCell<VecDeque<(u32, Waker)>>,
     /// No new streams: the peer said so to a client, or we said so to the peer.
     pub(super) away: Cell<bool>,
+    /// The peer knows that we said so.
+    pub(super) away_heard: Cell<bool>,
     lost: RefCell<Option<Lost>>,
     /// Who may still open streams: a client's tunnel without any closes when it has no streams.
     handles: Cell<usize>,
@@ -74,6 +76,7 @@ impl Mux {
             looking: Cell::new(false),
             blocked: RefCell::default(),
             away: Cell::new(false),
+            away_heard: Cell::new(false),
             lost: RefCell::default(),
             handles: Cell::new(0),
             last: Cell::new(0),
@@ -84,9 +87,16 @@ impl Mux {
         })
     }
 
-    /// Whether nothing can be asked of the tunnel any more.
+    /// Whether nothing can be asked in a client's tunnel any more.
     pub(super) fn is_unused(&self) -> bool {
         self.streams.borrow().is_empty() && (self.handles.get() == 0 || self.away.get())
+    }
+
+    /// Whether a server has nothing to do, and nothing to expect, in the tunnel.
+    pub(super) fn is_idle_for_ever(&self) -> bool {
+        self.away_heard.get()
+            && self.streams.borrow().is_empty()
+            && self.requests.borrow().is_empty()
     }
 
     /// Why it is over, once it is.

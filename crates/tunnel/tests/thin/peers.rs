@@ -133,6 +133,35 @@ fn a_tunnel_that_closes_waits_until_its_last_bytes_have_been_read() {
     });
 }
 
+#[test]
+fn what_is_asked_after_away_was_heard_is_refused_and_the_tunnel_ends() {
+    local(async {
+        let (mut peer, mut server) = raw_client(tcp_pair().await, Settings::default()).await;
+        server.graceful_shutdown();
+        let serving = serve(server, echo);
+        peer.next_of(AWAY).await;
+        let ping = peer.next_of(PING).await;
+        // It may have left before we heard.
+        peer.open(1).await;
+        assert_eq!(peer.next_of(ANSWER).await.stream, 1);
+        peer.send(PONG, 0, &ping.payload).await;
+        peer.open(2).await;
+        let refused = peer.next_of(RESET).await;
+        assert_eq!(refused.stream, 2);
+        let reason = u32::from(Reason::REFUSED_STREAM);
+        assert_eq!(refused.payload, reason.to_be_bytes());
+        // Those that are open go on.
+        peer.send(DATA, 1, b"still there?").await;
+        assert_eq!(peer.next_of(DATA).await.payload, b"still there?");
+        peer.send(FIN, 1, &[]).await;
+        assert_eq!(peer.next_of(FIN).await.stream, 1);
+        let end = peer.next().await.unwrap_err();
+        assert_eq!(end.kind(), ErrorKind::UnexpectedEof);
+        drop(peer);
+        assert!(serving.await.unwrap().is_empty());
+    });
+}
+
 /// A server that holds what it accepted, and what it says of a client that sends these frames.
 async fn violates(frames: &[u8]) -> String {
     let (mut peer, server) = raw_client(tcp_pair().await, Settings::default()).await;
