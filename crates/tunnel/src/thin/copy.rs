@@ -53,13 +53,14 @@ pub(crate) async fn bidirectional(
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 inward => inward.is_ready(),
             };
+            // Before a FIN is said to nobody and taken for an end in order.
+            if let Some(gone) = stream.stream.look().over(outward.done) {
+                return Poll::Ready(gone.into());
+            }
             match outward.poll(&stream, &app, cx) {
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 Poll::Ready(Ok(())) if told => return Poll::Ready(End::Clean),
                 _ => {}
-            }
-            if let Some(gone) = stream.stream.look().over(outward.done) {
-                return Poll::Ready(gone.into());
             }
             // A socket that is not being read shows its reset nowhere else.
             if !outward.reading && watch.as_mut().poll(cx).is_ready() {

@@ -134,6 +134,22 @@ fn a_tunnel_that_closes_waits_until_its_last_bytes_have_been_read() {
 }
 
 #[test]
+fn a_reset_that_comes_with_a_fin_is_a_reset() {
+    local(async {
+        let pair = tcp_pair().await;
+        let (tunnel, _driver, mut peer) = raw_server(pair, Settings::default()).await;
+        let (client, copy) = connected(&tunnel, &mut peer, 1).await;
+        // Nothing else runs meanwhile: all of it is there when the copy is polled next.
+        SockRef::from(&client).shutdown(Shutdown::Write).unwrap();
+        let mut frames = frame(FIN, 1, &[]);
+        frames.extend(frame(RESET, 1, &u32::from(Reason::CANCEL).to_be_bytes()));
+        peer.try_send(&frames).await.unwrap();
+        let end = copy.end.await.unwrap().end;
+        assert_eq!(end, End::StreamReset(Reason::CANCEL));
+    });
+}
+
+#[test]
 fn what_is_asked_after_away_was_heard_is_refused_and_the_tunnel_ends() {
     local(async {
         let (mut peer, mut server) = raw_client(tcp_pair().await, Settings::default()).await;
