@@ -137,7 +137,11 @@ impl Driver {
         let mut reads = 0;
         while let Poll::Ready(received) = self.poll_receive(cx) {
             match received {
-                Err(lost) => return Poll::Ready(lost),
+                Err(lost) => {
+                    // What TLS did not like is told to the peer, if it can be without waiting.
+                    let _told = self.link.poll_send(cx).is_ready();
+                    return Poll::Ready(lost);
+                }
                 Ok(()) if self.link.is_closed() => return Poll::Ready(Lost::Closed),
                 Ok(()) => crate::busy::moved(),
             }

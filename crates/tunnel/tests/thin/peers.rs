@@ -150,6 +150,20 @@ fn a_reset_that_comes_with_a_fin_is_a_reset() {
 }
 
 #[test]
+fn a_peer_whose_records_are_broken_is_told() {
+    local(async {
+        let pair = tcp_pair().await;
+        let (_tunnel, driver, mut peer) = raw_server(pair, Settings::default()).await;
+        let mut record = vec![23, 3, 3, 0, 32];
+        record.resize(5 + 32, 0);
+        peer.0.get_mut().0.write_all(&record).await.unwrap();
+        let error = peer.next().await.unwrap_err();
+        assert!(error.to_string().contains("alert"), "{error}");
+        until("the driver ends", || driver.is_finished()).await;
+    });
+}
+
+#[test]
 fn what_is_asked_after_away_was_heard_is_refused_and_the_tunnel_ends() {
     local(async {
         let (mut peer, mut server) = raw_client(tcp_pair().await, Settings::default()).await;
