@@ -28,6 +28,12 @@ pub(crate) fn moved() {
     }
 }
 
+/// Whether they have since the last time.
+#[cfg(test)]
+pub(crate) fn has_moved() -> bool {
+    MOVED.take()
+}
+
 /// Keeps this thread awake for up to `limit` after its tunnels moved bytes, where waiting has been
 /// shorter than that. Spawn it once on each worker; it never ends. Nothing, with a limit of zero.
 pub async fn stay_awake(limit: Duration) {

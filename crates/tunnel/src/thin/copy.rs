@@ -53,7 +53,7 @@ pub(crate) async fn bidirectional(
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 inward => inward.is_ready(),
             };
-            // Before a FIN is said to nobody and taken for an end in order.
+            // First, or a FIN that nobody hears would be taken for an end in order.
             if let Some(gone) = stream.stream.look().over(outward.done) {
                 return Poll::Ready(gone.into());
             }

@@ -16,6 +16,7 @@ use super::frame::{Kind, Parser, Part, Violation, number};
 use super::message::{Answer, Open};
 use super::mux::{Handle, Mux};
 use super::stream::{Gone, Stream, ThinStream};
+use crate::busy;
 use crate::client::Lost;
 use crate::secure::Link;
 use crate::settings::Settings;
@@ -143,7 +144,7 @@ impl Driver {
                     return Poll::Ready(lost);
                 }
                 Ok(()) if self.link.is_closed() => return Poll::Ready(Lost::Closed),
-                Ok(()) => crate::busy::moved(),
+                Ok(()) => {}
             }
             reads += 1;
             if reads == READS {
@@ -354,6 +355,7 @@ impl<'a> Batch<'a> {
         if total > 0
             && let Some(stream) = mux.stream(self.stream)
         {
+            busy::moved();
             let slices = self.slices.get(..count).unwrap_or_default();
             let due = stream.state().data(slices, total)?;
             if let Some(bytes) = due {
@@ -379,6 +381,7 @@ fn frame(kind: Kind, id: u32, payload: &[u8], mux: &Mux, side: Side) -> Result<(
                 mux.most.set(answer.streams);
             }
             if let Some(stream) = stream {
+                busy::moved();
                 let mut state = stream.state();
                 state.credit = answer.window;
                 state.answer = Some(answer);
@@ -438,9 +441,71 @@ fn open(id: u32, request: Open, mux: &Mux) -> Result<(), Violation> {
         mux.say_reset(id, Reason::REFUSED_STREAM);
         return Ok(());
     }
+    busy::moved();
     // No byte may come before the answer.
     let stream = Stream::new(id, 0, request.window);
     mux.streams.borrow_mut().insert(id, Rc::clone(&stream));
     mux.requests.borrow_mut().push_back((request, stream));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tls::{SystemClock, TlsOptions, WorkloadCert, ca::Authority};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::TlsAcceptor;
+
+    use super::super::frame::head;
+    use super::*;
+    use crate::secure::{Secured, connect};
+
+    async fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(near, listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    fn cert() -> WorkloadCert {
+        let authority = Authority::generate("test", Arc::new(SystemClock)).unwrap();
+        let identity = "spiffe://cluster.local/ns/shop/sa/a".parse().unwrap();
+        let hour = Duration::from_secs(3600);
+        let svid = authority.issue(&identity, hour).unwrap();
+        WorkloadCert::new(&svid, &TlsOptions::default()).unwrap()
+    }
+
+    /// Whether a worker stays awake for a frame.
+    async fn moves(kind: Kind, payload: &[u8]) -> bool {
+        let (cert, (near, far)) = (cert(), tcp_pair().await);
+        let expected = [cert.identity().clone()];
+        let (near, far) = tokio::join!(
+            connect(near, &cert, &expected, true),
+            TlsAcceptor::from(cert.server()).accept(far),
+        );
+        let (Ok((Secured::Thin(link), _)), mut far) = (near, far.unwrap()) else {
+            panic!("no tunnel of our own framing");
+        };
+        let (handle, mut driver) = Driver::client(link, &Settings::default());
+        let _stream = handle.open(Open::default()).unwrap();
+        far.write_all(&head(kind, payload.len(), 1)).await.unwrap();
+        far.write_all(payload).await.unwrap();
+        far.flush().await.unwrap();
+        busy::has_moved();
+        let moving = std::future::poll_fn(|cx| Driver::poll(&mut driver, cx));
+        let moved = tokio::time::timeout(Duration::from_millis(50), moving).await;
+        assert!(moved.is_err(), "{moved:?}");
+        busy::has_moved()
+    }
+
+    #[tokio::test]
+    async fn a_worker_stays_awake_for_applications_only() {
+        let answer = Answer::default().encode_to_vec();
+        assert!(moves(Kind::Answer, &answer).await);
+        assert!(moves(Kind::Data, b"x").await);
+        for kind in [Kind::Data, Kind::Ping, Kind::Pong, Kind::Away] {
+            assert!(!moves(kind, &[]).await, "{kind:?}");
+        }
+        assert!(!moves(Kind::Credit, &1_u32.to_be_bytes()).await);
+    }
 }
