@@ -401,6 +401,9 @@ fn frame(kind: Kind, id: u32, payload: &[u8], mux: &Mux, side: Side) -> Result<(
             if let Some(stream) = stream {
                 // Its place is free, although its task has not heard of it yet.
                 mux.forget(id);
+                if side == Side::Client && reason == Reason::REFUSED_STREAM {
+                    mux.refused();
+                }
                 stream.state().end(Gone::Reset(reason));
             }
         }

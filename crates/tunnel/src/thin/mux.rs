@@ -116,6 +116,13 @@ impl Mux {
         self.unblock();
     }
 
+    /// The server refused a stream: what is open is what it allows, until an answer says otherwise.
+    /// At least one, or nobody would ask again.
+    pub(super) fn refused(&self) {
+        let open = u32::try_from(self.streams.borrow().len()).unwrap_or(u32::MAX);
+        self.most.set(self.most.get().min(open).max(1));
+    }
+
     pub(super) fn stream(&self, id: u32) -> Option<Rc<Stream>> {
         self.streams.borrow().get(&id).map(Rc::clone)
     }

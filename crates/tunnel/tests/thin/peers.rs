@@ -192,6 +192,27 @@ fn what_is_asked_after_away_was_heard_is_refused_and_the_tunnel_ends() {
     });
 }
 
+#[test]
+fn a_tunnel_that_refused_a_stream_is_full_until_one_ends() {
+    local(async {
+        let pair = tcp_pair().await;
+        let (tunnel, _driver, mut peer) = raw_server(pair, Settings::default()).await;
+        let (client, copy) = connected(&tunnel, &mut peer, 1).await;
+        let (request, refuse) = (request(), async {
+            assert_eq!(peer.next_of(OPEN).await.stream, 2);
+            let reason = u32::from(Reason::REFUSED_STREAM);
+            peer.send(RESET, 2, &reason.to_be_bytes()).await;
+        });
+        let (opened, ()) = tokio::join!(tunnel.open(&request), refuse);
+        assert!(opened.unwrap_err().is_unprocessed());
+        let full = tunnel.reserve();
+        assert!(matches!(full, Err(OpenError::Full)), "{full:?}");
+        reset(client);
+        copy.end.await.unwrap();
+        assert!(tunnel.reserve().is_ok());
+    });
+}
+
 /// A server that holds what it accepted, and what it says of a client that sends these frames.
 async fn violates(frames: &[u8]) -> String {
     let (mut peer, server) = raw_client(tcp_pair().await, Settings::default()).await;
