@@ -131,9 +131,6 @@ impl Driver {
         if self.closing {
             return self.poll_closing(cx);
         }
-        if self.poll_dead(cx).is_ready() {
-            return Poll::Ready(Lost::Unresponsive(self.keepalive.timeout));
-        }
         let sent = self.poll_send(cx);
         let mut reads = 0;
         while let Poll::Ready(received) = self.poll_receive(cx) {
@@ -158,6 +155,10 @@ impl Driver {
         }
         if self.mux.pong.take() {
             self.keepalive.heard(cx);
+        }
+        // Only when all has been read: after a stall of ours the answer may be waiting.
+        if reads < READS && self.poll_dead(cx).is_ready() {
+            return Poll::Ready(Lost::Unresponsive(self.keepalive.timeout));
         }
         let sent = match self.poll_send(cx) {
             Poll::Ready(Err(error)) => return Poll::Ready(lost(error)),

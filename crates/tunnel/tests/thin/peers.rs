@@ -164,6 +164,25 @@ fn a_peer_whose_records_are_broken_is_told() {
 }
 
 #[test]
+fn a_pong_that_came_while_the_agent_was_stalled_counts() {
+    local(async {
+        let settings = Settings {
+            keepalive_interval: Duration::from_millis(100),
+            keepalive_timeout: Duration::from_millis(200),
+            ..Settings::default()
+        };
+        let (_tunnel, driver, mut peer) = raw_server(tcp_pair().await, settings).await;
+        let ping = peer.next_of(PING).await;
+        peer.send(PONG, 0, &ping.payload).await;
+        // Both ends are on this thread.
+        std::thread::sleep(settings.keepalive_timeout * 2);
+        let ping = peer.next_of(PING).await;
+        peer.send(PONG, 0, &ping.payload).await;
+        assert!(!driver.is_finished());
+    });
+}
+
+#[test]
 fn what_is_asked_after_away_was_heard_is_refused_and_the_tunnel_ends() {
     local(async {
         let (mut peer, mut server) = raw_client(tcp_pair().await, Settings::default()).await;
@@ -222,10 +241,11 @@ async fn violates(frames: &[u8]) -> String {
     });
     peer.open(1).await;
     assert_eq!(peer.next_of(ANSWER).await.stream, 1);
-    while !serving.is_finished() {
-        if peer.try_send(frames).await.is_err() {
-            break;
-        }
+    let mut sent = 0;
+    while !serving.is_finished() && peer.try_send(frames).await.is_ok() {
+        sent += frames.len();
+        // Most of it is in the kernel.
+        assert!(sent < 64 << 20, "{sent} bytes");
     }
     match &serving.await.unwrap()[..] {
         [NextError::Failed(cause)] => cause.to_string(),
