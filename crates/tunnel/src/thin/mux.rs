@@ -410,6 +410,21 @@ mod tests {
     }
 
     #[test]
+    fn a_tunnel_whose_numbers_are_used_up_opens_no_more() {
+        let mux = Mux::new(0);
+        let handle = Handle::new(&mux);
+        mux.last.set(u32::MAX - 1);
+        let last = handle.open(Open::default());
+        assert!(last.is_some() && !handle.is_closed());
+        assert!(handle.open(Open::default()).is_none());
+        // The pool makes another, and this one ends with its streams.
+        assert!(handle.is_closed() && handle.lost().is_none());
+        assert!(!mux.is_unused());
+        drop(last);
+        assert!(mux.is_unused());
+    }
+
+    #[test]
     fn streams_take_turns() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()

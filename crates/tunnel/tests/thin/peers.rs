@@ -252,3 +252,28 @@ async fn violates(frames: &[u8]) -> String {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn more_bytes_than_there_was_credit_for_are_a_violation() {
+    local(async {
+        let said = violates(&frame(DATA, 1, &[0; 16 << 10])).await;
+        assert!(said.contains("there was credit for"), "{said}");
+    });
+}
+
+#[test]
+fn more_credit_than_can_be_counted_is_a_violation() {
+    local(async {
+        let said = violates(&frame(CREDIT, 1, &u32::MAX.to_be_bytes())).await;
+        assert!(said.contains("too much credit"), "{said}");
+    });
+}
+
+#[test]
+fn a_flood_of_pings_whose_answers_are_not_read_is_a_violation() {
+    local(async {
+        let ping = frame(PING, 0, &[0; 16 << 10]);
+        let said = violates(&ping).await;
+        assert!(said.contains("more is asked"), "{said}");
+    });
+}
