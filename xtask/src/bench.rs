@@ -120,6 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         shell::heading("All figures");
         println!("{}", report::details(&results));
         println!("{}", report::programs(&results));
+        println!("{}", report::syscalls(&results));
     }
     shell::heading("What was promised and what was measured");
     println!("{}", report::budget(&results));

@@ -17,6 +17,7 @@ pub mod scale;
 pub mod scenario;
 pub mod site;
 pub mod statistics;
+mod syscalls;
 pub mod usage;
 
 pub use run::{Options, run};

@@ -2,11 +2,10 @@
 //! without a thousand changes per second, in turns, through the real controller and real agents.
 //!
 //! Controller and writer of manifests run in the scheduler's idle class. In a cluster they are on other
-//! machines; here they would take the processors that the traffic is measured on. Some of what they cost
-//! traffic remains, so there is a third side: the same traffic while somebody who has nothing to do with the
-//! mesh uses as much of the processors in the idle class.
+//! machines; here they would take the processors that the traffic is measured on. What they cost traffic
+//! all the same is no cost of a push, so there is a third side: the same traffic while the same changes go to
+//! another mesh on this machine, all of which is in the idle class.
 
-pub mod burn;
 pub mod changes;
 pub mod outcome;
 
@@ -20,7 +19,6 @@ use crate::machine::Setting;
 use crate::modes::{Mode as _, Setup, ambient::Ambient};
 use crate::scale::manifests::{self, Cluster};
 use crate::site::{Placement, Site, Timing};
-use burn::Burn;
 use changes::Changes;
 use outcome::{Side, Turn};
 
@@ -49,18 +47,17 @@ pub struct Options {
 /// The mesh could not be started, changes did not reach the agents, or a client failed.
 pub fn run(options: &Options, mut each: impl FnMut(&Turn) -> Result<()>) -> Result<Vec<Turn>> {
     let _cubic = Setting::allow_cubic()?;
-    let site = Ambient.start(&options.setup)?;
-    manifests::write(&options.cluster, &site.lab().manifests_dir())?;
-    let controller = site.lab().controller_pid().context("a controller")?;
-    stand_back(controller)?;
-    lab::wait_until("the agents know the whole mesh", PATIENCE, || {
-        knows(&site, options.cluster.addresses())
-    })?;
+    let meshes = Meshes {
+        here: mesh(options)?,
+        elsewhere: mesh(options)?,
+    };
+    for pid in meshes.elsewhere.mesh_pids(Placement::TwoNodes) {
+        stand_back(pid)?;
+    }
     let mut turns: Vec<Turn> = Vec::new();
     for repetition in 0..options.repetitions {
         for placement in Placement::ALL {
-            let known = turns.iter().rfind(|turn| turn.placement == placement);
-            let turn = turn(&site, options, placement, repetition, known)?;
+            let turn = turn(&meshes, options, placement, repetition)?;
             each(&turn)?;
             turns.push(turn);
         }
@@ -68,30 +65,37 @@ pub fn run(options: &Options, mut each: impl FnMut(&Turn) -> Result<()>) -> Resu
     Ok(turns)
 }
 
+/// The one that carries the traffic, and another of the same size.
+struct Meshes {
+    here: Site,
+    elsewhere: Site,
+}
+
+fn mesh(options: &Options) -> Result<Site> {
+    let site = Ambient.start(&options.setup)?;
+    manifests::write(&options.cluster, &site.lab().manifests_dir())?;
+    stand_back(site.lab().controller_pid().context("a controller")?)?;
+    lab::wait_until("the agents know the whole mesh", PATIENCE, || {
+        knows(&site, options.cluster.addresses())
+    })?;
+    Ok(site)
+}
+
 /// The three sides, one right after the other. Who is first alternates, so that what drifts is no
-/// difference; the burn is as large as the work of the same turn, or of the one before if it goes first.
-fn turn(
-    site: &Site,
-    options: &Options,
-    placement: Placement,
-    repetition: u32,
-    known: Option<&Turn>,
-) -> Result<Turn> {
-    let side = |besides| side(site, options, placement, besides);
-    let (still, pushed, burned) = match known {
-        Some(known) if repetition % 2 == 1 => {
-            let burned = side(Besides::Burn(known.work()))?;
-            let pushed = side(Besides::Changes)?;
-            (side(Besides::Nothing)?, pushed, burned)
-        }
-        _ => {
-            let still = side(Besides::Nothing)?;
-            let pushed = side(Besides::Changes)?;
-            let work = outcome::work(&still, &pushed);
-            (still, pushed, side(Besides::Burn(work))?)
-        }
-    };
-    let sides = [&still, &pushed, &burned];
+/// difference.
+fn turn(meshes: &Meshes, options: &Options, placement: Placement, repetition: u32) -> Result<Turn> {
+    let side = |besides| side(meshes, options, placement, besides);
+    let (still, pushed, elsewhere);
+    if repetition.is_multiple_of(2) {
+        still = side(Besides::Nothing)?;
+        pushed = side(Besides::Changes)?;
+        elsewhere = side(Besides::ChangesElsewhere)?;
+    } else {
+        elsewhere = side(Besides::ChangesElsewhere)?;
+        pushed = side(Besides::Changes)?;
+        still = side(Besides::Nothing)?;
+    }
+    let sides = [&still, &pushed, &elsewhere];
     let others = sides.iter().map(|side| side.others).fold(0.0, f64::max);
     Ok(Turn {
         placement,
@@ -99,7 +103,7 @@ fn turn(
         disturbed: others > options.others_allowed,
         still,
         pushed,
-        burned,
+        elsewhere,
     })
 }
 
@@ -107,13 +111,18 @@ fn turn(
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Besides {
     Nothing,
-    /// Configuration changes.
+    /// Configuration changes of this mesh.
     Changes,
-    /// Somebody in the idle class uses this much of the processors.
-    Burn(f64),
+    /// Configuration changes of the other one.
+    ChangesElsewhere,
 }
 
-fn side(site: &Site, options: &Options, placement: Placement, besides: Besides) -> Result<Side> {
+fn side(
+    meshes: &Meshes,
+    options: &Options,
+    placement: Placement,
+    besides: Besides,
+) -> Result<Side> {
     if lab::interrupted() {
         bail!("interrupted");
     }
@@ -121,20 +130,24 @@ fn side(site: &Site, options: &Options, placement: Placement, besides: Besides) 
         connections: CONNECTIONS,
         rate: options.rate,
     };
-    let changes = (besides == Besides::Changes)
-        .then(|| Changes::start(&site.lab().manifests_dir(), options.changes))
-        .transpose()?;
-    let burn = match besides {
-        Besides::Burn(work) => Some(Burn::start(work)?),
-        _ => None,
+    let changed = match besides {
+        Besides::Nothing => None,
+        Besides::Changes => Some(&meshes.here),
+        Besides::ChangesElsewhere => Some(&meshes.elsewhere),
     };
-    let before = acks(site)?;
-    let report = site.run_watching(placement, load, options.timing, &participants(site)?)?;
-    let acks = acks(site)?.saturating_sub(before);
-    burn.map(Burn::stop).transpose()?;
+    let counted = changed.unwrap_or(&meshes.here);
+    let changes = changed
+        .map(|site| Changes::start(&site.lab().manifests_dir(), options.changes))
+        .transpose()?;
+    let before = acks(counted)?;
+    let pids = participants(meshes)?;
+    let report = meshes
+        .here
+        .run_watching(placement, load, options.timing, &pids)?;
+    let acks = acks(counted)?.saturating_sub(before);
     let written = changes.map(Changes::stop).transpose()?;
     if written.is_some() {
-        settled(site)?;
+        settled(counted)?;
         if acks == 0 {
             bail!("no agent took any change while traffic ran");
         }
@@ -151,10 +164,12 @@ fn side(site: &Site, options: &Options, placement: Placement, besides: Besides) 
 }
 
 /// Whoever works for a push, and this process, which writes the changes: not somebody else.
-fn participants(site: &Site) -> Result<Vec<i32>> {
-    let mut pids = site.mesh_pids(Placement::TwoNodes);
-    pids.push(site.lab().controller_pid().context("a controller")?);
-    pids.push(std::process::id().cast_signed());
+fn participants(meshes: &Meshes) -> Result<Vec<i32>> {
+    let mut pids = vec![std::process::id().cast_signed()];
+    for site in [&meshes.here, &meshes.elsewhere] {
+        pids.extend(site.mesh_pids(Placement::TwoNodes));
+        pids.push(site.lab().controller_pid().context("a controller")?);
+    }
     Ok(pids)
 }
 

@@ -6,7 +6,7 @@ mod table;
 
 pub use chart::chart;
 pub use page::{update, update_part};
-pub use table::{budget, details, programs};
+pub use table::{budget, details, programs, syscalls};
 
 use crate::scenario::{Figure, Scenario};
 

@@ -28,6 +28,8 @@ pub enum Line {
     Skipped(Skipped),
     /// The cost of one eBPF program in a pass of its own.
     Program(Program),
+    /// System calls of a mode.
+    Syscalls(Syscalls),
 }
 
 /// How it was measured.
@@ -111,6 +113,23 @@ pub struct Program {
     pub requests: u64,
 }
 
+/// System calls of the mesh's processes while one kind of traffic ran.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Syscalls {
+    /// The mode's name.
+    pub mode: String,
+    /// The traffic.
+    pub scenario: Scenario,
+    /// Where the server was.
+    pub placement: Placement,
+    /// How many.
+    pub count: u64,
+    /// Requests that were answered meanwhile.
+    pub requests: u64,
+    /// Bytes that the client was sent meanwhile.
+    pub bytes: u64,
+}
+
 /// Everything of one benchmark.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Results {
@@ -126,6 +145,8 @@ pub struct Results {
     pub skipped: Vec<Skipped>,
     /// Costs of eBPF programs.
     pub programs: Vec<Program>,
+    /// System calls.
+    pub syscalls: Vec<Syscalls>,
 }
 
 impl Results {
@@ -138,6 +159,7 @@ impl Results {
             Line::Failed(failed) => self.failed.push(failed),
             Line::Skipped(skipped) => self.skipped.push(skipped),
             Line::Program(program) => self.programs.push(program),
+            Line::Syscalls(syscalls) => self.syscalls.push(syscalls),
         }
     }
 

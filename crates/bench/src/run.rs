@@ -13,9 +13,10 @@ use crate::load::LoadReport;
 use crate::machine::{Machine, Setting, raise_open_files};
 use crate::modes::{BASE, Mode, Setup};
 use crate::progress::Progress;
-use crate::results::{Failed, Line, Program, Results, Run, Settings, Skipped, Writer};
+use crate::results::{Failed, Line, Program, Results, Run, Settings, Skipped, Syscalls, Writer};
 use crate::scenario::{Scenario, Sizes};
 use crate::site::{Placement, Site, Timing};
+use crate::syscalls::Counting;
 
 /// What to measure.
 #[derive(Debug)]
@@ -98,6 +99,9 @@ pub fn run(options: &Options) -> Result<Results> {
     }
     for contestant in contestants.iter().filter(|one| !one.programs.is_empty()) {
         bench.programs(contestant)?;
+    }
+    for contestant in contestants.iter().filter(|one| one.mode.name() != BASE) {
+        bench.syscalls(contestant)?;
     }
     if bench.writer.results.runs.is_empty() {
         bail!("nothing could be measured");
@@ -296,6 +300,39 @@ impl Bench<'_> {
                         requests: report.requests,
                     }))?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// A pass of its own, because counting system calls takes time.
+    fn syscalls(&mut self, contestant: &Contestant) -> Result<()> {
+        for scenario in [
+            Scenario::One,
+            Scenario::Many,
+            Scenario::Connect,
+            Scenario::Bulk,
+        ] {
+            let scenarios = &self.options.scenarios;
+            for placement in Placement::ALL
+                .into_iter()
+                .filter(|_| scenarios.contains(&scenario))
+            {
+                let timing = Timing {
+                    warm_up: Duration::ZERO,
+                    ..self.options.timing
+                };
+                let counting = Counting::start(&contestant.site.mesh_pids(placement))?;
+                let load = scenario.load(self.sizes);
+                let report = contestant.site.run(placement, load, timing)?;
+                self.writer.write(Line::Syscalls(Syscalls {
+                    mode: contestant.mode.name().to_owned(),
+                    scenario,
+                    placement,
+                    count: counting.read()?,
+                    requests: report.requests,
+                    bytes: report.bytes,
+                }))?;
             }
         }
         Ok(())

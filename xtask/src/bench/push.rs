@@ -61,14 +61,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
     shell::heading("The same traffic without and with changes, in turns");
     let turns = bench::push::run(&options, |turn| {
         let ratio = turn.ratio(|latency| latency.p99).unwrap_or(f64::NAN);
-        let beyond = turn.beyond_burn(|latency| latency.p99).unwrap_or(f64::NAN);
+        let beyond = turn
+            .beyond_elsewhere(|latency| latency.p99)
+            .unwrap_or(f64::NAN);
         let note = if turn.disturbed {
             ", left out: others had the machine".to_owned()
         } else {
             String::new()
         };
         shell::good(&format!(
-            "{}: p99 {ratio:.2} times as long with {} changes, {beyond:.2} times as long as with an equal burn of {:.2} processors{note}",
+            "{}: p99 {ratio:.2} times as long with {} changes, {beyond:.2} times as long as with changes of another mesh; they took {:.2} processors{note}",
             turn.placement.title(),
             turn.pushed.changes,
             turn.work(),

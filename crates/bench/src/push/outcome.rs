@@ -38,8 +38,8 @@ pub struct Turn {
     pub still: Side,
     /// With changes.
     pub pushed: Side,
-    /// Without changes, while somebody in the idle class uses the processors as much as changes do.
-    pub burned: Side,
+    /// With the same changes of another mesh, all of which is in the idle class.
+    pub elsewhere: Side,
 }
 
 /// Processors that changes take: of agents, controller and writer.
@@ -57,11 +57,11 @@ impl Turn {
         work(&self.still, &self.pushed)
     }
 
-    /// How many times as long a quantile is with changes as with the same work of somebody else.
+    /// How many times as long a quantile is with changes as with changes of another mesh.
     #[must_use]
-    pub fn beyond_burn(&self, pick: fn(&Quantiles) -> f64) -> Option<f64> {
-        let (burned, pushed) = (self.burned.report.latency, self.pushed.report.latency);
-        Some(pick(&pushed?) / pick(&burned?))
+    pub fn beyond_elsewhere(&self, pick: fn(&Quantiles) -> f64) -> Option<f64> {
+        let (elsewhere, pushed) = (self.elsewhere.report.latency, self.pushed.report.latency);
+        Some(pick(&pushed?) / pick(&elsewhere?))
     }
 
     /// How many times as long a quantile is with changes.
@@ -76,7 +76,7 @@ impl Turn {
 #[must_use]
 pub fn table(turns: &[Turn]) -> String {
     let mut out = String::from(
-        "| | | without | with | ratio, median | min to max | with an equal burn | changes to burn, median | min to max |\n|-|-|-:|-:|-:|-:|-:|-:|-:|\n",
+        "| | | without | with | ratio, median | min to max | changes elsewhere | here to elsewhere, median | min to max |\n|-|-|-:|-:|-:|-:|-:|-:|-:|\n",
     );
     for placement in Placement::ALL {
         let here: Vec<&Turn> = turns
@@ -111,7 +111,7 @@ pub fn table(turns: &[Turn]) -> String {
             };
             let (median, range) =
                 cells(Spread::of(used.iter().filter_map(|turn| turn.ratio(pick))));
-            let beyond = used.iter().filter_map(|turn| turn.beyond_burn(pick));
+            let beyond = used.iter().filter_map(|turn| turn.beyond_elsewhere(pick));
             let (beyond, beyond_range) = cells(Spread::of(beyond));
             let _ = writeln!(
                 out,
@@ -119,7 +119,7 @@ pub fn table(turns: &[Turn]) -> String {
                 placement.title(),
                 side(|turn| &turn.still),
                 side(|turn| &turn.pushed),
-                side(|turn| &turn.burned),
+                side(|turn| &turn.elsewhere),
             );
         }
     }
@@ -133,7 +133,7 @@ pub fn table(turns: &[Turn]) -> String {
     let acks = rate(|side| side.acks as f64 / side.report.seconds.max(f64::MIN_POSITIVE));
     let errors: u64 = turns
         .iter()
-        .flat_map(|turn| [&turn.still, &turn.pushed, &turn.burned])
+        .flat_map(|turn| [&turn.still, &turn.pushed, &turn.elsewhere])
         .map(|side| side.report.errors)
         .sum();
     let work = Spread::of(turns.iter().map(Turn::work)).map_or(0.0, |spread| spread.median);
@@ -179,13 +179,13 @@ mod tests {
 
     #[test]
     fn ratios_are_within_a_turn_and_disturbed_turns_do_not_count() {
-        let turn = |disturbed, still, pushed, burned| Turn {
+        let turn = |disturbed, still, pushed, elsewhere| Turn {
             placement: Placement::SameNode,
             repetition: 0,
             disturbed,
             still: side(still),
             pushed: side(pushed),
-            burned: side(burned),
+            elsewhere: side(elsewhere),
         };
         let table = table(&[
             turn(false, 100.0, 110.0, 88.0),

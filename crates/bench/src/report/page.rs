@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::report::{budget, chart, details, programs};
+use crate::report::{budget, chart, details, programs, syscalls};
 use crate::results::Results;
 
 /// Replaces what stands between the markers of `page`, and the picture beside it.
@@ -74,6 +74,10 @@ fn section(results: &Results) -> String {
     let programs = programs(results);
     if !programs.is_empty() {
         let _ = write!(out, "### eBPF programs\n\n{programs}");
+    }
+    let syscalls = syscalls(results);
+    if !syscalls.is_empty() {
+        let _ = write!(out, "\n### System calls of the mesh\n\n{syscalls}");
     }
     out
 }

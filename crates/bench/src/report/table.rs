@@ -1,11 +1,12 @@
 //! Results as text, the same for a terminal and for Markdown.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::budget::{ROWS, Row};
 use crate::modes::BASE;
 use crate::report::quantity;
-use crate::results::Results;
+use crate::results::{Results, Syscalls};
 use crate::scenario::{Figure, Scenario};
 use crate::site::Placement;
 use crate::statistics::{Cell, Spread};
@@ -237,6 +238,49 @@ pub fn programs(results: &Results) -> String {
         ]);
     }
     table.print()
+}
+
+/// How many system calls the mesh makes; empty if they were not counted.
+#[must_use]
+pub fn syscalls(results: &Results) -> String {
+    let modes: BTreeSet<&str> = results.syscalls.iter().map(|one| &*one.mode).collect();
+    if modes.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::default();
+    table.row(
+        ["traffic", "server"]
+            .into_iter()
+            .chain(modes.iter().copied()),
+    );
+    let kinds: BTreeSet<_> = results
+        .syscalls
+        .iter()
+        .map(|one| (one.scenario, one.placement))
+        .collect();
+    for (scenario, placement) in kinds {
+        let cells = modes.iter().map(|mode| {
+            let found = results.syscalls.iter().find(|one| {
+                one.mode == *mode && one.scenario == scenario && one.placement == placement
+            });
+            found.map_or_else(String::new, per_unit)
+        });
+        let titles = [scenario.title(), placement.title()].map(str::to_owned);
+        table.row(titles.into_iter().chain(cells));
+    }
+    table.print()
+}
+
+/// Per request or, where there are no requests, per MB.
+fn per_unit(syscalls: &Syscalls) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+    let [count, requests, bytes] =
+        [syscalls.count, syscalls.requests, syscalls.bytes].map(|count| count as f64);
+    if syscalls.scenario == Scenario::Bulk {
+        format!("{:.0} per MB", count * 1e6 / bytes.max(1.0))
+    } else {
+        format!("{:.2} per request", count / requests.max(1.0))
+    }
 }
 
 const KEELSON: &str = "ambient";

@@ -16,10 +16,10 @@ use super::stream::{Gone, Stream, ThinStream};
 use crate::client::Lost;
 use crate::secure::FLIGHT;
 
-/// Bytes that may wait to be encrypted before streams wait instead: four records.
+/// Bytes that may wait to be encrypted before streams wait instead.
 const ENOUGH: usize = FLIGHT;
 
-/// Bytes that are read from an application at once. With the head they fill whole records.
+/// Bytes that are read from an application at once, to which the head comes.
 pub(super) const READ: usize = ENOUGH - HEAD;
 
 /// Bytes that wait to be encrypted although streams wait: answers to a peer that asks and asks and
