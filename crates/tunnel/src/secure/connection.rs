@@ -103,7 +103,8 @@ impl<S: Session> Connection<S> {
         Flush(shared)
     }
 
-    /// For somebody else than HTTP/2, who makes the records from now on. `None` if a [`Flush`] shares the
+    /// For somebody else than HTTP/2, who makes the records from now on. A peer that changes its keys or begins a
+    /// handshake message in the same flight as its Finished, which nobody does, is not understood and refused. `None` if a [`Flush`] shares the
     /// connection, or the session does not give its keys away.
     pub(super) fn into_link(self) -> Option<Link> {
         let inner = Arc::into_inner(self.0)?.into_inner();

@@ -56,6 +56,10 @@ impl Link {
 
     /// Makes records of `plain`, for the next [`Self::poll_send`].
     pub(crate) fn encrypt(&mut self, plain: &[u8]) -> io::Result<()> {
+        if self.failed.is_some() {
+            // The peer has been sent an alert, and nothing follows that.
+            return Ok(());
+        }
         self.protection.seal(plain, &mut self.outgoing)
     }
 

@@ -24,7 +24,8 @@ const LONGEST: usize = RECORD + 256;
 const MESSAGE_HEAD: usize = 4;
 /// A session ticket has at most about this; nothing else is as long (section 4.6.1).
 const LONGEST_MESSAGE: usize = MESSAGE_HEAD + (128 << 10);
-/// Records without content that may follow one another: they cost work and bring nothing.
+/// Records without data that may follow one another: they cost work and bring nothing. The longest ticket has
+/// nine.
 const EMPTY_RECORDS: u8 = 32;
 /// `update_not_requested` in a `KeyUpdate` (section 4.6.3).
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
@@ -121,6 +122,8 @@ pub(super) struct Protection {
     empty: u8,
     /// The peer has asked for new keys from us. However often it did, it gets them once.
     update_due: bool,
+    /// We said that nothing follows.
+    ended: bool,
     /// The peer said that nothing follows.
     pub(super) closed: bool,
 }
@@ -151,6 +154,7 @@ impl Protection {
             message: Vec::new(),
             empty: 0,
             update_due: false,
+            ended: false,
             closed: false,
         })
     }
@@ -171,7 +175,7 @@ impl Protection {
 
     /// Answers the peer's wish for new keys, if it had one.
     pub(super) fn answer(&mut self, outgoing: &mut Outgoing) -> io::Result<()> {
-        if self.update_due {
+        if self.update_due && !self.ended {
             self.update(outgoing)?;
         }
         Ok(())
@@ -179,6 +183,7 @@ impl Protection {
 
     /// Says that nothing follows (section 6.1).
     pub(super) fn close(&mut self, outgoing: &mut Outgoing) {
+        self.ended = true;
         // Without it the peer finds the connection closed, which is what it is.
         let _unsaid = self
             .alert(1, AlertDescription::CloseNotify, outgoing)
@@ -281,7 +286,7 @@ impl Protection {
             ContentType::Handshake => self.handshake(content)?,
             _ => return Err(Failure::unexpected(InvalidMessage::InvalidContentType)),
         }
-        self.count_empty(end)?;
+        self.count_empty(data.len())?;
         Ok(Some(Opened {
             length: HEAD + length,
             data,
@@ -333,7 +338,11 @@ impl Protection {
             self.take_message(HandshakeType::from(*kind), body, behind.is_empty())?;
             rest = behind;
         }
-        self.message = rest.to_vec();
+        let taken = all.len() - rest.len();
+        all.drain(..taken);
+        if !all.is_empty() {
+            self.message = all;
+        }
         Ok(())
     }
 
@@ -354,8 +363,15 @@ impl Protection {
                         error: PeerMisbehaved::KeyEpochWithPendingFragment.into(),
                     });
                 }
-                let &[request @ (0 | 1)] = body else {
-                    return Err(Failure::garbled(InvalidMessage::InvalidKeyUpdate));
+                let request = match body {
+                    [request @ (0 | 1)] => *request,
+                    [_] => {
+                        return Err(Failure {
+                            alert: Some(AlertDescription::IllegalParameter),
+                            error: InvalidMessage::InvalidKeyUpdate.into(),
+                        });
+                    }
+                    _ => return Err(Failure::garbled(InvalidMessage::InvalidKeyUpdate)),
                 };
                 let secrets = self.schedule.next_to_open().map_err(Failure::from)?;
                 self.open = Keys::new(secrets).map_err(Failure::from)?;

@@ -324,7 +324,7 @@ fn both_sides_can_say_that_nothing_follows() {
 fn new_keys_are_answered_once_however_often_they_are_asked_for() {
     for side in SIDES {
         let mut pair = pair(side, TLS13_AES_256_GCM_SHA384);
-        for _ in 0..100 {
+        for _ in 0..30 {
             pair.theirs.refresh_traffic_keys().unwrap();
             let mut wire = said(&mut pair.theirs);
             pair.open(&mut wire).unwrap();
@@ -337,6 +337,18 @@ fn new_keys_are_answered_once_however_often_they_are_asked_for() {
         assert_eq!(pair.write(b"under new keys"), b"under new keys");
         assert_eq!(pair.read(b"and back"), b"and back");
     }
+}
+
+#[test]
+fn nothing_follows_a_close() {
+    let mut pair = pair(Side::Client, TLS13_AES_128_GCM_SHA256);
+    pair.ours.close(&mut pair.outgoing);
+    let before = pair.outgoing.waiting();
+    pair.theirs.refresh_traffic_keys().unwrap();
+    let mut wire = said(&mut pair.theirs);
+    pair.open(&mut wire).unwrap();
+    pair.ours.answer(&mut pair.outgoing).unwrap();
+    assert_eq!(pair.outgoing.waiting(), before);
 }
 
 /// A suite whose keys may make only so many records.
@@ -429,7 +441,11 @@ fn what_a_peer_may_not_say_ends_the_connection_and_the_peer_is_told_why() {
     let endless = [vec![4, 2, 0, 0], vec![0; RECORD - 4]].concat();
     let endless: Vec<Said<'_>> = (0..20).map(|_| (22, &*endless)).collect();
     let empty: Vec<Said<'_>> = (0..40).map(|_| (23, &b""[..])).collect();
-    let cases: [(&[Said<'_>], Alert); 15] = [
+    let part = [vec![(22, &message[..])], vec![(22, &b"x"[..]); 40]].concat();
+    let cancelled: Vec<Said<'_>> = vec![(21, b"\x01\x5a"); 40];
+    let cases: [(&[Said<'_>], Alert); 17] = [
+        (&part, Alert::UnexpectedMessage),
+        (&cancelled, Alert::UnexpectedMessage),
         (&[(0, b"")], Alert::UnexpectedMessage),
         (&[(20, b"\x01")], Alert::UnexpectedMessage),
         (&[(99, b"what?")], Alert::UnexpectedMessage),
@@ -445,7 +461,7 @@ fn what_a_peer_may_not_say_ends_the_connection_and_the_peer_is_told_why() {
         ),
         (&[(22, b"\x0d\0\0\0")], Alert::UnexpectedMessage),
         (&[(22, b"\x04\0\0\0")], Alert::UnexpectedMessage),
-        (&[(22, b"\x18\0\0\x01\x02")], Alert::DecodeError),
+        (&[(22, b"\x18\0\0\x01\x02")], Alert::IllegalParameter),
         (&[(22, b"\x18\0\0\x00")], Alert::DecodeError),
         (
             &[(22, b"\x18\0\0\x01\0\x18\0\0\x01\0")],
