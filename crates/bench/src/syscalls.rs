@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 use perf_event::events::Tracepoint;
 use perf_event::{Builder, Counter};
 
@@ -25,7 +26,11 @@ impl Counting {
         for thread in pids.iter().copied().flat_map(threads) {
             let mut builder = Builder::new(Tracepoint::with_id(id));
             let builder = builder.observe_pid(thread).any_cpu().include_kernel();
-            let mut counter = builder.build().context("opening a counter")?;
+            let mut counter = match builder.build() {
+                // It has ended since it was listed.
+                Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => continue,
+                counter => counter.context("opening a counter")?,
+            };
             counter.enable().context("starting a counter")?;
             counters.push(counter);
         }
@@ -58,6 +63,16 @@ const TRACEPOINTS: &str = "/sys/kernel/tracing/events";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_that_end_are_no_failure() {
+        for _ in 0..20 {
+            let short = std::thread::spawn(|| ());
+            let counting = Counting::start(&[std::process::id().cast_signed()]).unwrap();
+            short.join().unwrap();
+            counting.read().unwrap();
+        }
+    }
 
     #[test]
     fn every_call_of_every_thread_counts() {
