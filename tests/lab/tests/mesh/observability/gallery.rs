@@ -10,7 +10,8 @@ use testkit::Peer;
 use tests_lab::{Shared, service};
 
 use crate::fixture::{
-    APPLIES, Ended, echo, mesh_namespace, plain_namespace, pod, wait_configured, wait_for,
+    APPLIES, Ended, connect, echo, exchange, mesh_namespace, plain_namespace, pod, wait_configured,
+    wait_for,
 };
 
 /// Handles on what is in it.
@@ -47,10 +48,24 @@ pub(super) fn gallery() -> Result<Gallery> {
         server: lab.pod("sock-shop/catalogue")?,
     };
     wait_for(&gallery.client, CATALOGUE.parse()?, Ended::Answered)?;
+    lab::wait_until("connections are encrypted", APPLIES, || {
+        gallery.is_encrypted()
+    })?;
     Ok(gallery)
 }
 
 impl Gallery {
+    /// Until the client's node has heard that the server is captured, it is answered in the clear.
+    fn is_encrypted(&self) -> Result<bool> {
+        let stream = connect(&self.client, CATALOGUE.parse()?)?;
+        exchange(&stream, b"are we alone?");
+        let source = stream.local_addr()?.to_string();
+        let page = self.lab.agent_json("n1", "/connections")?;
+        let list = page.as_array().context("no list")?;
+        let mut all = list.iter().map(Value::to_string);
+        Ok(all.any(|one| one.contains(&source) && one.contains("mutual_tls")))
+    }
+
     /// The echo's own address.
     pub(super) fn server_at(&self) -> Result<SocketAddr> {
         Ok(SocketAddr::new(self.server.v4()?.into(), 8080))
