@@ -8,11 +8,20 @@ use std::{
     process::{Command, exit},
 };
 
-const PROGRAMS: [&str; 3] = ["node", "pod", "veth"];
+const PROGRAMS: [&str; 4] = ["node", "pod", "answers", "veth"];
+/// The agent's features that the kernel half has too, by its own names.
+const FEATURES: [(&str, &str); 2] = [("CARGO_FEATURE_NEXT_LAYOUT", "next-layout"), (LOG, "log")];
+const LOG: &str = "CARGO_FEATURE_EBPF_LOG";
+const SETUP: &str = "`cargo xtask setup` installs what the build needs";
 const TARGET: &str = "bpfel-unknown-none";
 const FLAGS: [&str; 3] = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf"];
 
 fn main() {
+    if env::var_os(LOG).is_some() && variable("PROFILE") == "release" {
+        fail(
+            "the kernel half logs in debug builds only: build without `--release` or without the feature `ebpf-log`",
+        );
+    }
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("..");
     for source in ["ebpf", "crates/abi"] {
         println!("cargo::rerun-if-changed={}", root.join(source).display());
@@ -25,7 +34,7 @@ fn main() {
         let built = target_dir.join(TARGET).join("release").join(program);
         if let Err(error) = std::fs::copy(&built, out.join(format!("{program}.bpf.o"))) {
             fail(&format!(
-                "the eBPF program {} was not built: {error}",
+                "the eBPF program {} was not built: {error}; {SETUP}",
                 built.display()
             ));
         }
@@ -62,17 +71,22 @@ fn build(root: &Path, target_dir: &Path) {
         .env("LLVM_PREFIX", &prefix);
     match cargo.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => fail(&format!("building the eBPF programs failed ({status})")),
-        Err(error) => fail(&format!("cannot run cargo for the eBPF programs: {error}")),
+        Ok(status) => fail(&format!(
+            "building the eBPF programs failed ({status}); {SETUP}"
+        )),
+        Err(error) => fail(&format!(
+            "cannot run cargo for the eBPF programs: {error}; {SETUP}"
+        )),
     }
 }
 
-/// Both halves have the same layout.
-fn features() -> &'static [&'static str] {
-    match env::var_os("CARGO_FEATURE_NEXT_LAYOUT") {
-        Some(_) => &["--features", "next-layout"],
-        None => &[],
-    }
+/// Both halves have the same layout, and both or none have log lines.
+fn features() -> [String; 2] {
+    let on = FEATURES
+        .iter()
+        .filter(|(variable, _)| env::var_os(variable).is_some());
+    let names: Vec<&str> = on.map(|(_, feature)| *feature).collect();
+    ["--features".to_owned(), names.join(",")]
 }
 
 fn variable(name: &str) -> String {
@@ -80,6 +94,6 @@ fn variable(name: &str) -> String {
 }
 
 fn fail(what: &str) -> ! {
-    println!("cargo::error={what}; `cargo xtask setup` installs what the build needs");
+    println!("cargo::error={what}");
     exit(1)
 }

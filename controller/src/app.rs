@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use model::TrustDomain;
 use parking_lot::Mutex;
 use runtime::admin::{self, Exposure, Readiness};
@@ -25,11 +26,13 @@ use crate::metrics::Metrics;
 use crate::options::{Options, SameNode};
 use crate::pages;
 use crate::pipeline::{self, Pipeline};
-use crate::serve::auth::NodeTokens;
+use crate::serve::auth::{Authenticator, NodeTokens, TokenReviews};
+use crate::serve::sync::SyncStatus;
 use crate::serve::tls::ServingCertificates;
 use crate::serve::{self, Services};
 use crate::source::Source;
 use crate::source::folder::{Folder, Memory, load_last_good};
+use crate::source::kubernetes::Cluster;
 
 /// Everything that the options name, read and checked; no port is open yet.
 pub struct Prepared {
@@ -38,8 +41,14 @@ pub struct Prepared {
     trust_domain: TrustDomain,
     authority: Arc<Authority>,
     certificates: Arc<ServingCertificates>,
-    tokens: Arc<NodeTokens>,
-    folder: Folder,
+    tokens: Option<Arc<NodeTokens>>,
+    from: From,
+}
+
+/// Where configuration comes from.
+enum From {
+    Folder(Folder),
+    Cluster(Box<kube::Config>),
 }
 
 impl Prepared {
@@ -52,7 +61,12 @@ impl Prepared {
             .trust_domain
             .parse()
             .with_context(|| format!("--trust-domain {}", options.trust_domain))?;
-        let tokens = Arc::new(NodeTokens::read(&options.node_tokens)?);
+        for alias in &options.trust_domain_aliases {
+            let parsed: Result<TrustDomain, _> = alias.parse();
+            parsed.with_context(|| format!("--trust-domain-aliases {alias}"))?;
+        }
+        let tokens = options.node_tokens.as_deref().map(NodeTokens::read);
+        let tokens = tokens.transpose()?.map(Arc::new);
         private_dir(&options.state_dir)?;
         let authority = Arc::new(authority(&options)?);
         let certificates =
@@ -67,14 +81,20 @@ impl Prepared {
                 )
             })?;
         }
-        let last_good = options.state_dir.join("last-good.jsonl");
-        let memory =
-            Memory::new(&options.root_namespace).with_last_good(load_last_good(&last_good)?);
-        let folder = Folder::open(&options.manifests, memory, &last_good)?;
+        let from = match &options.manifests {
+            Some(manifests) => {
+                let last_good = options.state_dir.join("last-good.jsonl");
+                let memory = Memory::new(&options.root_namespace)
+                    .with_last_good(load_last_good(&last_good)?);
+                From::Folder(Folder::open(manifests, memory, &last_good)?)
+            }
+            None => From::Cluster(Box::new(cluster(options.kubeconfig.as_deref())?)),
+        };
         let mesh = MeshConfig {
             cluster_id: options.cluster_id.clone(),
             cluster_domain: options.cluster_domain.clone(),
             trust_domain: options.trust_domain.clone(),
+            trust_domain_aliases: options.trust_domain_aliases.clone(),
             root_namespace: options.root_namespace.clone(),
             same_node: match options.same_node {
                 None => proto::agent::SameNode::Unsaid,
@@ -89,7 +109,7 @@ impl Prepared {
             authority,
             certificates,
             tokens,
-            folder,
+            from,
         })
     }
 
@@ -124,16 +144,37 @@ impl Prepared {
         let registry = Registry::new();
         let metrics = registry.register(Metrics::register);
         let readiness = Readiness::new();
-        let synced = readiness.condition("the manifests have been read");
+        let synced = readiness.condition("all objects have been read");
+        let complete = readiness.condition("every manifest could be read once");
 
         let (send_batch, mut batches) = pipeline::batches();
         let (send_report, reports) = pipeline::reports();
-        let source = tokio::spawn(self.folder.run(send_batch));
+        let (source, reviews) = match self.from {
+            From::Folder(folder) => (tokio::spawn(folder.run(send_batch)), None),
+            From::Cluster(config) => {
+                let client = kube::Client::try_from(*config).context("--kubernetes")?;
+                let reviews = TokenReviews::new(
+                    client.clone(),
+                    &self.options.token_audiences,
+                    &self.options.agent_accounts,
+                    self.trust_domain.clone(),
+                );
+                let cluster = Cluster::new(client, &self.options.root_namespace);
+                (tokio::spawn(cluster.run(send_batch)), Some(reviews))
+            }
+        };
+        let authenticator: Arc<dyn Authenticator> = match (self.tokens, reviews) {
+            (Some(tokens), _) => tokens,
+            (None, Some(reviews)) => Arc::new(reviews),
+            (None, None) => bail!("--manifests needs --node-tokens"),
+        };
         let index = Index::new(self.mesh);
         let captured = self.options.state_dir.join("captured.json");
-        let (mut pipeline, published) = Pipeline::new(index, metrics.clone(), captured);
+        let (mut pipeline, published) = Pipeline::new(index, metrics.clone(), captured, complete);
         let diagnostics = pipeline.diagnostics();
-        let status = Arc::new(Mutex::default());
+        let status = SyncStatus::default();
+        let taken = status.taken();
+        let status = Arc::new(Mutex::new(status));
 
         let mut admin = pages::add(admin, published.clone(), diagnostics, Arc::clone(&status))
             .with_readiness(readiness)
@@ -146,14 +187,14 @@ impl Prepared {
 
         // Nothing is served before everything has been read once.
         let Some(first) = batches.recv().await else {
-            bail!("the manifests folder could not be read")
+            bail!("what the mesh consists of could not be read")
         };
         pipeline.start(first);
-        let pipeline = tokio::spawn(pipeline.run(batches, reports));
+        let pipeline = tokio::spawn(pipeline.run(batches, reports, taken));
         let renewal = tokio::spawn(Arc::clone(&self.certificates).renew());
         let stopping = CancellationToken::new();
         let services = Services {
-            authenticator: self.tokens,
+            authenticator,
             published,
             reports: send_report,
             authority: self.authority,
@@ -232,6 +273,27 @@ fn authority(options: &Options) -> Result<Authority> {
     atomic_write_mode(&key, pem.key.as_bytes(), PRIVATE)?;
     info!(root = %certificate.display(), "made a new CA root");
     Ok(authority)
+}
+
+/// Where the cluster is and who we are to it.
+fn cluster(kubeconfig: Option<&Path>) -> Result<kube::Config> {
+    // Reading a kubeconfig may start a program that logs in, so this asks for a runtime of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let read = async {
+        let Some(path) = kubeconfig else {
+            return kube::Config::infer().await.context(
+                "--kubernetes: this program runs in no pod, and no kubeconfig can be read",
+            );
+        };
+        let named = Kubeconfig::read_from(path)
+            .with_context(|| format!("--kubeconfig {}", path.display()))?;
+        kube::Config::from_custom_kubeconfig(named, &KubeConfigOptions::default())
+            .await
+            .with_context(|| format!("--kubeconfig {}", path.display()))
+    };
+    runtime.block_on(read)
 }
 
 /// Makes the state folder for this user alone.

@@ -1,33 +1,39 @@
 //! Objects in, resources out: pure, synchronous, and incremental. A change marks what it can affect, and
 //! [`Index::flush`] rebuilds exactly that; a resource whose content came out the same keeps its version.
 
+mod announce;
 pub mod authorization;
+mod endpoints;
 pub mod enrolment;
 mod flush;
+mod held;
+pub mod holdings;
 pub mod peer_authentication;
 mod selectors;
 pub mod service;
 mod track;
+mod trust_domains;
+mod unreported;
+mod waypoint;
 pub mod workload;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use self::announce::Announcements;
+use self::authorization::Compiled;
+use self::holdings::Holdings;
+pub use self::holdings::{Captured, Sandbox, Word};
+use self::selectors::{PodLabels, Selectors};
+use crate::snapshot::Snapshot;
+use crate::store::{PeerAuthenticationFacts, PolicyFacts, ServiceFacts, SliceFacts};
+use manifest::{
+    Diagnostic, Kind, Labels, NamespacedName, Object, ObjectKey, ObjectKind, PodFacts, PolicyKind,
+    Upsert,
+};
 use proto::agent;
 use proto::istio::workload::Locality;
-use serde::{Deserialize, Serialize};
-
-use self::authorization::Compiled;
-use self::selectors::{PodLabels, Selectors};
-use crate::diagnostics::Diagnostic;
-use crate::object::{Object, ObjectKey};
-use crate::snapshot::Snapshot;
-use crate::source::Upsert;
-use crate::store::{
-    Labels, NamespacedName, PeerAuthenticationFacts, PodFacts, PolicyFacts, ServiceFacts,
-    SliceFacts,
-};
 
 /// What is the same for the whole mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +44,8 @@ pub struct MeshConfig {
     pub cluster_domain: String,
     /// Trust domain of all identities.
     pub trust_domain: String,
+    /// Other names of it in policies.
+    pub trust_domain_aliases: Vec<String>,
     /// The namespace whose policies are for the whole mesh.
     pub root_namespace: String,
     /// How captured pods of one node talk to each other; agents decide where it is not said.
@@ -51,16 +59,12 @@ impl Default for MeshConfig {
             cluster_id: "Kubernetes".into(),
             cluster_domain: "cluster.local".into(),
             trust_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
             root_namespace: "istio-system".into(),
             same_node: agent::SameNode::Unsaid,
         }
     }
 }
-
-/// Which pods each node said it captured: the names of their resources by node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Captured(pub BTreeMap<String, BTreeSet<String>>);
 
 /// What a flush did.
 #[derive(Clone, Debug, Default)]
@@ -107,7 +111,16 @@ pub struct Index {
     policy_selectors: Selectors<NamespacedName>,
     policies_by_service: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
 
-    captured: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    holdings: Holdings,
+    /// Pods whose objects are gone while their nodes hold them; their facts are kept.
+    departed: HashSet<Arc<str>>,
+    /// Pods that are being deleted: whether they still take connections depends on others.
+    terminating: BTreeSet<Arc<str>>,
+    /// The resources of addresses that no pod's object has while a node holds them.
+    orphans: HashMap<IpAddr, Arc<str>>,
+    /// The node of each pod that is to be captured and that nobody has reported.
+    unreported: HashMap<Arc<str>, Arc<str>>,
+    announcements: Announcements,
 
     dirty: Dirty,
     snapshot: Snapshot,
@@ -118,6 +131,7 @@ pub struct Index {
 struct Dirty {
     pods: BTreeSet<Arc<str>>,
     endpoints: BTreeSet<(NamespacedName, IpAddr)>,
+    addresses: BTreeSet<IpAddr>,
     services: BTreeSet<NamespacedName>,
     policies: BTreeSet<NamespacedName>,
     peer_authentications: BTreeSet<NamespacedName>,
@@ -168,66 +182,69 @@ impl Index {
                 let facts = PolicyFacts::read(policy, upsert.origin.clone(), upsert.lines.clone());
                 self.set_policy(&facts.key.clone(), Some(facts));
             }
-            Object::Broken(broken) if broken.key.kind() == "PeerAuthentication" => {
-                let facts = PeerAuthenticationFacts::broken(broken);
-                self.set_peer_authentication(&facts.key.clone(), Some(facts));
-            }
-            Object::Broken(broken) => {
-                let facts = PolicyFacts::broken(broken, upsert.origin.clone());
-                self.set_policy(&facts.key.clone(), Some(facts));
-            }
+            Object::Broken(broken) => match broken.kind {
+                PolicyKind::PeerAuthentication => {
+                    let facts = PeerAuthenticationFacts::broken(broken);
+                    self.set_peer_authentication(&broken.key, Some(facts));
+                }
+                PolicyKind::AuthorizationPolicy => {
+                    let facts = PolicyFacts::broken(broken, upsert.origin.clone());
+                    self.set_policy(&broken.key, Some(facts));
+                }
+            },
         }
     }
 
     /// Removes an object; one that is not there is no error.
     pub fn remove(&mut self, key: &ObjectKey) {
         let named = NamespacedName::new(key.namespace(), key.name());
-        match key.kind() {
-            "Namespace" => self.unset_namespace(key),
-            "Node" => self.set_node(&named.name, None),
-            "Pod" => self.set_pod(&named, None),
-            "Service" => self.set_service(&named, None),
-            "EndpointSlice" => self.set_slice(&named, None),
-            "PeerAuthentication" => self.set_peer_authentication(&named, None),
-            "AuthorizationPolicy" => self.set_policy(&named, None),
-            _ => {}
+        let kind = match key.kind() {
+            ObjectKind::Known(kind) => *kind,
+            // It was never applied.
+            ObjectKind::Foreign { .. } => return,
+        };
+        match kind {
+            Kind::Namespace => self.unset_namespace(key),
+            Kind::Node => self.set_node(&named.name, None),
+            // Nothing is compiled from them.
+            Kind::ServiceAccount => {}
+            Kind::Pod => self.set_pod(&named, None),
+            Kind::Service => self.set_service(&named, None),
+            Kind::EndpointSlice => self.set_slice(&named, None),
+            Kind::PeerAuthentication => self.set_peer_authentication(&named, None),
+            Kind::AuthorizationPolicy => self.set_policy(&named, None),
         }
     }
 
-    /// Takes a node's word for which of its pods are captured: the full set. Returns the names that are none of its
-    /// pods, which do not count.
-    pub fn report(
-        &mut self,
-        node: &str,
-        captured: impl IntoIterator<Item = String>,
-    ) -> Vec<String> {
-        let node: Arc<str> = node.into();
-        let own = self.pods_by_node.get(&node).cloned().unwrap_or_default();
-        let (known, strange): (Vec<_>, Vec<_>) = captured
-            .into_iter()
-            .partition(|uid| own.contains(uid.as_str()));
-        let now: HashSet<Arc<str>> = known.into_iter().map(Arc::from).collect();
-        let before = self.captured.insert(node, now.clone()).unwrap_or_default();
-        self.dirty.captured |= before != now;
-        self.dirty
-            .pods
-            .extend(before.symmetric_difference(&now).cloned());
-        strange
+    /// Every node that is served has taken the snapshot of this generation, or a later one. Says whether there is
+    /// something to flush.
+    pub fn settle(&mut self, generation: u64) -> bool {
+        let changed = self.announcements.settle(generation);
+        self.touch_pods(changed)
     }
 
-    /// Which pods count as captured, to be given to [`Index::report`] after a restart.
-    pub fn captured(&self) -> Captured {
-        let nodes = self.captured.iter().filter(|(_, pods)| !pods.is_empty());
-        Captured(
-            nodes
-                .map(|(node, pods)| {
-                    (
-                        node.to_string(),
-                        pods.iter().map(ToString::to_string).collect(),
-                    )
-                })
-                .collect(),
-        )
+    /// Some node has not taken for too long what it was told of pods that leave the mesh: they leave now. Says whether
+    /// there is something to flush.
+    pub fn stop_waiting(&mut self) -> bool {
+        let changed = self.announcements.stop_waiting();
+        self.touch_pods(changed)
+    }
+
+    /// Whether pods that leave the mesh wait for nodes.
+    pub fn is_waiting(&self) -> bool {
+        self.announcements.is_waiting()
+    }
+
+    fn touch_pods(&mut self, pods: Vec<Arc<str>>) -> bool {
+        let any = !pods.is_empty();
+        for uid in pods {
+            if let Some(pod) = self.pods.get(&uid) {
+                let at = (Arc::clone(&pod.node), Arc::clone(&uid));
+                self.dirty.node_pods.insert(at);
+            }
+            self.dirty.pods.insert(uid);
+        }
+        any
     }
 
     /// The resources as of the last flush.

@@ -5,9 +5,10 @@
 
 pub mod app;
 pub mod diagnostics;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod index;
 pub mod metrics;
-pub mod object;
 pub mod options;
 mod pages;
 pub mod pipeline;

@@ -45,12 +45,18 @@ pub struct Metrics {
     pub certificates_refused: Family<ReasonLabel, Counter>,
     /// Calls without a valid token.
     pub unauthenticated: Counter,
+    /// Connections that were over before their callers were known, by reason.
+    pub visitors_dropped: Family<ReasonLabel, Counter>,
     /// Current findings about the configuration.
     pub diagnostics: Family<SeverityLabel, Gauge>,
     /// From a change in the source to the ACK of each client, in seconds.
     pub convergence: Histogram,
     /// Objects read from the source.
     pub objects: Gauge,
+    /// Nodes with pods that are to be captured and that nobody has reported.
+    pub unreported_nodes: Gauge,
+    /// Those pods.
+    pub unreported_pods: Gauge,
     /// Resources served to every node.
     pub resources: Family<TypeLabel, Gauge>,
 }
@@ -66,9 +72,12 @@ impl Metrics {
             certificates_issued: Counter::default(),
             certificates_refused: Family::default(),
             unauthenticated: Counter::default(),
+            visitors_dropped: Family::default(),
             diagnostics: Family::default(),
             convergence: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             objects: Gauge::default(),
+            unreported_nodes: Gauge::default(),
+            unreported_pods: Gauge::default(),
             resources: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("keelson_controller");
@@ -105,6 +114,11 @@ impl Metrics {
             m.unauthenticated.clone(),
         );
         registry.register(
+            "visitors_dropped",
+            "Connections that ended before a valid token was shown, by reason",
+            m.visitors_dropped.clone(),
+        );
+        registry.register(
             "diagnostics",
             "Findings about the configuration, by severity",
             m.diagnostics.clone(),
@@ -115,6 +129,16 @@ impl Metrics {
             m.convergence.clone(),
         );
         registry.register("objects", "Objects read from the source", m.objects.clone());
+        registry.register(
+            "unreported_nodes",
+            "Nodes with pods that are to be captured and that no agent says it has captured",
+            m.unreported_nodes.clone(),
+        );
+        registry.register(
+            "unreported_pods",
+            "Pods that are to be captured and that no agent says it has captured",
+            m.unreported_pods.clone(),
+        );
         registry.register(
             "resources",
             "Resources served, by type",

@@ -5,25 +5,54 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use manifest::NamespacedName;
 use runtime::log::Format;
 
-/// Turns a folder of Kubernetes and Istio manifests into what node agents need, and signs their certificates.
+/// Turns Kubernetes and Istio objects, of a cluster or of a folder of manifests, into what node agents need, and signs their certificates.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "keelson-controller", version)]
 pub struct Options {
     /// Folder of manifests (*.yaml, *.yml, *.json); changes apply within a fraction of a second. A broken document
     /// keeps its last good version and is listed at /debug/diagnostics
-    #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "kubernetes",
+        requires = "node_tokens"
+    )]
+    pub manifests: Option<PathBuf>,
+
+    /// Read everything from the API server of a Kubernetes cluster: the one that this program runs in, else the one that
+    /// KUBECONFIG or ~/.kube/config names
+    #[arg(long, conflicts_with = "manifests")]
+    pub kubernetes: bool,
+
+    /// Kubeconfig file of the cluster, in place of what --kubernetes finds
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Service accounts whose pods speak for the node they run on (with --kubernetes). Any other pod speaks for itself
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT", value_delimiter = ',', value_parser = account, default_value = "keelson-system/keelson-node-agent")]
+    pub agent_accounts: Vec<NamespacedName>,
+
+    /// Audiences of the service account tokens that are taken (with --kubernetes). istio-ca lets a stock ztunnel in, if
+    /// --agent-accounts names its account
+    #[arg(
+        long,
+        value_name = "AUDIENCE",
+        value_delimiter = ',',
+        default_value = "keelson"
+    )]
+    pub token_audiences: Vec<String>,
 
     /// Address of the TLS port that node agents connect to; port 0 picks a free one, see --root-cert-out for the trust
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:15012")]
     pub listen: SocketAddr,
 
     /// File with one `<token> <node>` per line; a node's agent proves with its token which node it is. Changes apply
-    /// without a restart
+    /// without a restart. In a cluster Kubernetes says whose a token is, unless this is given
     #[arg(long, value_name = "FILE")]
-    pub node_tokens: PathBuf,
+    pub node_tokens: Option<PathBuf>,
 
     /// Folder for the CA root (unless --cacerts), the last good configuration and which pods are captured; keep it
     /// over restarts, or every node needs the new root
@@ -46,6 +75,10 @@ pub struct Options {
     /// principals contain it
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
+
+    /// Other names of the trust domain in policies, such as the one before a migration. cluster.local always is one
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',')]
+    pub trust_domain_aliases: Vec<String>,
 
     /// DNS suffix of Services, as in cart.shop.svc.cluster.local
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
@@ -89,6 +122,17 @@ pub enum SameNode {
     Mtls,
 }
 
+fn account(text: &str) -> Result<NamespacedName, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(NamespacedName::new(namespace, name))
+        }
+        _ => {
+            Err("write NAMESPACE/ACCOUNT, for example keelson-system/keelson-node-agent".to_owned())
+        }
+    }
+}
+
 fn ttl(text: &str) -> Result<Duration, String> {
     let ttl = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write for example 24h or 30s"))?;
@@ -108,12 +152,13 @@ mod tests {
     fn the_command_line_is_consistent_and_reads_the_agreed_flags() {
         Options::command().debug_assert();
         let line = "x --manifests m --listen 127.0.0.1:0 --node-tokens t --state-dir s --cacerts c --root-cert-out r \
-                    --server-name a,10.0.0.1 --trust-domain td --cluster-domain cd --root-namespace rn --cluster-id ci \
+                    --server-name a,10.0.0.1 --trust-domain td --trust-domain-aliases old,older --cluster-domain cd --root-namespace rn --cluster-id ci \
                     --same-node mtls --cert-ttl 30s --admin 127.0.0.1:0 --log-format json";
         let options = Options::try_parse_from(line.split_whitespace()).expect("parses");
         assert_eq!(options.cert_ttl, Duration::from_secs(30));
         assert_eq!(options.same_node, Some(SameNode::Mtls));
         assert_eq!(options.server_name, ["a", "10.0.0.1"]);
+        assert_eq!(options.trust_domain_aliases, ["old", "older"]);
     }
 
     #[test]

@@ -35,6 +35,14 @@ pub(crate) fn add(
             move |_| Reply::json(&*status.lock()),
         )
         .page(
+            "/debug/unreported",
+            "pods that are to be captured and that no agent says it has captured, by node",
+            {
+                let published = published.clone();
+                move |_| Reply::json(&unreported(&published.borrow().snapshot))
+            },
+        )
+        .page(
             "/debug/config_dump",
             "every resource that is served",
             move |_| {
@@ -42,6 +50,14 @@ pub(crate) fn add(
                 Reply::json(&dump(&published.snapshot))
             },
         )
+}
+
+fn unreported(snapshot: &Snapshot) -> Value {
+    let nodes = snapshot.unreported.iter().map(|(node, pods)| {
+        let pods = pods.iter().map(|pod| json!(**pod));
+        (node.to_string(), Value::Array(pods.collect()))
+    });
+    Value::Object(nodes.collect())
 }
 
 fn dump(snapshot: &Snapshot) -> Value {
@@ -63,6 +79,7 @@ fn dump(snapshot: &Snapshot) -> Value {
         "generation": snapshot.generation,
         "addresses": addresses.collect::<Vec<_>>(),
         "authorizations": policies.collect::<Vec<_>>(),
+        "announced": snapshot.announced.keys().map(|uid| &**uid).collect::<Vec<_>>(),
         "nodes": nodes.collect::<serde_json::Map<_, _>>(),
     })
 }
@@ -74,6 +91,7 @@ fn entry(resource: &Resource, content: Value) -> Value {
 fn address(resource: &Resource) -> Value {
     match convert::address(resource.body()) {
         Ok(convert::Address::Workload(workload)) => json!({ "workload": workload }),
+        Ok(convert::Address::Tombstone(tombstone)) => json!({ "tombstone": tombstone }),
         Ok(convert::Address::Service(service)) => json!({ "service": service }),
         Err(error) => json!({ "error": error.to_string() }),
     }

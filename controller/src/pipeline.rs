@@ -2,15 +2,18 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use manifest::{Diagnostic, Severity};
 use parking_lot::Mutex;
+use runtime::admin::Condition;
 use runtime::file::{PRIVATE, atomic_write_mode};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
-use crate::diagnostics::{Diagnostic, Diagnostics, Severity};
-use crate::index::{Captured, Index};
+use crate::diagnostics::Diagnostics;
+use crate::index::{Captured, Index, Word};
 use crate::metrics::{Metrics, SeverityLabel, type_label};
 use crate::snapshot::Snapshot;
 use crate::source::Batch;
@@ -29,8 +32,8 @@ pub struct Published {
 pub struct Report {
     /// The authenticated node.
     pub node: String,
-    /// The full set of its captured pods, by resource name.
-    pub captured: Vec<String>,
+    /// What it says about its captured pods.
+    pub word: Word,
     /// Answered when the report is in effect: the names that are none of the node's pods.
     pub done: oneshot::Sender<Vec<String>>,
 }
@@ -42,11 +45,20 @@ pub struct Pipeline {
     diagnostics: Arc<Mutex<Diagnostics>>,
     publish: watch::Sender<Arc<Published>>,
     captured_file: PathBuf,
+    /// Met while something is known of every file.
+    complete: Condition,
     objects: usize,
+    /// The newest generation that every node which is served has taken.
+    taken: u64,
+    /// Since when pods that leave the mesh wait for nodes.
+    waiting_since: Option<Instant>,
 }
 
 /// How many batches or reports may wait.
 const QUEUE: usize = 64;
+
+/// How long pods that leave the mesh wait for nodes that are connected and do not answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A queue for batches.
 pub fn batches() -> (mpsc::Sender<Batch>, mpsc::Receiver<Batch>) {
@@ -59,11 +71,13 @@ pub fn reports() -> (mpsc::Sender<Report>, mpsc::Receiver<Report>) {
 }
 
 impl Pipeline {
-    /// A pipeline around an index; which pods are captured is kept in `captured_file`.
+    /// A pipeline around an index; which pods are captured is kept in `captured_file`. `complete` is told whether
+    /// everything that the source names could be read.
     pub fn new(
         index: Index,
         metrics: Metrics,
         captured_file: PathBuf,
+        complete: Condition,
     ) -> (Self, watch::Receiver<Arc<Published>>) {
         let empty = Published {
             snapshot: index.snapshot().clone(),
@@ -78,7 +92,11 @@ impl Pipeline {
                 diagnostics,
                 publish,
                 captured_file,
+                complete,
                 objects: 0,
+                // Nobody is served yet.
+                taken: u64::MAX,
+                waiting_since: None,
             },
             published,
         )
@@ -93,12 +111,7 @@ impl Pipeline {
     pub fn start(&mut self, batch: Batch) {
         self.take(batch);
         match read_captured(&self.captured_file) {
-            Ok(captured) => {
-                for (node, pods) in captured.0 {
-                    // What is strange here went away while nobody looked.
-                    let _gone: Vec<String> = self.index.report(&node, pods);
-                }
-            }
+            Ok(captured) => self.index.restore(captured),
             Err(error) => {
                 warn!(%error, "cannot read which pods were captured; waiting for the nodes to say so")
             }
@@ -106,11 +119,13 @@ impl Pipeline {
         self.flush(Instant::now());
     }
 
-    /// Runs until both queues are closed.
+    /// Runs until both queues are closed. `taken` is the newest generation that every node which is served has
+    /// taken.
     pub async fn run(
         mut self,
         mut batches: mpsc::Receiver<Batch>,
         mut reports: mpsc::Receiver<Report>,
+        mut taken: watch::Receiver<u64>,
     ) {
         loop {
             let mut answers = Vec::new();
@@ -126,7 +141,19 @@ impl Pipeline {
                     let Some(report) = report else { return };
                     answers.push(self.report(report));
                 }
+                changed = taken.changed() => {
+                    read_at = Instant::now();
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = sleep_until(self.patience_ends()), if self.waiting_since.is_some() => {
+                    read_at = Instant::now();
+                    warn!("a node has not taken for long that pods leave the mesh; they leave without it");
+                    self.index.stop_waiting();
+                }
             }
+            self.taken = *taken.borrow_and_update();
             // Whatever came meanwhile goes into the same snapshot.
             while let Ok(batch) = batches.try_recv() {
                 self.take(batch);
@@ -150,6 +177,7 @@ impl Pipeline {
             self.index.apply(upsert);
         }
         self.objects = batch.objects;
+        self.complete.set(batch.unread == 0);
         if let Some(found) = batch.diagnostics {
             let new = self.diagnostics.lock().replace_source(found);
             log(&new);
@@ -157,17 +185,36 @@ impl Pipeline {
     }
 
     fn report(&mut self, report: Report) -> (oneshot::Sender<Vec<String>>, Vec<String>) {
-        let strange = self.index.report(&report.node, report.captured);
+        let strange = self.index.report(&report.node, report.word);
         for pod in &strange {
             warn!(
                 node = report.node,
-                pod, "the node reports a pod as captured that is none of its own; ignored"
+                pod,
+                "the node holds a pod captured that is none of its own by any object; its addresses are not reached in plain"
             );
         }
         (report.done, strange)
     }
 
+    fn patience_ends(&self) -> tokio::time::Instant {
+        let since = self.waiting_since.unwrap_or_else(Instant::now);
+        (since + PATIENCE).into()
+    }
+
     fn flush(&mut self, read_at: Instant) {
+        self.index.settle(self.taken);
+        self.flush_once(read_at);
+        // What has just been told to nobody, because nobody is served, has been taken by all.
+        while self.index.settle(self.taken) {
+            self.flush_once(read_at);
+        }
+        self.waiting_since = self
+            .index
+            .is_waiting()
+            .then(|| self.waiting_since.unwrap_or_else(Instant::now));
+    }
+
+    fn flush_once(&mut self, read_at: Instant) {
         let changes = self.index.flush();
         for (key, found) in changes.diagnostics {
             let new = self.diagnostics.lock().replace_object(&key, found);
@@ -205,12 +252,19 @@ impl Pipeline {
             .objects
             .set(i64::try_from(self.objects).unwrap_or(i64::MAX));
         let snapshot = self.index.snapshot();
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics
+            .unreported_nodes
+            .set(gauge(snapshot.unreported.len()));
+        let pods = snapshot.unreported.values().map(imbl::OrdSet::len).sum();
+        self.metrics.unreported_pods.set(gauge(pods));
         for (url, count) in [
             (proto::type_url::ADDRESS, snapshot.addresses.len()),
             (
                 proto::type_url::AUTHORIZATION,
                 snapshot.authorizations.len(),
             ),
+            (proto::type_url::ANNOUNCED, snapshot.announced.len()),
         ] {
             self.metrics
                 .resources

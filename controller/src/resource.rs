@@ -34,12 +34,22 @@ impl Resource {
     /// A resource whose message is encoded already.
     pub fn from_body(type_url: &str, name: impl Into<Arc<str>>, body: &[u8]) -> Self {
         let (name, version) = (name.into(), Version::of(body));
-        // A message is far smaller than a response, which is limited to less than 4 GiB.
-        let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         Self {
-            frame: frame(type_url, &name, &version, body),
-            tail: small(field_len(name.len())),
+            frame: frame(type_url, &name, &version, body, &[]),
+            tail: tail(&name, &[]),
             size: small(body.len()),
+            name,
+            version,
+        }
+    }
+
+    /// The same resource, with further names under which it can be asked for.
+    pub fn with_aliases(&self, type_url: &str, aliases: &[String]) -> Self {
+        let (name, version) = (Arc::clone(&self.name), self.version);
+        Self {
+            frame: frame(type_url, &name, &version, self.body(), aliases),
+            tail: tail(&name, aliases),
+            size: self.size,
             name,
             version,
         }
@@ -91,10 +101,22 @@ impl fmt::Debug for Version {
     }
 }
 
-/// Field 2 of `DeltaDiscoveryResponse`: a `Resource` with version (1), Any (2) of type URL (1) and value (2), name (3).
-fn frame(type_url: &str, name: &str, version: &str, body: &[u8]) -> Box<[u8]> {
+/// A message is far smaller than a response, which is limited to less than 4 GiB.
+fn small(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+/// Bytes that follow the message in its frame: the name and the aliases.
+fn tail(name: &str, aliases: &[String]) -> u32 {
+    let aliases: usize = aliases.iter().map(|alias| field_len(alias.len())).sum();
+    small(field_len(name.len()) + aliases)
+}
+
+/// Field 2 of `DeltaDiscoveryResponse`: a `Resource` with version (1), Any (2) of type URL (1) and value (2), name (3)
+/// and aliases (4).
+fn frame(type_url: &str, name: &str, version: &str, body: &[u8], aliases: &[String]) -> Box<[u8]> {
     let any = field_len(type_url.len()) + field_len(body.len());
-    let resource = field_len(version.len()) + field_len(any) + field_len(name.len());
+    let resource = field_len(version.len()) + field_len(any) + tail(name, aliases) as usize;
     let mut out = Vec::with_capacity(field_len(resource));
     open(&mut out, 2, resource);
     bytes(&mut out, 1, version.as_bytes());
@@ -102,6 +124,9 @@ fn frame(type_url: &str, name: &str, version: &str, body: &[u8]) -> Box<[u8]> {
     bytes(&mut out, 1, type_url.as_bytes());
     bytes(&mut out, 2, body);
     bytes(&mut out, 3, name.as_bytes());
+    for alias in aliases {
+        bytes(&mut out, 4, alias.as_bytes());
+    }
     out.into_boxed_slice()
 }
 

@@ -4,10 +4,13 @@ pub mod auth;
 pub mod ca;
 mod codec;
 pub mod discovery;
+#[cfg(fuzzing)]
+mod fuzzing;
 mod node;
 mod stream;
 pub mod sync;
 pub mod tls;
+mod visitor;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +25,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+
+#[cfg(fuzzing)]
+pub use self::fuzzing::subscriptions;
 
 use self::auth::Authenticator;
 use self::sync::SyncStatus;
@@ -61,6 +67,7 @@ pub async fn serve(
     services: Services,
 ) -> Result<(), tonic::transport::Error> {
     let stop = services.stopping.clone().cancelled_owned();
+    let incoming = tls::incoming(listener, certificates, services.metrics.clone());
     let discovery = discovery::DiscoveryServer::new(services.clone());
     let certificate = IstioCertificateServiceServer::new(ca::CertificateService::new(&services));
     let node = NodeServiceServer::new(node::Reports::new(&services))
@@ -73,7 +80,7 @@ pub async fn serve(
         .add_service(discovery)
         .add_service(certificate)
         .add_service(node)
-        .serve_with_incoming_shutdown(tls::incoming(listener, certificates), stop)
+        .serve_with_incoming_shutdown(incoming, stop)
         .await
 }
 

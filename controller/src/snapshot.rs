@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 
 use crate::resource::Resource;
 
@@ -19,8 +19,12 @@ pub struct Snapshot {
     pub addresses: Resources,
     /// `istio.security.Authorization`.
     pub authorizations: Resources,
+    /// `keelson.agent.v1.Announced`.
+    pub announced: Resources,
     /// `keelson.agent.v1.NodePod` by node.
     pub nodes: OrdMap<Arc<str>, OrdMap<Arc<str>, Arc<NodeEntry>>>,
+    /// By node, the pods that are to be captured and that no node says it has captured. For people only.
+    pub unreported: OrdMap<Arc<str>, OrdSet<Arc<str>>>,
 }
 
 /// A pod on a node.

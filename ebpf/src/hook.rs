@@ -1,9 +1,16 @@
 //! The hooks: read a context, ask the decision, map its answer to a verdict.
 
+mod agent;
+pub mod answers;
 pub mod connect;
 mod direct_socket;
+pub mod hold;
+mod late_connect;
+mod log;
 pub mod lookup;
+pub mod option;
 pub mod probe;
 mod sock_ops_context;
 pub mod socket_ops;
 pub mod veth;
+pub mod wall;

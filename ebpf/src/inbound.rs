@@ -27,13 +27,22 @@ pub trait Facts {
     fn own_address(&self, addr: &Addr) -> bool;
     /// The pod's mode; none is known when the entry is missing.
     fn mode(&self) -> Option<u32>;
-    /// Whether the kubelet of this node opened the connection just now.
+    /// Whether the kubelet of this node opened the connection just now, to a port that the pod's own probes
+    /// declare: whoever writes another pod's manifest can make the kubelet call any.
     fn probe(&self) -> bool;
-    /// What policy says now of a connection that a captured pod of this node opened directly; none
-    /// if this is no such connection.
-    fn direct(&self) -> Option<DirectVerdict>;
+    /// What a note of the socket that opened it says of the connection; none if there is none.
+    fn noted(&self) -> Option<Noted>;
     /// Whether an application listens on the dialled port.
     fn listening(&self) -> bool;
+}
+
+/// Whose a connection is that was noted before its SYN left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Noted {
+    /// The agent's leg to a server that is bound to an interface.
+    Leg,
+    /// A captured pod's of this node, which opened it directly; what policy says of it now.
+    Direct(DirectVerdict),
 }
 
 /// What becomes of the connection.
@@ -50,7 +59,8 @@ pub enum Verdict {
 /// Decides one TCP connection.
 #[inline(always)]
 pub fn decide(connection: &Connection, facts: &impl Facts) -> Verdict {
-    if connection.local.is_loopback() || connection.local == connection.remote {
+    let from_itself = connection.on_loopback && connection.local.is_loopback();
+    if from_itself || connection.local == connection.remote {
         return Verdict::Pass(Reason::InboundSelf);
     }
     if connection.on_loopback {
@@ -74,16 +84,21 @@ pub fn decide(connection: &Connection, facts: &impl Facts) -> Verdict {
     if released {
         return Verdict::Pass(Reason::InboundReleased);
     }
-    match facts.direct() {
+    match facts.noted() {
         None => {}
-        Some(DirectVerdict::Allow) => return Verdict::Pass(Reason::InboundDirect),
+        Some(Noted::Leg) => return Verdict::Pass(Reason::InboundAgentLeg),
+        Some(Noted::Direct(DirectVerdict::Allow)) => return Verdict::Pass(Reason::InboundDirect),
         // What was allowed when it was dialled and is not any more.
-        Some(DirectVerdict::Deny | DirectVerdict::Agent) => {
+        Some(Noted::Direct(DirectVerdict::Deny | DirectVerdict::Agent)) => {
             return Verdict::Drop(Reason::InboundDirectDenied);
         }
     }
     if facts.probe() {
         return Verdict::Pass(Reason::InboundProbe);
+    }
+    // Translated inside the pod. What listens on loopback only is not counted.
+    if connection.local.is_loopback() {
+        return Verdict::Agent(ListenerKind::Inbound, Reason::InboundTranslated);
     }
     if !facts.listening() {
         return Verdict::Drop(Reason::InboundNotListening);
@@ -93,7 +108,7 @@ pub fn decide(connection: &Connection, facts: &impl Facts) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::{Connection, Facts, Verdict, decide};
+    use super::{Connection, Facts, Noted, Verdict, decide};
     use abi::{Addr, DirectVerdict, InboundMode, ListenerKind, Reason};
     use core::net::IpAddr;
 
@@ -101,7 +116,7 @@ mod tests {
     struct Pod {
         mode: Option<u32>,
         probe: bool,
-        direct: Option<DirectVerdict>,
+        noted: Option<Noted>,
         listening: bool,
     }
 
@@ -117,8 +132,8 @@ mod tests {
         fn probe(&self) -> bool {
             self.probe
         }
-        fn direct(&self) -> Option<DirectVerdict> {
-            self.direct
+        fn noted(&self) -> Option<Noted> {
+            self.noted
         }
         fn listening(&self) -> bool {
             self.listening
@@ -128,7 +143,7 @@ mod tests {
     const CAPTURE: Pod = Pod {
         mode: Some(InboundMode::Capture as u32),
         probe: false,
-        direct: None,
+        noted: None,
         listening: true,
     };
 
@@ -228,6 +243,23 @@ mod tests {
     }
 
     #[test]
+    fn who_is_translated_to_loopback_comes_from_outside() {
+        let translated = Verdict::Agent(ListenerKind::Inbound, Reason::InboundTranslated);
+        let pod = Pod {
+            listening: false,
+            ..CAPTURE
+        };
+        for (client, local) in [("10.244.2.7", "127.0.0.1"), ("fd00::7", "::1")] {
+            check(pod, client, local, 8080, false, translated);
+            let unknown = Pod { mode: None, ..pod };
+            let refused = Verdict::Drop(Reason::InboundNoMode);
+            check(unknown, client, local, 8080, false, refused);
+            let own = Verdict::Pass(Reason::InboundSelf);
+            check(pod, client, local, 8080, true, own);
+        }
+    }
+
+    #[test]
     fn a_pod_reaches_itself() {
         check(
             CAPTURE,
@@ -300,6 +332,17 @@ mod tests {
     }
 
     #[test]
+    fn a_leg_to_a_server_that_is_bound_to_an_interface_is_known_by_its_note() {
+        let pod = Pod {
+            noted: Some(Noted::Leg),
+            ..CAPTURE
+        };
+        let leg = Verdict::Pass(Reason::InboundAgentLeg);
+        check(pod, "10.244.2.9", "10.244.1.10", 80, false, leg);
+        check(pod, "10.244.2.9", "10.244.1.10", 15008, false, HBONE);
+    }
+
+    #[test]
     fn a_direct_connection_passes_by_a_plain_yes_only() {
         for (direct, expected) in [
             (DirectVerdict::Allow, Verdict::Pass(Reason::InboundDirect)),
@@ -313,7 +356,7 @@ mod tests {
             ),
         ] {
             let pod = Pod {
-                direct: Some(direct),
+                noted: Some(Noted::Direct(direct)),
                 ..CAPTURE
             };
             check(pod, "10.244.1.7", "10.244.1.10", 80, false, expected);

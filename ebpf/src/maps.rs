@@ -8,14 +8,21 @@
 )]
 
 use abi::{
-    Addr, DirectFlow, DirectSocket, DirectVerdict, Endpoint, Event, Flow, ListenerKey, NodeConfig,
-    Pod, PodAddr, PortKey, Reason, Service, Slot, SlotKey, VerdictKey,
+    Addr, BEAT_PARTS, DENIAL_WINDOW_NS, DENIALS_TOLD, Denial, DirectFlow, DirectSocket,
+    DirectVerdict, EVENT_WINDOW_NS, EVENTS_PER_WINDOW, Endpoint, Event, Flow, Held, HeldKey,
+    ListenerKey, MAX_WORKERS, MemberKey, NATIVE, NodeConfig, Pod, PodAddr, PortKey, Reason,
+    SYN_WINDOW_NS, SYNS_PER_WINDOW, Service, Session, SessionKey, Share, Slot, SlotKey, Syn,
+    VerdictKey,
 };
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::SkStorage,
+    helpers::bpf_ktime_get_ns,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerfEventArray, RingBuf, SockHash,
+        lpm_trie::Key,
+    },
 };
 
 #[map]
@@ -25,27 +32,57 @@ pub static POD_ADDRS: HashMap<PodAddr, u32> = HashMap::pinned(4096, BPF_F_NO_PRE
 #[map]
 pub static LISTENING: HashMap<PortKey, u64> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
 #[map]
+pub static SHARES: HashMap<u32, Share> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+#[map]
 pub static INBOUND: HashMap<u32, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
 #[map]
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::pinned(16384, 0);
+#[map]
+pub static HEARTBEAT: Array<u64> = Array::pinned(BEAT_PARTS * MAX_WORKERS, BPF_F_MMAPABLE);
 #[map]
 pub static AGENTS: HashMap<u64, u32> = HashMap::pinned(64, 0);
 #[map]
 pub static PROBES: LruHashMap<Flow, u64> = LruHashMap::pinned(4096, 0);
 #[map]
+pub static PROBE_PORTS: HashMap<PortKey, u32> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+#[map]
 pub static SERVICES: HashMap<Endpoint, Service> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
 #[map]
 pub static SLOTS: HashMap<SlotKey, Slot> = HashMap::pinned(65536, BPF_F_NO_PREALLOC);
 #[map]
+pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::pinned(65536, BPF_F_NO_PREALLOC);
+#[map]
+pub static SESSIONS: LruHashMap<SessionKey, Session> = LruHashMap::pinned(8192, 0);
+#[map]
 pub static LOCAL_PODS: HashMap<Addr, u32> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
 #[map]
 pub static VERDICTS: HashMap<VerdictKey, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static CARRIED: HashMap<Addr, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static CARRIED_RANGES: LpmTrie<Addr, u32> = LpmTrie::pinned(16384, BPF_F_NO_PREALLOC);
 #[btf_map]
 pub static SOCKETS: SkStorage<DirectSocket> = SkStorage::new();
 #[map]
 pub static FLOWS: LruHashMap<Flow, DirectFlow> = LruHashMap::pinned(65536, 0);
 #[map]
-pub static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
+pub static OLDER_FLOWS: HashMap<Flow, u32> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+#[map]
+pub static WALLED_ADDRS: HashMap<Addr, u32> = HashMap::pinned(131_072, BPF_F_NO_PREALLOC);
+#[map]
+pub static WALLED_PODS: HashMap<u32, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub static PLAIN_FLOWS: HashMap<Flow, u32> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+#[map]
+pub static DENIALS: HashMap<VerdictKey, Denial> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static DENIED: RingBuf = RingBuf::pinned(1 << 16, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::pinned(EVENTS_SIZE, 0);
+#[map]
+pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::pinned(65536, 0);
+#[map]
+pub static SYNS: PerfEventArray<Syn> = PerfEventArray::pinned(0);
 #[map]
 pub static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 #[map]
@@ -88,6 +125,12 @@ pub fn worker() -> u16 {
     }
 }
 
+/// Which agent is in charge.
+#[inline(always)]
+pub fn generation() -> u32 {
+    CONFIG.get(0).map_or(0, |config| config.generation)
+}
+
 /// What policy says of a connection between two captured pods of this node.
 #[inline(always)]
 pub fn verdict(source: u32, destination: u32, port: u16) -> DirectVerdict {
@@ -107,17 +150,163 @@ pub fn verdict(source: u32, destination: u32, port: u16) -> DirectVerdict {
     DirectVerdict::from_raw(unsafe { VERDICTS.get(&key) }.copied())
 }
 
+/// Entries of `LISTENING` that one pod may have.
+#[inline(always)]
+pub fn ports_per_pod() -> u64 {
+    CONFIG
+        .get(0)
+        .map_or(0, |config| u64::from(config.ports_per_pod))
+}
+
 /// Whether a setting of the node is on.
 #[inline(always)]
 pub fn is_set(flag: u32) -> bool {
     CONFIG.get(0).is_some_and(|config| config.flags & flag != 0)
 }
 
-/// Hands an event to the agent, which looks from time to time; it is not woken.
+/// Whether a destination may have to be carried.
+#[inline(always)]
+pub fn is_carried(addr: &Addr) -> bool {
+    const ADDRESS_BITS: u32 = 128;
+    // SAFETY: only the entry's presence is read.
+    !is_set(NATIVE)
+        || unsafe { CARRIED.get(addr) }.is_some()
+        || CARRIED_RANGES.get(Key::new(ADDRESS_BITS, *addr)).is_some()
+}
+
+/// Hands an event to the agent, which looks from time to time; it is not woken. Where the ring fills up,
+/// each pod has a share of what is left.
 #[inline(always)]
 pub fn tell(event: &Event) {
-    const NO_WAKEUP: u64 = 1;
-    if EVENTS.output::<Event>(event, NO_WAKEUP).is_err() {
+    let is_told = (has_room() || has_share(event.source)) && output(&EVENTS, event);
+    if !is_told {
         count(Reason::EventLost);
     }
 }
+
+/// Counts a connection that was refused by the verdict of two pods, and tells of it unless many are told of.
+#[inline(always)]
+pub fn deny(event: &Event) {
+    let mut key = VerdictKey {
+        source: event.source,
+        destination: event.destination,
+        port: event.flow.destination_port,
+        reserved: 0,
+    };
+    let mut denial = DENIALS.get_ptr_mut(&key);
+    if denial.is_none() {
+        key.port = abi::ANY_PORT;
+        denial = DENIALS.get_ptr_mut(&key);
+    }
+    let Some(denial) = denial else {
+        return count(Reason::DenialLost);
+    };
+    // SAFETY: the kernel gave a pointer to a live element; the address of a field is taken.
+    add(unsafe { &raw mut (*denial).count }, 1);
+    // SAFETY: the helper takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the element is live. Processors that come together here may tell of one more than they should.
+    let told = unsafe {
+        if now.wrapping_sub((*denial).since) >= DENIAL_WINDOW_NS {
+            (*denial).since = now;
+            (*denial).told = 0;
+        }
+        (*denial).told
+    };
+    if told >= DENIALS_TOLD {
+        return;
+    }
+    if output(&DENIED, event) {
+        // SAFETY: as above.
+        unsafe { (*denial).told = told + 1 };
+    } else {
+        count(Reason::DenialLost);
+    }
+}
+
+#[inline(always)]
+fn output(ring: &RingBuf, event: &Event) -> bool {
+    const NO_WAKEUP: u64 = 1;
+    ring.output::<Event>(event, NO_WAKEUP).is_ok()
+}
+
+/// Whether the ring of events is less than half full.
+#[inline(always)]
+fn has_room() -> bool {
+    const AVAILABLE_DATA: u64 = 0;
+    EVENTS.query(AVAILABLE_DATA) < EVENTS_SIZE as u64 / 2
+}
+
+/// Whether the pod may add an event to a ring that is filling up.
+#[inline(always)]
+fn has_share(pod: u32) -> bool {
+    let Some(share) = share(pod) else {
+        return false;
+    };
+    // SAFETY: the helper takes no argument.
+    let window = unsafe { bpf_ktime_get_ns() } / EVENT_WINDOW_NS;
+    // SAFETY: the kernel gave a pointer to a live element. Processors that come together here may add one
+    // more than they should.
+    unsafe {
+        if (*share).window != window {
+            (*share).window = window;
+            (*share).events = 0;
+        }
+        (*share).events += 1;
+        (*share).events <= EVENTS_PER_WINDOW
+    }
+}
+
+/// Whether the agent may be told of another SYN of the pod: what it has not looked at yet is the room of all pods.
+#[inline(always)]
+pub fn may_tell_syn(pod: u32) -> bool {
+    let Some(share) = share(pod) else {
+        return false;
+    };
+    // SAFETY: the helper takes no argument.
+    let window = unsafe { bpf_ktime_get_ns() } / SYN_WINDOW_NS;
+    // SAFETY: as in `has_share`.
+    unsafe {
+        if (*share).syn_window != window {
+            (*share).syn_window = window;
+            (*share).syns = 0;
+        }
+        (*share).syns += 1;
+        (*share).syns <= SYNS_PER_WINDOW
+    }
+}
+
+/// What a pod uses of what pods have in common.
+#[inline(always)]
+pub fn share(pod: u32) -> Option<*mut Share> {
+    SHARES.get_ptr_mut(&pod).or_else(|| {
+        let none = Share {
+            ports: 0,
+            ports_lost: 0,
+            window: 0,
+            events: 0,
+            syn_window: 0,
+            syns: 0,
+        };
+        // Another processor may be faster, which is as good.
+        let _made = SHARES.insert(&pod, none, BPF_NOEXIST).is_ok();
+        SHARES.get_ptr_mut(&pod)
+    })
+}
+
+/// Adds to an element atomically. `core::sync::atomic` has no addition for this target, whose
+/// instruction set has one (`lock *(u64 *) += src`).
+#[inline(always)]
+pub fn add(element: *mut u64, value: u64) {
+    // SAFETY: the kernel gave a pointer to an aligned, live element of the map.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+            element, value,
+        );
+    }
+}
+
+/// Size of the ring of events in bytes.
+const EVENTS_SIZE: u32 = 1 << 20;
+/// `BPF_NOEXIST`: only where there is no element yet.
+pub const BPF_NOEXIST: u64 = 1;

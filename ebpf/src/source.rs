@@ -6,6 +6,12 @@ use abi::Addr;
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// EtherType of IPv6, host byte order.
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// EtherType of ARP, host byte order.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// EtherTypes of VLAN tags (802.1Q and 802.1ad), host byte order.
+const ETHERTYPE_VLAN: [u16; 2] = [0x8100, 0x88a8];
+/// The bits of a tag that name its VLAN.
+const VLAN_ID: u16 = 0x0fff;
 
 /// What the guard asks of a packet before it looks at addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,7 +20,9 @@ pub enum Packet {
     V4,
     /// IPv6, source to be checked.
     V6,
-    /// Anything else (ARP); it carries no IP source.
+    /// ARP; it carries no IP source.
+    Arp,
+    /// Anything else, the second of two VLAN tags included.
     Other,
 }
 
@@ -25,7 +33,34 @@ pub const fn packet(ethertype: u16) -> Packet {
     match ethertype {
         ETHERTYPE_IPV4 => Packet::V4,
         ETHERTYPE_IPV6 => Packet::V6,
+        ETHERTYPE_ARP => Packet::Arp,
         _ => Packet::Other,
+    }
+}
+
+/// A frame before its IP header: the EtherType behind the first VLAN tag, and that tag if there is one.
+/// The kernel takes the first tag off before it asks anybody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// EtherType, host byte order.
+    pub ethertype: u16,
+    /// The control word of the tag.
+    pub tag: Option<u16>,
+}
+
+impl Frame {
+    /// Whether it may leave a pod. A captured pod has IPv4, IPv6 and ARP, and no tags. What another pod
+    /// sends is the cluster's business, but for two tags of which the first names no VLAN: the node takes
+    /// both off, and what was behind them for an untagged packet.
+    #[inline(always)]
+    #[must_use]
+    pub fn may_leave(self, captured: impl FnOnce() -> bool) -> bool {
+        let other = matches!(packet(self.ethertype), Packet::Other);
+        match self.tag {
+            None if !other => true,
+            Some(tag) if tag & VLAN_ID == 0 && ETHERTYPE_VLAN.contains(&self.ethertype) => false,
+            _ => !captured(),
+        }
     }
 }
 
@@ -67,7 +102,7 @@ pub fn may_leave(source: &Addr, owned: impl FnOnce(&Addr) -> bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Own, may_leave};
+    use super::{Frame, Own, may_leave};
     use abi::Addr;
     use core::net::IpAddr;
 
@@ -79,6 +114,30 @@ mod tests {
         assert!(!own.is_v4(v4 + 1) && !own.is_v6(&[0xfd00, 0, 0, 11]));
         let none = Own { v4: 0, v6: [0; 4] };
         assert!(!none.is_v4(0) && !none.is_v6(&[0; 4]));
+    }
+
+    #[test]
+    fn only_untagged_ipv4_ipv6_and_arp_leave_a_captured_pod() {
+        for (ethertype, tag, captured, other) in [
+            (0x0800, None, true, true),
+            (0x86dd, None, true, true),
+            (0x0806, None, true, true),
+            (0x0800, Some(0), false, true),
+            (0x86dd, Some(7), false, true),
+            (0x0806, Some(0x2000), false, true),
+            // Two tags; the node ignores the first one if it names no VLAN.
+            (0x8100, Some(0), false, false),
+            (0x88a8, Some(0xe000), false, false),
+            (0x8100, Some(7), false, true),
+            // MPLS, PPPoE, LLC.
+            (0x8847, None, false, true),
+            (0x8864, None, false, true),
+            (0x0004, None, false, true),
+        ] {
+            let frame = Frame { ethertype, tag };
+            assert_eq!(frame.may_leave(|| true), captured, "{frame:x?}");
+            assert_eq!(frame.may_leave(|| false), other, "{frame:x?}");
+        }
     }
 
     #[test]

@@ -9,13 +9,27 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    budget::{Full, Permit},
+    inbound, outbound,
+    pod::Pod,
+    record::Direction,
+    sock,
+    worker::Worker,
+};
 
 /// Wait after an accept that failed, so that a failure that lasts does not keep a processor busy.
 const BACKOFF: Duration = Duration::from_millis(20);
@@ -41,6 +55,76 @@ pub(crate) enum Accepted {
     OutOfDescriptors(TcpStream, SocketAddr),
     /// None; the kernel said why.
     Failed,
+}
+
+/// A connection that a worker has accepted and has not looked at.
+pub(crate) struct Arrival {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) direction: Direction,
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
+}
+
+impl Arrival {
+    /// Serves a connection of the pod, if it has room for one more.
+    pub(crate) fn serve<F>(
+        self,
+        serve: impl FnOnce(Rc<Worker>, Arc<Pod>, TcpStream, SocketAddr, Permit) -> F,
+    ) where
+        F: Future<Output = ()> + 'static,
+    {
+        let ends = self.ends();
+        let Ok(permit) = self.worker.admit(&self.pod, self.direction, ends) else {
+            return tunnel::copy::reset(self.stream);
+        };
+        self.set_up();
+        let worker = Rc::clone(&self.worker);
+        let served = serve(self.worker, self.pod, self.stream, self.peer, permit);
+        worker.serving.spawn_local(served);
+    }
+
+    /// Serves a connection that the pod opens, whose other half is open already where its SYN was held.
+    pub(crate) fn serve_outbound(self) {
+        let target = self.stream.local_addr();
+        let opened = target.map(|target| self.worker.opener.take(self.pod.id, self.peer, target));
+        let Ok(Some(opened)) = opened else {
+            return self.serve(outbound::serve);
+        };
+        self.set_up();
+        let worker = Rc::clone(&self.worker);
+        let carried = outbound::carry(self.worker, self.pod, self.stream, opened);
+        worker.serving.spawn_local(carried);
+    }
+
+    /// Serves a tunnel. It takes room of the pod once the peer has shown who it is.
+    pub(crate) fn serve_tunnel(self, stop: &CancellationToken) {
+        self.set_up();
+        let worker = Rc::clone(&self.worker);
+        let stop = stop.clone();
+        let served = inbound::serve_tunnel(self.worker, self.pod, self.stream, self.peer, stop);
+        worker.serving_tunnels.spawn_local(served);
+    }
+
+    /// Resets a connection that came while there were no descriptors.
+    pub(crate) fn out_of_descriptors(self) {
+        let ends = self.ends();
+        let (worker, pod) = (&self.worker, &self.pod);
+        worker.shared.recorder.metrics.accept_failed();
+        tunnel::copy::reset(self.stream);
+        worker.refuse_full(pod, self.direction, ends, Full::Descriptors);
+    }
+
+    fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.peer, self.stream.local_addr().unwrap_or(self.peer))
+    }
+
+    fn set_up(&self) {
+        if let Err(error) = sock::set_up(&self.stream) {
+            // The peer is gone already.
+            tracing::debug!(%error, "an accepted connection cannot be set up");
+        }
+    }
 }
 
 impl Acceptor {

@@ -6,6 +6,7 @@ mod setup;
 
 use std::{
     cell::RefCell,
+    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,6 +17,7 @@ use runtime::{
     drain::Drain,
     metrics::Metrics,
     signals::{Stop, StopSignals},
+    threads,
 };
 use tls::SvidStore;
 use tokio::{
@@ -27,17 +29,21 @@ use xds_client::{Client, Controller, NodeClient, Status};
 
 use crate::{
     admin,
-    bpf::Kernel,
+    bpf::{Kernel, check_log},
     budget::{self, Budget},
     cgroup, cni,
-    config::{Framing, LogFormat, RunArgs},
+    config::{Framing, LogFormat, Records, RunArgs},
     direct::{Direct, DirectHandle},
     enrol::{Awaited, Command, EnrolHandle, Enroller, Parts},
+    hold, kernel_version, lobby,
     mesh::{Mesh, Writer},
-    metrics::{ConnectionMetrics, EnrolmentMetrics, register_kernel},
+    metrics::{ConnectionMetrics, EnrolmentMetrics, count_stalls, register_kernel, stalls},
+    native::Native,
     netns,
+    ration::Rations,
     record::{Recorder, Refusals},
-    succession::{self, Lock, Office, Predecessor, Stage, Who},
+    succession::{self, Incumbent, Lock, Predecessor, Stage, Who},
+    translation::{Translations, Walks},
     worker::{Cause, Drained, Shared, WorkerHandle},
 };
 use follow::{
@@ -61,6 +67,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         LogFormat::Json => runtime::log::Format::Json,
     };
     let log = runtime::log::init(format, &args.log).context("--log")?;
+    check_log(args.ebpf_log)?;
+    kernel_version::check()?;
     netns::remember_home().context("/proc must be mounted")?;
     let descriptors = raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -79,22 +87,25 @@ async fn control(
         .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
     std::fs::create_dir_all(&args.runtime_dir)
         .with_context(|| format!("--runtime-dir {}", args.runtime_dir.display()))?;
-    let own = Who::new(
+    let mut own = Who::new(
         args.abi_version,
-        cgroup::own_id(&args.cgroup_root)?,
+        cgroup::enter_own(&args.cgroup_root)?,
         args.instance.clone(),
     );
     let predecessor = tokio::select! {
         predecessor = succession::apply(&args.runtime_dir, &own, args.takeover_timeout) => predecessor?,
         reason = signals.next() => return not_in_charge(reason),
     };
-    let crew = Crew::assemble(&args, own, descriptors)?;
+    if let Predecessor::Running(running) = &predecessor {
+        own.beats = running.who.beats.wrapping_add(1);
+    }
+    let prepared = Prepared::assemble(&args, own, descriptors)?;
     let taken = tokio::select! {
-        taken = crew.take_charge(&args, predecessor) => taken,
+        taken = prepared.take_charge(&args, predecessor) => taken,
         reason = signals.next() => return not_in_charge(reason),
     };
     let lock = taken.context("cannot take charge")?;
-    crew.work(args, log, lock, signals).await
+    prepared.work(args, log, lock, signals).await
 }
 
 fn not_in_charge(reason: Stop) -> anyhow::Result<()> {
@@ -103,7 +114,7 @@ fn not_in_charge(reason: Stop) -> anyhow::Result<()> {
 }
 
 /// Everything that works in an agent, in charge or not.
-struct Crew {
+struct Prepared {
     own: Who,
     metrics: Metrics,
     readiness: Readiness,
@@ -112,6 +123,7 @@ struct Crew {
     shared: Arc<Shared>,
     workers: Vec<WorkerHandle>,
     direct: DirectHandle,
+    native: Arc<Native>,
     enrol: EnrolHandle,
     enroller: RefCell<Option<Enroller>>,
     enrolling: RefCell<Option<std::thread::JoinHandle<()>>>,
@@ -122,7 +134,7 @@ struct Crew {
     subscription: RefCell<Option<tokio::task::JoinHandle<()>>>,
 }
 
-impl Crew {
+impl Prepared {
     /// Makes everything that can be there before an agent is in charge. Writes nothing that another
     /// agent would notice.
     fn assemble(args: &RunArgs, own: Who, descriptors: u64) -> anyhow::Result<Self> {
@@ -131,10 +143,12 @@ impl Crew {
         let controller = Controller::new(&args.controller, &args.controller_ca, &args.token_file);
         let certs = certificates(&controller, &args.runtime_dir)?;
         let workers = worker_count(args);
-        let kernel = Arc::new(Kernel::load(place(args, workers)?)?);
+        let kernel = Arc::new(Kernel::load(place(args, workers, own.beats))?);
         kernel.add_agent(own.cgroup)?;
         register_kernel(&metrics, Arc::clone(&kernel));
+        tokio::task::spawn_local(count_stalls(stalls(&metrics)));
         let mesh = Arc::new(Mesh::default());
+        let native = Arc::new(Native::new(Arc::clone(&kernel), Arc::clone(&mesh)));
         let limits = budget::Limits {
             total: args.max_connections,
             per_pod: args.max_connections_per_pod,
@@ -144,17 +158,29 @@ impl Crew {
         let shared = Arc::new(Shared {
             mesh: Arc::clone(&mesh),
             reached: Arc::default(),
+            kernel: Arc::clone(&kernel),
+            translations: Translations::default(),
+            walks: Walks::default(),
             recorder: Arc::new(Recorder {
                 metrics: ConnectionMetrics::register(&metrics),
                 refusals: Refusals::default(),
+                rations: Rations::default(),
             }),
             budget: Arc::clone(&budget),
+            lobby: lobby::Bounds::new(descriptors, workers),
             tunnel: tunnel::Settings {
                 thin: args.tunnel_framing == Framing::Thin,
+                records: match args.tunnel_records {
+                    Records::Rustls => tunnel::settings::RecordLayer::Rustls,
+                    Records::Own => tunnel::settings::RecordLayer::Own,
+                },
+                max_age: args.tunnel_max_age,
                 ..tunnel::Settings::default()
             },
             busy_poll: args.busy_poll,
             connect_timeout: args.connect_timeout,
+            held: Arc::clone(kernel.held()),
+            heartbeat: Arc::clone(kernel.heartbeat()),
             enrol: std::sync::OnceLock::new(),
         });
         let workers = (0..workers)
@@ -165,11 +191,13 @@ impl Crew {
             Arc::clone(&mesh),
             Arc::clone(&shared.recorder),
             Arc::clone(&shared.reached),
+            Arc::clone(&native),
             budget,
             args.same_node,
         )?;
         let (enroller, ends) = Enroller::new(Parts {
             kernel: Arc::clone(&kernel),
+            mesh: Arc::clone(&mesh),
             workers: workers.clone(),
             certs: Arc::new(certs.clone()),
             config: enrol_config(args, readiness.condition("every captured pod is known")),
@@ -182,23 +210,27 @@ impl Crew {
         let status = client.status();
         let kept = client.flusher();
         let (stop, stopped) = watch::channel(false);
-        let subscription = tokio::task::spawn_local(
-            client.run(ToMesh(Writer::new(Arc::clone(&mesh))), until(stopped)),
+        let writer = Writer::new(Arc::clone(&mesh)).telling(Arc::clone(&native));
+        let to_mesh = ToMesh(writer);
+        let subscription = vital("configuration", client.run(to_mesh, until(stopped)));
+        vital(
+            "wanted",
+            follow_wanted(mesh.wanted(), kept, ends.handle.clone()),
         );
-        tokio::task::spawn_local(follow_wanted(mesh.wanted(), kept, ends.handle.clone()));
-        tokio::task::spawn_local(follow_policy(
-            mesh.changes(),
-            workers.clone(),
-            direct.clone(),
-        ));
+        vital(
+            "policy",
+            follow_policy(mesh.changes(), workers.clone(), direct.clone()),
+        );
         let (reporting, reports) = watch::channel(true);
-        tokio::task::spawn_local(report_captured(
+        let report = report_captured(
             NodeClient::new(controller),
             args.node.clone(),
             args.abi_version,
             ends.captured,
             reports,
-        ));
+            status.clone(),
+        );
+        vital("report", report);
         Ok(Self {
             own,
             metrics,
@@ -208,6 +240,7 @@ impl Crew {
             shared,
             workers,
             direct,
+            native,
             enrol: ends.handle,
             enroller: RefCell::new(Some(enroller)),
             enrolling: RefCell::default(),
@@ -228,7 +261,9 @@ impl Crew {
     ) -> anyhow::Result<InCharge> {
         let mut running = match predecessor {
             Predecessor::Nobody(lock) => {
+                hold::receive(self.kernel.held(), &self.workers);
                 self.kernel.attach()?;
+                self.kernel.forget_gone_agents();
                 self.start_enrolling(Enroller::in_charge)?;
                 let cni = self.bind_cni(args)?;
                 let admin = Server::bind_beside(args.admin, Exposure::Loopback)?;
@@ -263,9 +298,7 @@ impl Crew {
         let Some(enroller) = self.enroller.take().map(prepare) else {
             return Ok(());
         };
-        let thread = std::thread::Builder::new()
-            .name("enrol".to_owned())
-            .spawn(move || enroller.run())?;
+        let thread = threads::spawn("enrol", move || enroller.run())?;
         self.enrolling.replace(Some(thread));
         Ok(())
     }
@@ -285,30 +318,32 @@ impl Crew {
     ) -> anyhow::Result<()> {
         let InCharge { lock, cni, admin } = post;
         let readiness = self.readiness.clone();
-        tokio::task::spawn_local(follow_readiness(
-            self.status.clone(),
-            readiness.condition("configuration"),
-        ));
+        let configured = readiness.condition("configuration");
+        vital(
+            "readiness",
+            follow_readiness(self.status.clone(), configured),
+        );
         let (stage, mut stages) = watch::channel(Stage::Alone);
-        let desk = cni::Desk {
+        let service = cni::CniService {
             enrol: self.enrol.clone(),
             stage: stages.clone(),
             path: args.cni_socket.clone(),
         };
-        tokio::task::spawn_local(cni::serve(cni, desk.clone()));
-        let office = Office {
+        vital("cni", cni::serve(cni, service.clone()));
+        let incumbent = Incumbent {
             own: self.own.clone(),
             kernel: Arc::clone(&self.kernel),
             enrol: self.enrol.clone(),
             direct: self.direct.clone(),
             reporting: self.reporting.clone(),
             patience: args.takeover_timeout,
-            restore: Box::new(move || rebind_cni(&desk)),
+            restore: Box::new(move || rebind_cni(&service)),
         };
         let (drained, wait) = oneshot::channel();
         let listener = succession::bind(&args.runtime_dir)
             .with_context(|| format!("--runtime-dir {}", args.runtime_dir.display()))?;
-        let succession = tokio::task::spawn_local(succession::serve(listener, office, stage, wait));
+        let served = succession::serve(listener, incumbent, stage, wait);
+        let succession = vital("succession", served);
         let drain = Drain::new();
         let server = admin
             .with_readiness(readiness)
@@ -323,13 +358,14 @@ impl Crew {
             &self.direct,
             args.abi_version,
         );
-        tokio::task::spawn_local(server.run(drain.signal()));
+        vital("admin", server.run(drain.signal()));
         tracing::info!(node = args.node, admin = %args.admin, workers = self.workers.len(), abi = args.abi_version, "agent started");
 
         let cause = until_over(&mut signals, &mut stages, args.takeover_timeout).await;
         tracing::info!(?cause, deadline = ?args.drain_deadline, "agent stops: draining");
         self.enrol.send(Command::Stop);
         self.direct.stop();
+        self.native.pause();
         self.reporting.send_replace(false);
         // Whoever is started now need not wait: nothing is written any more but by connections.
         self.join_enroller().await;
@@ -385,6 +421,11 @@ impl Crew {
     }
 }
 
+/// Runs a task of the control thread whose end by a panic ends the agent.
+fn vital<F: Future + 'static>(name: &'static str, body: F) -> tokio::task::JoinHandle<F::Output> {
+    tokio::task::spawn_local(threads::task(name, body))
+}
+
 /// What an agent in charge holds.
 struct InCharge {
     lock: Lock,
@@ -423,11 +464,11 @@ async fn impatient(signals: &mut StopSignals) {
     signals.next().await;
 }
 
-fn rebind_cni(desk: &cni::Desk) {
-    match cni::bind(&desk.path) {
-        Ok(listener) => drop(tokio::task::spawn_local(cni::serve(listener, desk.clone()))),
+fn rebind_cni(service: &cni::CniService) {
+    match cni::bind(&service.path) {
+        Ok(listener) => drop(vital("cni", cni::serve(listener, service.clone()))),
         Err(error) => {
-            tracing::error!(%error, path = %desk.path.display(), "cannot listen for the CNI again");
+            tracing::error!(%error, path = %service.path.display(), "cannot listen for the CNI again");
         }
     }
 }

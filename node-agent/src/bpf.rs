@@ -6,16 +6,32 @@
 //! replaces the programs in place (`BPF_LINK_UPDATE`) and keeps the maps; one with another ABI
 //! attaches its own beside them and then retires the others (`versions`).
 
+mod carried;
 mod direct;
+mod heartbeat;
+mod held;
 mod link;
+mod log;
+mod mapping;
 mod node;
+mod noted;
+mod older;
 mod pod;
 mod ring;
 mod room;
+mod sessions;
+mod tc;
 mod versions;
+mod wall;
 
-pub use direct::DirectMaps;
+pub use carried::CarriedMaps;
+pub use direct::{DirectMaps, Drawn};
+pub use heartbeat::Heartbeat;
+pub use held::{HeldSyns, SynBuffer};
 pub use link::mount_if_absent;
-pub use node::{Kernel, KernelError, Place};
-pub use pod::{Namespace, PodPrograms};
+pub use log::{NoLog, check_log};
+pub use node::{Kernel, KernelError, Place, Ports, listening};
+pub use older::OlderFlows;
+pub use pod::{Namespace, PodPrograms, remove_filters};
 pub use room::MapSizes;
+pub use wall::WallMaps;

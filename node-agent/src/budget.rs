@@ -5,19 +5,19 @@
 //! nobody else can use. The other half is for whoever needs more than its share, in the order in which
 //! they ask. What a pod asks beyond that is refused at once, with a reason of its own.
 //!
-//! Both directions count: what a pod opens, what it serves, and each tunnel that ends at it. What two
-//! pods of a node say to each other directly costs the agent nothing and does not count.
+//! Both directions count: what a pod opens, what it serves, and each tunnel that ends at it once its peer has shown
+//! who it is (see [`crate::lobby`]). A part of the pod's own share is for what it opens only: others can dial it as
+//! often as they like. What two pods of a node say to each other directly costs the agent nothing and does not count.
 
 use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
-use model::MeshState;
+use model::{MeshState, Reason, Security};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -29,7 +29,7 @@ use runtime::metrics::Metrics;
 use crate::{
     metrics::{Party, TcpLabels},
     pod::Pod,
-    record::{Description, Direction, End1, Recorder, Refusal},
+    record::{ConnectionEnd, Description, Direction, Recorder, Refusal},
     worker::Worker,
 };
 
@@ -37,9 +37,8 @@ use crate::{
 const DESCRIPTORS_EACH: u64 = 2;
 /// One descriptor in so many is left for everything else: listeners, tunnels, files.
 const RESERVE: u64 = 8;
-/// Refusals of one pod are logged once in this time, in milliseconds, with the number of those that
-/// were not.
-const LOG_EVERY_MS: u64 = 1000;
+/// One in so many of a pod's own share is for what it opens.
+const OUTBOUND: usize = 4;
 
 /// What configuration says; zero means "derive it".
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,23 +57,21 @@ pub struct Budget {
     pods: AtomicUsize,
     /// Connections beyond their pods' own shares.
     borrowed: AtomicUsize,
-    started: Instant,
 }
 
 /// What one pod uses.
 #[derive(Debug, Default)]
 pub struct Usage {
     own: AtomicUsize,
+    /// Those of `own` that others have opened.
+    inbound: AtomicUsize,
     borrowed: AtomicUsize,
-    /// When a refusal was logged last, in milliseconds since the agent's start, plus one; 0 is never.
-    logged: AtomicU64,
-    unlogged: AtomicU64,
 }
 
 /// Where the room for one connection came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
-    Own,
+    Own(Direction),
     Borrowed,
 }
 
@@ -110,6 +107,14 @@ pub enum Full {
         /// What all have in common.
         common: usize,
     },
+    /// The pod opens connections faster than they can be opened.
+    #[error(
+        "{limit} connections that the pod opens wait for their turn, which is as many as may; destinations that do not answer take long"
+    )]
+    Opening {
+        /// The limit.
+        limit: usize,
+    },
     /// The agent may open no more descriptors.
     #[error(
         "the agent has no descriptor left: the limit of open files is too small for what it carries"
@@ -120,10 +125,11 @@ pub enum Full {
 impl Full {
     /// The reason as metrics and logs write it.
     #[must_use]
-    pub fn code(self) -> &'static str {
+    pub fn reason(self) -> Reason {
         match self {
-            Self::Limit { .. } | Self::Share { .. } => "pod_connection_limit",
-            Self::Descriptors => "no_descriptors",
+            Self::Limit { .. } | Self::Share { .. } => Reason::PodConnectionLimit,
+            Self::Opening { .. } => Reason::PodOpeningLimit,
+            Self::Descriptors => Reason::NoDescriptors,
         }
     }
 }
@@ -143,7 +149,6 @@ impl Budget {
             per_pod: limits.per_pod,
             pods: AtomicUsize::new(1),
             borrowed: AtomicUsize::new(0),
-            started: Instant::now(),
         }
     }
 
@@ -174,8 +179,8 @@ impl Budget {
     ///
     /// # Errors
     /// There is none.
-    pub fn admit(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<Permit, Full> {
-        let room = self.take(&pod.usage)?;
+    pub fn admit(self: &Arc<Self>, pod: &Arc<Pod>, direction: Direction) -> Result<Permit, Full> {
+        let room = self.take(&pod.usage, direction)?;
         Ok(Permit {
             budget: Arc::clone(self),
             pod: Arc::clone(pod),
@@ -183,15 +188,15 @@ impl Budget {
         })
     }
 
-    fn take(&self, usage: &Usage) -> Result<Room, Full> {
+    fn take(&self, usage: &Usage, direction: Direction) -> Result<Room, Full> {
         if self.per_pod != 0 && usage.open() >= self.per_pod {
             return Err(Full::Limit {
                 limit: self.per_pod,
             });
         }
         let (share, common) = (self.share(), self.common());
-        if below(&usage.own, share) {
-            return Ok(Room::Own);
+        if usage.take_own(share, direction) {
+            return Ok(Room::Own(direction));
         }
         if below(&self.borrowed, common) {
             usage.borrowed.fetch_add(1, Ordering::Relaxed);
@@ -206,29 +211,12 @@ impl Budget {
 
     fn give_back(&self, usage: &Usage, room: Room) {
         match room {
-            Room::Own => usage.own.fetch_sub(1, Ordering::Relaxed),
+            Room::Own(direction) => usage.give_back_own(direction),
             Room::Borrowed => {
                 usage.borrowed.fetch_sub(1, Ordering::Relaxed);
-                self.borrowed.fetch_sub(1, Ordering::Relaxed)
+                self.borrowed.fetch_sub(1, Ordering::Relaxed);
             }
-        };
-    }
-
-    /// Whether a refusal of the pod is to be logged, and how many have not been since the last.
-    fn log(&self, usage: &Usage) -> Option<u64> {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let last = usage.logged.load(Ordering::Relaxed);
-        let due = last == 0 || now.saturating_sub(last - 1) >= LOG_EVERY_MS;
-        let ours = due
-            && usage
-                .logged
-                .compare_exchange(last, now + 1, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
-        if ours {
-            return Some(usage.unlogged.swap(0, Ordering::Relaxed));
         }
-        usage.unlogged.fetch_add(1, Ordering::Relaxed);
-        None
     }
 }
 
@@ -246,6 +234,25 @@ impl Usage {
     pub fn open(&self) -> usize {
         self.own.load(Ordering::Relaxed) + self.borrowed.load(Ordering::Relaxed)
     }
+
+    fn take_own(&self, share: usize, direction: Direction) -> bool {
+        let inbound = direction == Direction::Inbound;
+        if inbound && !below(&self.inbound, share - share / OUTBOUND) {
+            return false;
+        }
+        let taken = below(&self.own, share);
+        if inbound && !taken {
+            self.inbound.fetch_sub(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    fn give_back_own(&self, direction: Direction) {
+        self.own.fetch_sub(1, Ordering::Relaxed);
+        if direction == Direction::Inbound {
+            self.inbound.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Drop for Permit {
@@ -254,9 +261,8 @@ impl Drop for Permit {
     }
 }
 
-/// Tells of a connection that was refused for want of room: counted always, logged once a second.
+/// Tells of a connection that was refused for want of room.
 pub(crate) fn refused(
-    budget: &Budget,
     recorder: &Recorder,
     state: &MeshState,
     pod: &Pod,
@@ -265,7 +271,7 @@ pub(crate) fn refused(
     full: Full,
 ) {
     let own = state.workload(pod.workload.as_ref());
-    let of_pod = End1 {
+    let of_pod = ConnectionEnd {
         addr: None,
         workload: own.map(|workload| Arc::clone(&workload.name)),
         namespace: own.map(|workload| Arc::clone(&workload.namespace)),
@@ -277,14 +283,11 @@ pub(crate) fn refused(
     };
     let inbound = direction == Direction::Inbound;
     let labels = if inbound {
-        TcpLabels::new("destination", Party::default(), us, None, "unknown")
+        TcpLabels::new("destination", Party::default(), us, None, Security::Unknown)
     } else {
-        TcpLabels::new("source", us, Party::default(), None, "unknown")
+        TcpLabels::new("source", us, Party::default(), None, Security::Unknown)
     };
-    let Some(unlogged) = budget.log(&pod.usage) else {
-        return recorder.metrics.fail(&labels, FLAGS, full.code());
-    };
-    let (mut source, mut destination) = (End1::default(), End1::default());
+    let (mut source, mut destination) = (ConnectionEnd::default(), ConnectionEnd::default());
     *(if inbound {
         &mut destination
     } else {
@@ -298,22 +301,15 @@ pub(crate) fn refused(
         source,
         destination,
         service: None,
-        security: "unknown",
+        security: Security::Unknown,
         tunnel: None,
     };
-    let others = match unlogged {
-        0 => String::new(),
-        more => format!(" ({more} more of this pod since the last such line)"),
-    };
     let refusal = Refusal {
-        flags: FLAGS,
-        reason: full.code(),
-        text: format!("{full}{others}"),
+        reason: full.reason(),
+        text: full.to_string(),
     };
     recorder.refuse(&description, &labels, refusal);
 }
-
-pub(crate) const FLAGS: &str = "OVERFLOW";
 
 /// Publishes how much room there is and how much of it is used.
 pub fn register(metrics: &Metrics, budget: Arc<Budget>) {
@@ -357,7 +353,7 @@ impl Worker {
         direction: Direction,
         ends: (SocketAddr, SocketAddr),
     ) -> Result<Permit, Full> {
-        let admitted = self.shared.budget.admit(pod);
+        let admitted = self.shared.budget.admit(pod, direction);
         admitted.inspect_err(|full| self.refuse_full(pod, direction, ends, *full))
     }
 
@@ -370,21 +366,13 @@ impl Worker {
         full: Full,
     ) {
         let (shared, state) = (&self.shared, self.shared.mesh.state());
-        refused(
-            &shared.budget,
-            &shared.recorder,
-            &state,
-            pod,
-            direction,
-            ends,
-            full,
-        );
+        refused(&shared.recorder, &state, pod, direction, ends, full);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Budget, Full, Limits, Room, Usage};
+    use super::{Budget, Direction, Full, Limits, Room, Usage};
 
     fn budget(total: usize, per_pod: usize, pods: usize) -> Budget {
         let budget = Budget::new(Limits { total, per_pod }, 0);
@@ -393,7 +381,32 @@ mod tests {
     }
 
     fn take_all(budget: &Budget, usage: &Usage) -> Vec<Room> {
-        std::iter::from_fn(|| budget.take(usage).ok()).collect()
+        take_all_of(budget, usage, Direction::Outbound)
+    }
+
+    fn take_all_of(budget: &Budget, usage: &Usage, direction: Direction) -> Vec<Room> {
+        std::iter::from_fn(|| budget.take(usage, direction).ok()).collect()
+    }
+
+    #[test]
+    fn who_dials_a_pod_leaves_it_room_to_dial_others() {
+        for pods in [1, 2, 10] {
+            let budget = budget(1000, 0, pods);
+            let (popular, neighbour) = (Usage::default(), Usage::default());
+            let share = 500 / pods;
+            let inbound = take_all_of(&budget, &popular, Direction::Inbound);
+            assert_eq!(inbound.len(), 500 + share - share / 4);
+            let outbound = take_all(&budget, &popular);
+            assert_eq!(outbound.len(), share / 4);
+            assert_eq!(take_all(&budget, &neighbour).len(), share);
+            for room in inbound.into_iter().chain(outbound) {
+                budget.give_back(&popular, room);
+            }
+            assert_eq!(
+                take_all_of(&budget, &popular, Direction::Inbound).len(),
+                500 + share - share / 4
+            );
+        }
     }
 
     #[test]
@@ -426,7 +439,10 @@ mod tests {
         let budget = budget(1000, 10, 2);
         let usage = Usage::default();
         assert_eq!(take_all(&budget, &usage).len(), 10);
-        assert_eq!(budget.take(&usage), Err(Full::Limit { limit: 10 }));
+        assert_eq!(
+            budget.take(&usage, Direction::Outbound),
+            Err(Full::Limit { limit: 10 })
+        );
     }
 
     #[test]
@@ -436,25 +452,16 @@ mod tests {
         assert_eq!(take_all(&budget, &first).len(), 6);
         budget.set_pods(1000);
         assert_eq!(budget.share(), 1);
-        assert!(budget.take(&first).is_err());
-        assert_eq!(budget.take(&Usage::default()), Ok(Room::Own));
+        assert!(budget.take(&first, Direction::Outbound).is_err());
+        assert_eq!(
+            budget.take(&Usage::default(), Direction::Outbound),
+            Ok(Room::Own(Direction::Outbound))
+        );
     }
 
     #[test]
     fn without_configuration_descriptors_decide() {
         let budget = Budget::new(Limits::default(), 20_000);
         assert_eq!(budget.share() + budget.common(), 8750);
-    }
-
-    #[test]
-    fn refusals_are_logged_once_in_a_while_with_those_between() {
-        let budget = budget(1, 0, 1);
-        let usage = Usage::default();
-        assert_eq!(budget.log(&usage), Some(0));
-        for _ in 0..5 {
-            assert_eq!(budget.log(&usage), None);
-        }
-        usage.logged.store(0, super::Ordering::Relaxed);
-        assert_eq!(budget.log(&usage), Some(5));
     }
 }

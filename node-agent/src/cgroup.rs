@@ -7,39 +7,94 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The id of the cgroup2 directory that this process is in, below `root`: the mount, or a directory
-/// of it.
+/// Moves this process into a cgroup of its own, below the one that it is in, and gives the id of that.
 ///
-/// The id is the directory's inode number (`cgroup_id()` in include/linux/cgroup.h).
+/// The kernel half exempts the agent's connections inside pods by this id. Whatever the process was started
+/// in (a container's cgroup that a debugging shell shares, a session, the root where all kernels put what
+/// nobody has placed) is not the agent's alone. `root` is the mount of cgroup2, or a directory of it. The id is
+/// the directory's inode number (`cgroup_id()` in include/linux/cgroup.h).
 ///
 /// # Errors
-/// When this process is in no cgroup2, or not below `root`.
-pub fn own_id(root: &Path) -> io::Result<u64> {
+/// When this process is in no cgroup2, not below `root`, or may not make a cgroup; the error says what would
+/// be right.
+pub fn enter_own(root: &Path) -> io::Result<u64> {
+    let directory = own_directory(root)?;
+    forget_earlier(&directory);
+    let own = directory.join(format!("{OWN_PREFIX}{}", std::process::id()));
+    let fail = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!(
+                "cannot make the cgroup {}, by which the agent's own connections are known: {error}; cgroup2 must be mounted writable",
+                own.display()
+            ),
+        )
+    };
+    match std::fs::create_dir(&own) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
+        _ => {}
+    }
+    // Below a threaded cgroup there can be no other.
+    let kind = own.join("cgroup.type");
+    if std::fs::read_to_string(&kind).is_ok_and(|kind| kind.trim() == "domain invalid") {
+        std::fs::write(&kind, "threaded").map_err(fail)?;
+    }
+    std::fs::write(own.join("cgroup.procs"), "0").map_err(fail)?;
+    Ok(std::fs::metadata(&own).map_err(fail)?.ino())
+}
+
+/// Of the cgroups that agents make for themselves.
+const OWN_PREFIX: &str = "keelson-agent-";
+
+/// The directory of the cgroup that this process is in.
+fn own_directory(root: &Path) -> io::Result<PathBuf> {
     let text = std::fs::read_to_string("/proc/self/cgroup")?;
     let path = unified_path(&text)
         .ok_or_else(|| io::Error::other("this process is in no cgroup2; mount cgroup2"))?;
-    let directory = place(root, Path::new(path.trim_start_matches('/')));
-    let metadata = std::fs::metadata(&directory).map_err(|e| {
-        io::Error::new(
-            e.kind(),
-            format!(
-                "cannot find the agent's own cgroup {}: {e}",
-                directory.display()
-            ),
-        )
-    })?;
-    Ok(metadata.ino())
+    let named = place(root, Path::new(path.trim_start_matches('/')));
+    if has_us(&named) {
+        return Ok(named);
+    }
+    // In a cgroup namespace of our own the path does not begin at the mount.
+    let mut all = directories_below(root);
+    all.find(|directory| has_us(directory)).ok_or_else(|| {
+        io::Error::other(format!(
+            "the agent's own cgroup, {path}, is not below {}; --cgroup-root must name where cgroup2 is mounted",
+            root.display()
+        ))
+    })
+}
+
+fn has_us(directory: &Path) -> bool {
+    let own = std::process::id().to_string();
+    // `cgroup.procs` cannot be read in threaded cgroups.
+    std::fs::read_to_string(directory.join("cgroup.threads"))
+        .is_ok_and(|threads| threads.lines().any(|thread| thread == own))
+}
+
+/// Removes the cgroups of agents that have ended; those of others cannot be removed.
+fn forget_earlier(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(OWN_PREFIX) {
+            let _in_use = std::fs::remove_dir(entry.path()).is_err();
+        }
+    }
 }
 
 /// The ids of a cgroup directory and of all below it. One that goes while they are read is left out.
 #[must_use]
 pub fn ids_below(root: &Path) -> HashSet<u64> {
-    let mut ids = HashSet::new();
+    directories_below(root)
+        .filter_map(|directory| std::fs::metadata(directory).ok())
+        .map(|metadata| metadata.ino())
+        .collect()
+}
+
+/// A directory and all below it.
+fn directories_below(root: &Path) -> impl Iterator<Item = PathBuf> {
     let mut open = vec![root.to_owned()];
-    while let Some(directory) = open.pop() {
-        if let Ok(metadata) = std::fs::metadata(&directory) {
-            ids.insert(metadata.ino());
-        }
+    std::iter::from_fn(move || {
+        let directory = open.pop()?;
         let entries = std::fs::read_dir(&directory).into_iter().flatten();
         open.extend(
             entries
@@ -47,45 +102,72 @@ pub fn ids_below(root: &Path) -> HashSet<u64> {
                 .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
                 .map(|entry| entry.path()),
         );
-    }
-    ids
+        Some(directory)
+    })
 }
 
-/// The network namespaces of pods, by uid: each that of a process whose cgroup path names the pod's uid,
-/// as kubelets write it. One look at all processes of the node, which takes some 10 us for each.
+/// The network namespaces of pods, by uid: those of all processes whose cgroup path names the pod's uid, as
+/// kubelets write it, each namespace once. One look at all processes of the node, which takes some 10 us for
+/// each.
 ///
 /// Both forms are known: `pod<uid>` and, by systemd's rules, `pod<uid with underscores>`.
 #[must_use]
-pub fn netns_of_pods<'u>(uids: impl IntoIterator<Item = &'u str>) -> BTreeMap<&'u str, PathBuf> {
-    let mut sought: Vec<(&str, [String; 2])> = uids
+pub fn netns_of_pods<'u>(
+    uids: impl IntoIterator<Item = &'u str>,
+) -> BTreeMap<&'u str, Vec<PathBuf>> {
+    let sought: Vec<(&str, [String; 2])> = uids
         .into_iter()
         .map(|uid| {
             let forms = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
             (uid, forms)
         })
         .collect();
-    let mut found = BTreeMap::new();
+    let mut found: BTreeMap<&str, Vec<PathBuf>> = BTreeMap::new();
     if sought.is_empty() {
         return found;
     }
-    let processes = std::fs::read_dir("/proc").into_iter().flatten();
-    for process in processes.filter_map(Result::ok) {
-        let path = process.path();
-        let Ok(text) = std::fs::read_to_string(path.join("cgroup")) else {
+    let mut seen = HashSet::new();
+    for process in processes() {
+        let Ok(text) = std::fs::read_to_string(process.join("cgroup")) else {
             continue;
         };
-        sought.retain(|(uid, forms)| {
-            let is_it = forms.iter().any(|form| text.contains(form));
-            if is_it {
-                found.insert(*uid, path.join("ns/net"));
+        let named = |forms: &[String; 2]| forms.iter().any(|form| text.contains(form));
+        for (uid, _) in sought.iter().filter(|(_, forms)| named(forms)) {
+            let path = process.join("ns/net");
+            // One that has just ended is in no namespace.
+            let Ok(netns) = std::fs::metadata(&path) else {
+                continue;
+            };
+            if seen.insert((*uid, netns.ino())) {
+                found.entry(uid).or_default().push(path);
             }
-            !is_it
-        });
-        if sought.is_empty() {
-            break;
         }
     }
     found
+}
+
+/// For each of these network namespaces, by inode number, that a process other than this one is in, the path
+/// by which it is found there.
+#[must_use]
+pub fn inhabited(namespaces: &HashSet<u32>) -> BTreeMap<u32, PathBuf> {
+    let own = PathBuf::from(format!("/proc/{}", std::process::id()));
+    let mut found = BTreeMap::new();
+    for process in processes().filter(|process| *process != own) {
+        let path = process.join("ns/net");
+        let inode = std::fs::metadata(&path).map(|netns| u32::try_from(netns.ino()));
+        if let Ok(Ok(inode)) = inode
+            && namespaces.contains(&inode)
+        {
+            found.entry(inode).or_insert(path);
+        }
+    }
+    found
+}
+
+/// The directories of all processes, and some others, below `/proc`.
+fn processes() -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(Result::ok).map(|entry| entry.path())
 }
 
 /// Where `path`, which begins at the mount, lies below `root`, which may be below the mount.

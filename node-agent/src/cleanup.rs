@@ -1,10 +1,11 @@
 //! Leaves the node as it was before the first agent: releases pods, detaches and unpins everything.
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
 use anyhow::Context;
 
 use crate::{
+    bpf,
     config::CleanupArgs,
     netns::{Netns, remember_home},
     pod::Sandbox,
@@ -26,7 +27,11 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
         {
             tracing::warn!(pod = %sandbox.pod, %error, "cannot remove the capture rule");
         }
+        if let Ok(netns) = Netns::open(&sandbox.netns) {
+            bpf::remove_filters(&args.bpf_dir, Some(&netns));
+        }
     }
+    bpf::remove_filters(&args.bpf_dir, None);
     // Removing the pins detaches: nobody else holds the links.
     remove_dir(&args.bpf_dir)?;
     remove_dir(&args.runtime_dir)
@@ -37,11 +42,77 @@ fn sandboxes(dir: &Path) -> Vec<Sandbox> {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
+/// Removes a directory. One that something is mounted on, such as a volume of a container, is emptied: it was there
+/// before the first agent.
 fn remove_dir(dir: &Path) -> anyhow::Result<()> {
     match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::ResourceBusy && is_empty(dir) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+    }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{
+        mount::{MntFlags, MsFlags, mount, umount2},
+        sched::{CloneFlags, unshare},
+    };
+
+    use super::*;
+
+    /// Mounts in a mount namespace of this thread alone.
+    fn mounted(dir: &Path) {
+        let nothing: Option<&str> = None;
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        mount(
+            nothing,
+            "/",
+            nothing,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            nothing,
+        )
+        .unwrap();
+        mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_a_mount_point_is_emptied_and_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("run");
+        std::fs::create_dir(&dir).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                mounted(&dir);
+                std::fs::create_dir_all(dir.join("certs/shop")).unwrap();
+                std::fs::write(dir.join("certs/shop/key"), "k").unwrap();
+                remove_dir(&dir).unwrap();
+                assert!(is_empty(&dir) && dir.exists());
+                remove_dir(&dir).unwrap();
+                umount2(&dir, MntFlags::empty()).unwrap();
+            });
+        });
+        remove_dir(&dir).unwrap();
+        assert!(!dir.exists());
+        remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_mounted_further_inside_is_not_passed_over() {
+        let place = tempfile::tempdir().unwrap();
+        let inner = place.path().join("run/inner");
+        std::fs::create_dir_all(&inner).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                mounted(&inner);
+                let error = remove_dir(&place.path().join("run")).unwrap_err();
+                assert!(error.to_string().contains("run"), "{error}");
+            });
+        });
     }
 }

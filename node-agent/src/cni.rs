@@ -76,7 +76,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Who answers requests.
 #[derive(Clone)]
-pub struct Desk {
+pub struct CniService {
     /// Does what they ask.
     pub enrol: EnrolHandle,
     /// Whether a successor does it instead.
@@ -86,13 +86,13 @@ pub struct Desk {
 }
 
 /// Serves until the future is dropped.
-pub async fn serve(listener: UnixListener, desk: Desk) {
+pub async fn serve(listener: UnixListener, service: CniService) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let desk = desk.clone();
+                let service = service.clone();
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = answer(stream, &desk).await {
+                    if let Err(error) = answer(stream, &service).await {
                         tracing::debug!(%error, "a CNI request was not completed");
                     }
                 });
@@ -105,24 +105,32 @@ pub async fn serve(listener: UnixListener, desk: Desk) {
     }
 }
 
-async fn answer(stream: UnixStream, desk: &Desk) -> io::Result<()> {
+async fn answer(stream: UnixStream, service: &CniService) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut reader = BufReader::new(read.take(LINE_LIMIT));
     tokio::time::timeout(REQUEST_WITHIN, reader.read_line(&mut line)).await??;
     let reply = match serde_json::from_str(&line) {
-        Ok(request) => perform(request, &desk.enrol).await,
+        Ok(request) => perform(request, &service.enrol).await,
         Err(error) => Some(Reply::Error(format!("not a request: {error}"))),
     };
     let mut text = match reply {
         Some(reply) => serde_json::to_vec(&reply)?,
-        None if *desk.stage.borrow() == Stage::Succeeded => forward(&line, &desk.path).await?,
+        None if *service.stage.borrow() == Stage::Succeeded => {
+            forward(&line, &service.path).await?
+        }
         None => serde_json::to_vec(&Reply::Error("the agent is stopping; try again".to_owned()))?,
     };
     if text.last() != Some(&b'\n') {
         text.push(b'\n');
     }
     write.write_all(&text).await
+}
+
+/// Reads a request as a fuzzer writes it.
+#[cfg(fuzzing)]
+pub fn fuzz(line: &str) {
+    let _request = serde_json::from_str::<Request>(line);
 }
 
 /// Hands a request to the successor, whose answer it gets.

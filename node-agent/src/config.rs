@@ -68,6 +68,23 @@ pub enum Framing {
     Hbone,
 }
 
+/// Who makes the TLS records of tunnels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Records {
+    /// rustls.
+    Rustls,
+    /// This project, with keys that rustls hands over.
+    Own,
+}
+
+fn tunnel_age(text: &str) -> Result<Duration, String> {
+    let age = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if age < Duration::from_secs(1) {
+        return Err("a tunnel lives for at least 1s".to_owned());
+    }
+    Ok(age)
+}
+
 /// How to run.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -110,6 +127,13 @@ pub struct RunArgs {
     /// What tunnels to other agents of this mesh are framed in. Peers of another make always get HBONE.
     #[arg(long, value_enum, default_value = "thin")]
     pub tunnel_framing: Framing,
+    /// Who makes the TLS records of tunnels in the thin framing: rustls, or code of this project that does
+    /// less work in bulk and that fewer people have read.
+    #[arg(long, value_enum, default_value = "rustls")]
+    pub tunnel_records: Records,
+    /// How old a tunnel may become; the connections in it go on when another takes its place.
+    #[arg(long, default_value = "1h", value_parser = tunnel_age)]
+    pub tunnel_max_age: Duration,
     /// How long a worker may stay awake for bytes that it expects at once; 0s puts it to sleep at once.
     #[arg(long, default_value = "100us", value_parser = humantime::parse_duration)]
     pub busy_poll: Duration,
@@ -122,6 +146,10 @@ pub struct RunArgs {
     /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`.
     #[arg(long, default_value = "info")]
     pub log: String,
+    /// Log what the kernel half decides, with pod and reason, under the target `ebpf`. Only debug builds that were
+    /// made for it can: `cargo xtask build --ebpf-log`.
+    #[arg(long)]
+    pub ebpf_log: bool,
     /// After SIGTERM or after another agent has taken over, how long connections may go on before they are reset.
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     pub drain_deadline: Duration,
@@ -158,6 +186,21 @@ pub struct RunArgs {
     /// are plain text of nobody to their servers.
     #[arg(long, default_value_t = 65536)]
     pub max_direct_flows: u32,
+    /// Room for addresses that are captured on other nodes, and for those of services. Plain traffic to an address
+    /// beyond it is neither dropped nor counted by the wall.
+    #[arg(long, default_value_t = 131_072)]
+    pub max_walled_addresses: u32,
+    /// Room for plain connections that are older than the wall between their ends. One beyond it ends when the wall
+    /// is enforced.
+    #[arg(long, default_value_t = 16384)]
+    pub max_plain_flows: u32,
+    /// Attach guard and wall by clsact, as on kernels without tcx. For tests.
+    #[arg(long, hide = true)]
+    pub no_tcx: bool,
+    /// Addresses of the mesh that connections may have to be carried to. While there are more the agent carries
+    /// all connections, also those that could be left alone.
+    #[arg(long, default_value_t = 262_144)]
+    pub max_carried: u32,
     /// Version of the kernel contract that pins are kept under. For tests of upgrades: an agent with another
     /// one shares no program and no map with this one.
     #[arg(long, hide = true, default_value_t = abi::ABI_VERSION)]
@@ -165,9 +208,13 @@ pub struct RunArgs {
     /// Room for pods in the kernel's maps. A pod beyond it is refused capture and reported.
     #[arg(long, default_value_t = 1024)]
     pub max_pods: u32,
-    /// Room for listening ports of all pods in the kernel's maps. A port beyond it is refused and counted.
-    #[arg(long, default_value_t = 16384)]
+    /// Room for listening ports of all captured pods in the kernel's maps, each counted once for IPv4 and once for
+    /// IPv6. A port beyond it is refused and counted.
+    #[arg(long, default_value_t = 65536)]
     pub max_listening_ports: u32,
+    /// How much of it one pod may use, so that none leaves the others without; 0 is one part in 64.
+    #[arg(long, default_value_t = 0)]
+    pub max_listening_ports_per_pod: u32,
     /// Connections that the agent carries for all pods together; 0 derives it from the limit of open
     /// files. Half of them are divided among the captured pods, the other half is for whoever needs more.
     #[arg(long, default_value_t = 0)]

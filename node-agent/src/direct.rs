@@ -6,13 +6,15 @@
 
 mod alias;
 mod compile;
+mod denials;
 mod events;
+mod older;
 mod revoke;
 mod verdicts;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -20,22 +22,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use abi::{Addr, DirectVerdict, Reason};
+use abi::{Addr, DirectVerdict, Event, EventKind, Flow, Reason};
 use arc_swap::ArcSwap;
-use model::WorkloadUid;
+use model::{Ending, MeshState, WorkloadUid};
+use runtime::threads::{self, Told};
 
 use crate::{
-    bpf::{Kernel, KernelError},
+    bpf::{Drawn, Kernel, KernelError},
     budget::Budget,
     config::SameNode,
     enrol::describe,
     mesh::Mesh,
+    metrics::Cut,
+    native::Native,
+    older::Older,
     pod::Pod,
     record::{LiveView, Recorder},
     turns,
+    wall::Walls,
 };
-pub use compile::{LocalPod, Tables, compile};
+pub(crate) use compile::session_seconds;
+pub use compile::{LocalPod, ServiceTable, Tables, compile};
+use denials::{Denials, Sink};
 use events::Ledger;
+use older::Elders;
 use revoke::{Left, Policy, Sweep};
 
 /// How often the ring of events is emptied.
@@ -66,7 +76,9 @@ enum Message {
     Mesh,
     /// The captured pods of this node have changed, or the addresses of its other pods.
     Pods(Vec<Arc<Pod>>, Vec<IpAddr>),
-    /// Which direct connections there are.
+    /// These connections of a pod are older than its capture; others that it was opening were ended.
+    Older(Arc<Pod>, Vec<Older>, Vec<(SocketAddr, SocketAddr)>),
+    /// Which direct and older connections there are.
     Connections(tokio::sync::oneshot::Sender<Vec<LiveView>>),
     /// From now on the tables and events are this agent's; with those that a predecessor left
     /// brought up to date before the answer, or removed.
@@ -101,7 +113,15 @@ impl DirectHandle {
         self.send(Message::Pods(pods, others));
     }
 
-    /// The direct connections that are known.
+    /// These connections of a pod are older than its capture: (client, server) of what it was opening and
+    /// that was `ended`.
+    pub fn older(&self, pod: Arc<Pod>, open: Vec<Older>, ended: Vec<(SocketAddr, SocketAddr)>) {
+        if !open.is_empty() || !ended.is_empty() {
+            self.send(Message::Older(pod, open, ended));
+        }
+    }
+
+    /// The direct and the older connections that are known.
     pub async fn connections(&self) -> Vec<LiveView> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.send(Message::Connections(reply));
@@ -140,6 +160,7 @@ pub struct Direct {
     mesh: Arc<Mesh>,
     recorder: Arc<Recorder>,
     reached: Arc<Reached>,
+    native: Arc<Native>,
     /// Divided among the captured pods, whose number this thread is told.
     budget: Arc<Budget>,
     /// How pods of this node talk to each other where the mesh does not say.
@@ -149,14 +170,20 @@ pub struct Direct {
     others: Vec<IpAddr>,
     tables: Tables,
     ledger: Ledger,
+    denials: Denials,
+    elders: Elders,
     /// Clients that have left the mesh and have connections open.
     left: Arc<[Left]>,
+    /// What captured pods reach by tunnel only.
+    walls: Walls,
     /// Pods to which something is refused since a policy, and not all connections were looked at.
     sweep: Sweep,
     /// Connections may be open that are not listed: an earlier agent's, or their beginning was not told.
     unlisted: bool,
     /// Events that the kernel had no room for, as of the last look.
     lost: u64,
+    /// Refused connections that the kernel could not tell of, likewise.
+    untold: u64,
     updated: Instant,
     sampled: Instant,
     in_charge: bool,
@@ -172,6 +199,7 @@ impl Direct {
         mesh: Arc<Mesh>,
         recorder: Arc<Recorder>,
         reached: Arc<Reached>,
+        native: Arc<Native>,
         budget: Arc<Budget>,
         same_node: SameNode,
     ) -> std::io::Result<DirectHandle> {
@@ -181,11 +209,14 @@ impl Direct {
             tracing::warn!(%error, "cannot schedule the agent's own work after traffic");
         }
         let (sender, messages) = mpsc::channel();
+        let walls = Walls::new(Arc::clone(&kernel), Arc::clone(&mesh));
         let direct = Self {
+            walls,
             kernel,
             mesh,
             recorder,
             reached,
+            native,
             budget,
             same_node,
             messages,
@@ -193,40 +224,42 @@ impl Direct {
             others: Vec::new(),
             tables: Tables::default(),
             ledger: Ledger::default(),
+            denials: Denials::default(),
+            elders: Elders::default(),
             left: Arc::default(),
             sweep: Sweep::default(),
             unlisted: false,
             lost: 0,
+            untold: 0,
             updated: Instant::now(),
             sampled: Instant::now(),
             in_charge: false,
         };
-        std::thread::Builder::new()
-            .name("direct".to_owned())
-            .spawn(move || direct.run())?;
+        threads::spawn("direct", move || direct.run())?;
         Ok(DirectHandle(sender))
     }
 
-    fn run(mut self) {
+    fn run(mut self) -> Told {
         loop {
             let mut changed = false;
-            let wait = self.sweep.wait().map_or(LOOK, |wait| wait.min(LOOK));
+            let waits = [self.sweep.wait(), self.walls.wait()].into_iter().flatten();
+            let wait = waits.fold(LOOK, Duration::min);
             match self.messages.recv_timeout(wait) {
                 Ok(message) => {
                     let Some(change) = self.on(message) else {
-                        return;
+                        return Told;
                     };
                     changed |= change;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return Told,
             }
             if changed {
                 std::thread::sleep(SETTLE.saturating_sub(self.updated.elapsed()));
             }
             while let Ok(message) = self.messages.try_recv() {
                 let Some(change) = self.on(message) else {
-                    return;
+                    return Told;
                 };
                 changed |= change;
             }
@@ -236,6 +269,9 @@ impl Direct {
                 self.updated = Instant::now();
             }
             self.sweep_one();
+            if self.in_charge {
+                self.walls.turn();
+            }
             self.take_events();
             if self.sampled.elapsed() >= SAMPLE {
                 self.sample();
@@ -245,6 +281,9 @@ impl Direct {
 
     fn sample(&mut self) {
         self.ledger.sample(&self.pods, &self.recorder);
+        self.recorder.settle();
+        let ended = self.elders.sample(&self.recorder);
+        self.unlist(ended);
         self.sampled = Instant::now();
     }
 
@@ -255,15 +294,24 @@ impl Direct {
             Message::Pods(pods, others) => {
                 self.budget.set_pods(pods.len());
                 self.note_left(&pods);
+                let gone = self.elders.retain(&pods);
+                self.unlist(gone);
+                self.walls.set_pods(&pods);
                 self.pods = pods;
                 self.others = others;
                 Some(true)
+            }
+            Message::Older(pod, open, ended) => {
+                self.take_older(&pod, open, &ended);
+                Some(false)
             }
             Message::Connections(reply) => {
                 self.take_events();
                 self.sample();
                 // Whoever asked may have gone.
-                drop(reply.send(self.ledger.views()));
+                let mut views = self.ledger.views();
+                views.extend(self.elders.views());
+                drop(reply.send(views));
                 Some(false)
             }
             Message::Charge(inherit, done) => {
@@ -273,6 +321,7 @@ impl Direct {
             }
             Message::Pause(done) => {
                 self.take_events();
+                self.native.pause();
                 self.in_charge = false;
                 let _nobody_waits = done.send(()).is_err();
                 Some(false)
@@ -285,11 +334,15 @@ impl Direct {
     /// and is asked about again a moment later, at its SYN: they are compared instead.
     fn charge(&mut self, inherit: Inherit) {
         self.in_charge = true;
+        self.walls.charge();
+        self.native.charge();
         self.lost = self.kernel.counter(Reason::EventLost);
+        self.untold = self.kernel.counter(Reason::DenialLost);
         self.unlisted |= !self.kernel.direct().local_pods().is_empty();
         if inherit == Inherit::Nothing {
             self.kernel.direct().clear();
             self.tables = Tables::default();
+            self.denials = Denials::default();
             return;
         }
         self.tables = {
@@ -306,11 +359,13 @@ impl Direct {
                 services: kernel
                     .services()
                     .into_iter()
-                    .map(|key| (key, Vec::new()))
+                    .map(|key| (key, ServiceTable::default()))
                     .collect(),
                 ..Tables::default()
             }
         };
+        let counts = self.kernel.direct().all_denials();
+        self.denials.inherit(counts, &self.tables.verdicts);
         self.update();
     }
 
@@ -321,6 +376,10 @@ impl Direct {
         let state = self.mesh.state();
         let mut events = Vec::new();
         self.kernel.direct().events(|event| events.push(event));
+        let (refused, events): (Vec<_>, Vec<_>) = events
+            .into_iter()
+            .partition(|event| event.kind == EventKind::Denied as u32);
+        self.take_denials(refused, &state);
         let mut opened: BTreeMap<u32, Vec<_>> = BTreeMap::new();
         for event in events {
             if let Some((server, ends)) =
@@ -340,6 +399,53 @@ impl Direct {
         };
         for (server, listed) in opened {
             policy.end_listed(&self.pods, &self.recorder, server, &listed);
+        }
+    }
+
+    fn take_denials(&mut self, events: Vec<Event>, state: &MeshState) {
+        let untold = self.kernel.counter(Reason::DenialLost);
+        let mut kernel = self.kernel.direct();
+        let to = Sink {
+            state,
+            pods: &self.pods,
+            recorder: &self.recorder,
+        };
+        self.denials.take(&mut kernel, events, &to);
+        if std::mem::replace(&mut self.untold, untold) != untold {
+            self.denials.has_untold();
+        }
+        self.denials.take_untold(&kernel, &to);
+        self.denials
+            .forget_gone(&mut kernel, &self.tables.verdicts, &to);
+    }
+
+    /// Lists older connections and asks policy about them.
+    fn take_older(
+        &mut self,
+        pod: &Arc<Pod>,
+        mut open: Vec<Older>,
+        ended: &[(SocketAddr, SocketAddr)],
+    ) {
+        self.recorder.metrics.cut(Cut::Older, ended.len() as u64);
+        for (client, server) in ended {
+            tracing::info!(target: "access", direction = "outbound", pod = %pod.name, src.addr = %client, dst.addr = %server,
+                end = Ending::Older.as_str(), "connection ended: its pod was captured while it was being opened");
+        }
+        // A pod that is captured again may have direct connections.
+        open.retain(|older| !self.ledger.has(&older.flow()));
+        let state = self.mesh.state();
+        self.elders.add(pod, open, &state, &self.recorder);
+        self.elders.judge(&state, &self.recorder);
+    }
+
+    /// Lets the kernel forget older connections.
+    fn unlist(&self, flows: Vec<Flow>) {
+        if flows.is_empty() || !self.in_charge {
+            return;
+        }
+        let mut kernel = self.kernel.older();
+        for flow in flows {
+            kernel.remove(flow);
         }
     }
 
@@ -365,10 +471,12 @@ impl Direct {
         if !self.in_charge {
             return;
         }
+        self.walls.update();
         // Read before the state: a newer state makes the time longer, never shorter.
         let since = self.mesh.since().unwrap_or_else(Instant::now);
         self.follow_same_node();
         let state = self.mesh.state();
+        self.elders.judge(&state, &self.recorder);
         let local: Vec<LocalPod> = self.pods.iter().map(|pod| LocalPod::of(pod)).collect();
         let mut tables = compile(&state, &local);
         // Nobody else may use them: the source guard looks here.
@@ -380,6 +488,8 @@ impl Direct {
         }
         self.ledger.changed();
         let withdrawn = self.apply(&mut tables);
+        self.denials
+            .changed(&self.tables.verdicts, &tables.verdicts);
         self.reached.0.store(Arc::new(tables.reached.clone()));
         self.tables = tables;
         tracing::debug!(
@@ -473,11 +583,15 @@ impl Direct {
             .keys()
             .filter(|key| !tables.services.contains_key(*key))
         {
-            drop(kernel.set_service(*key, &[]));
+            drop(kernel.set_service(*key, &Drawn::default()));
         }
-        tables.services.retain(|key, endpoints| {
-            self.tables.services.get(key) == Some(endpoints)
-                || troubles.took(kernel.set_service(*key, &alias::slots(endpoints)))
+        tables.services.retain(|key, table| {
+            let drawn = || Drawn {
+                slots: alias::slots(&table.targets),
+                session_seconds: table.session_seconds,
+            };
+            self.tables.services.get(key) == Some(table)
+                || troubles.took(kernel.set_service(*key, &drawn()))
         });
         drop(kernel);
         troubles.say();

@@ -6,16 +6,22 @@
 //! complete; a running pod is captured inbound first, then outbound; a leaving pod stops dialling
 //! through the agent first and ends tunnels last.
 
+mod addresses;
+mod audit;
 mod capture;
 mod charge;
+mod desertion;
 mod earlier;
 mod entry;
+mod namespace;
+mod older;
 mod saved;
 mod tell;
 mod terms;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -24,6 +30,7 @@ use std::{
 };
 
 use abi::PodState;
+use runtime::threads::Told;
 use tls::SvidStore;
 use tokio::sync::{oneshot, watch};
 
@@ -31,6 +38,7 @@ use crate::{
     bpf::Kernel,
     cgroup,
     direct::{DirectHandle, Inherit},
+    mesh::Mesh,
     metrics::EnrolmentMetrics,
     netns::Netns,
     pod::{PodName, Sandbox},
@@ -40,7 +48,8 @@ use earlier::Earlier;
 use entry::{Entry, Phase};
 use saved::Saved;
 pub use terms::{
-    Added, Awaited, Command, Ends, EnrolConfig, EnrolHandle, Listed, Parts, Wanted, WantedPods,
+    Added, Awaited, Command, Ends, EnrolConfig, EnrolHandle, Holding, Listed, Parts, Wanted,
+    WantedPods,
 };
 
 /// Whose the kernel's maps and the pods' namespaces are.
@@ -65,6 +74,7 @@ const STARTED: Duration = Duration::from_secs(10);
 /// The enrolment thread's state.
 pub struct Enroller {
     kernel: Arc<Kernel>,
+    mesh: Arc<Mesh>,
     workers: Vec<WorkerHandle>,
     certs: Arc<SvidStore>,
     config: EnrolConfig,
@@ -72,9 +82,9 @@ pub struct Enroller {
     wanted: Option<Arc<WantedPods>>,
     entries: BTreeMap<PodName, Entry>,
     next_id: u32,
-    captured: watch::Sender<Option<BTreeSet<String>>>,
+    captured: watch::Sender<Option<Arc<Holding>>>,
     direct: DirectHandle,
-    told: Vec<u32>,
+    told: Option<tell::Told>,
     commands: mpsc::Receiver<Command>,
     audited: Instant,
     stored: Vec<Saved>,
@@ -89,6 +99,8 @@ pub struct Enroller {
     deferred: Vec<Command>,
     /// Programs of another version are attached.
     others: bool,
+    /// Running pods of which it cannot be said which namespace is theirs.
+    undecided: BTreeSet<PodName>,
 }
 
 impl Enroller {
@@ -100,6 +112,7 @@ impl Enroller {
         let (awaited, awaited_receiver) = watch::channel(None);
         let enroller = Self {
             kernel: parts.kernel,
+            mesh: parts.mesh,
             workers: parts.workers,
             certs: parts.certs,
             config: parts.config,
@@ -109,7 +122,7 @@ impl Enroller {
             next_id: 1,
             captured,
             direct: parts.direct,
-            told: Vec::new(),
+            told: None,
             commands,
             audited: Instant::now(),
             stored: Vec::new(),
@@ -120,6 +133,7 @@ impl Enroller {
             awaited,
             deferred: Vec::new(),
             others: false,
+            undecided: BTreeSet::new(),
         };
         let ends = Ends {
             handle: EnrolHandle(sender),
@@ -145,7 +159,7 @@ impl Enroller {
     }
 
     /// Runs until [`Command::Stop`].
-    pub fn run(mut self) {
+    pub fn run(mut self) -> Told {
         let mut started = Some(Instant::now());
         loop {
             if self.mode == Mode::InCharge
@@ -162,13 +176,13 @@ impl Enroller {
             let settled = self.mode == Mode::InCharge && self.is_settled();
             let wait = Duration::from_millis(if settled { 1000 } else { 20 });
             match self.commands.recv_timeout(wait) {
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return Told,
                 Ok(command) => self.on(command),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             while let Ok(command) = self.commands.try_recv() {
                 if matches!(command, Command::Stop) {
-                    return;
+                    return Told;
                 }
                 self.on(command);
             }
@@ -237,7 +251,7 @@ impl Enroller {
         });
         if let Some(entry) = renamed.filter(|_| !known) {
             entry.rename(sandbox);
-            self.told.clear();
+            self.told = None;
         } else if !known {
             let held = self.found_again(&sandbox, &netns);
             self.forget(&name);
@@ -276,7 +290,13 @@ impl Enroller {
                 PodState::Exempt
             };
             self.kernel
-                .set_pod(netns.cookie(), id, state, congestion(&netns))
+                .set_pod(
+                    netns.cookie(),
+                    id,
+                    state,
+                    congestion(&netns),
+                    capture::families(&sandbox.ips),
+                )
                 .map_err(|e| describe(&e))?;
         }
         let name = sandbox.pod.clone();
@@ -288,29 +308,23 @@ impl Enroller {
     fn pass(&mut self) {
         self.retry_earlier();
         self.find_running();
-        let audit = self.audited.elapsed() >= self.config.audit_interval;
-        if audit {
+        if self.audited.elapsed() >= self.config.audit_interval {
             self.audited = Instant::now();
+            self.let_deserted_go();
             self.let_gone_go();
+            self.audit();
         }
         let wanted = self.wanted.clone();
-        for (name, entry) in &mut self.entries {
-            let wish = wanted
-                .as_ref()
-                .and_then(|pods| pods.get(name))
-                .filter(|w| w.uid.is_empty() || w.uid == entry.sandbox.uid);
-            let context = capture::Context {
-                kernel: &self.kernel,
-                workers: &self.workers,
-                certs: &self.certs,
-                config: &self.config,
-            };
-            if audit && entry.phase == Phase::Captured && !capture::is_intact(&context, entry) {
-                tracing::warn!(pod = %name, "capture had been undone in the kernel or in the pod's namespace; capturing again");
-                self.metrics.repaired.inc();
-                entry.phase = Phase::Unknown;
+        let (context, entries) = self.parts();
+        for (name, entry) in entries {
+            let wish = wanted.as_ref().and_then(|pods| pods.get(name));
+            capture::step(&context, entry, entry.wish(wish));
+            if entry.phase == Phase::Captured {
+                capture::look_for_ports(context.kernel, entry);
             }
-            capture::step(&context, entry, wish);
+            if entry.opening.as_ref().is_some_and(older::Opening::is_due) {
+                older::look_again(&context, entry);
+            }
         }
         // Before anybody hears of a pod: a successor would take one that it does not find for gone.
         self.store();
@@ -337,22 +351,45 @@ impl Enroller {
             })
         };
         let running = cgroup::netns_of_pods(missing().map(|(_, wish)| wish.uid.as_str()));
-        let found: Vec<Sandbox> = missing()
+        let found: Vec<(Sandbox, Vec<PathBuf>)> = missing()
             .filter_map(|(name, wish)| {
-                Some(Sandbox {
+                let sandbox = Sandbox {
                     pod: name.clone(),
                     uid: wish.uid.clone(),
-                    netns: running.get(wish.uid.as_str())?.clone(),
+                    netns: PathBuf::new(),
                     ips: Vec::new(),
-                })
+                };
+                Some((sandbox, running.get(wish.uid.as_str())?.clone()))
             })
             .collect();
-        for sandbox in found {
-            let name = sandbox.pod.clone();
-            let found = open(&sandbox).and_then(|netns| self.insert(sandbox, netns, false));
-            if let Err(error) = found {
-                tracing::debug!(pod = %name, error, "a running pod cannot be entered");
+        self.undecided
+            .retain(|name| found.iter().any(|(sandbox, _)| sandbox.pod == *name));
+        for (sandbox, paths) in found {
+            self.take_running(sandbox, &paths);
+        }
+    }
+
+    /// Takes on a pod that runs, if its processes leave no doubt which namespace is its own.
+    fn take_running(&mut self, mut sandbox: Sandbox, paths: &[PathBuf]) {
+        let name = sandbox.pod.clone();
+        let entered = match namespace::choose(paths) {
+            Ok((path, netns)) => {
+                sandbox.netns = path;
+                self.undecided.remove(&name);
+                self.insert(sandbox, netns, false)
             }
+            Err(refusal) => {
+                if let Some(reason) = refusal.reason()
+                    && self.undecided.insert(name.clone())
+                {
+                    self.metrics.refused(reason);
+                    tracing::error!(pod = %name, reason, error = %refusal, "a running pod is not captured although it should be; trying again");
+                }
+                Err(refusal.to_string())
+            }
+        };
+        if let Err(error) = entered {
+            tracing::debug!(pod = %name, error, "a running pod cannot be entered");
         }
     }
 
@@ -375,8 +412,14 @@ impl Enroller {
             return;
         };
         self.kernel.remove_pod(entry.netns.cookie());
-        capture::detach(&self.kernel, entry.id);
+        capture::detach(&self.kernel, entry.id, None);
         self.kernel.forget_pod(entry.id);
+        self.end_carrying(&entry);
+        tracing::info!(pod = %name, "pod forgotten");
+    }
+
+    /// Ends what is carried for a pod that is no entry any more.
+    fn end_carrying(&self, entry: &Entry) {
         for worker in &self.workers {
             worker.remove_pod(entry.id, true);
         }
@@ -391,12 +434,13 @@ impl Enroller {
                 self.certs.forget(&pod.identity);
             }
         }
-        tracing::info!(pod = %name, "pod forgotten");
     }
 
     fn is_settled(&self) -> bool {
         self.entries.values().all(|entry| {
-            matches!(entry.phase, Phase::Captured | Phase::Exempt) && entry.waiting.is_empty()
+            matches!(entry.phase, Phase::Captured | Phase::Exempt)
+                && entry.waiting.is_empty()
+                && entry.opening.is_none()
         })
     }
 }

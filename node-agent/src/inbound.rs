@@ -5,8 +5,8 @@ use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::StatusCode;
 use model::{
-    Identity, MeshState, Workload,
-    policy::{Connection, DenyReason, Verdict},
+    Identity, MeshState, Reason, Security, Workload,
+    policy::{Connection, Verdict},
     service::ServiceKey,
 };
 use tokio::{net::TcpStream, sync::oneshot};
@@ -18,15 +18,15 @@ use tunnel::{
 
 use crate::{
     accept::is_exhausted,
-    budget::{FLAGS, Full, Permit},
+    budget::{Full, Permit},
     enrol::Command,
     identity,
     metrics::{Party, TcpLabels},
     outbound::{baggage, canonical},
     pod::Pod,
-    record::{Authority, Description, Direction, End1, Refusal},
-    sock,
-    worker::{Track, Worker, aborted},
+    record::{Authority, ConnectionEnd, Description, Direction, Refusal},
+    sock, translation,
+    worker::{TURN, Track, Worker, aborted},
 };
 
 /// Serves a plaintext connection: policy sees no identity.
@@ -35,20 +35,43 @@ pub(crate) async fn serve_plaintext(
     pod: Arc<Pod>,
     stream: TcpStream,
     peer: SocketAddr,
-    _permit: Permit,
+    permit: Permit,
 ) {
     let client = canonical(peer);
-    let Ok(target) = stream.local_addr().map(canonical) else {
+    let Ok(application) = stream.local_addr().map(canonical) else {
         return copy::reset(stream);
     };
+    if worker.shared.translations.answer(&pod, client, application) {
+        return copy::reset(stream);
+    }
+    let dialled = translation::dialled(&worker.shared.walks, &pod, &stream, client, application);
+    let target = match Box::pin(dialled).await {
+        Ok(target) => target,
+        Err(error) => {
+            refuse_untold(&worker, &pod, (client, application), &error);
+            return copy::reset(stream);
+        }
+    };
+    // Dialled by a process in the pod.
     if target.ip().is_loopback() {
         return copy::reset(stream);
     }
+    if target != application && target.port() == abi::HBONE_PORT {
+        drop(permit);
+        let stop = worker.tunnels_of(&pod);
+        return Box::pin(serve_tunnel(worker, pod, stream, peer, stop)).await;
+    }
+    // The kernel half knows its direct connections by the port that was dialled.
+    let source = (target != application)
+        .then(|| worker.caller(&pod, client, target))
+        .flatten();
     let asked = Asked {
         client,
         keep_port: false,
         target,
-        source: None,
+        application,
+        proof: source.as_ref().map_or(Proof::Nothing, |_| Proof::Socket),
+        source,
         service: None,
     };
     // On the heap for as long as it takes: a connection's task is as large as its largest part.
@@ -84,15 +107,20 @@ pub(crate) async fn serve_tunnel(
     pod: Arc<Pod>,
     stream: TcpStream,
     peer: SocketAddr,
-    _permit: Permit,
     stop: CancellationToken,
 ) {
     let client = canonical(peer);
-    let mut tunnel = match Box::pin(accept_tunnel(&worker, &pod, stream)).await {
+    let own = stream.local_addr().map_or(client, canonical);
+    let shown = Box::pin(accept_tunnel(&worker, &pod, stream));
+    let mut tunnel = match worker.wait_for_proof(pod.id, client.ip(), shown).await {
         Ok(tunnel) => tunnel,
         Err(refusal) => return refuse_tunnel(&worker, &pod, client, refusal),
     };
+    let Ok(_permit) = worker.admit(&pod, Direction::Inbound, (client, own)) else {
+        return;
+    };
     let mut stopping = false;
+    let mut turn = 0;
     loop {
         let next = tokio::select! {
             next = tunnel.next() => next,
@@ -112,6 +140,10 @@ pub(crate) async fn serve_tunnel(
                     identity,
                     incoming,
                 ));
+                turn = (turn + 1) % TURN;
+                if turn == 0 {
+                    tokio::task::yield_now().await;
+                }
             }
             Some(Err(error @ (NextError::NotConnect { .. } | NextError::Authority { .. }))) => {
                 let text = crate::enrol::describe(&error);
@@ -120,11 +152,17 @@ pub(crate) async fn serve_tunnel(
                     &pod,
                     client,
                     Refusal {
-                        flags: "CONNECT",
-                        reason: "bad_request",
+                        reason: Reason::BadRequest,
                         text,
                     },
                 );
+            }
+            Some(Err(error @ NextError::Expired)) => {
+                let refusal = Refusal {
+                    reason: Reason::CertificateEnded,
+                    text: error.to_string(),
+                };
+                refuse_tunnel(&worker, &pod, client, refusal);
             }
             Some(Err(error)) => {
                 tracing::debug!(pod = %pod.name, %client, error = crate::enrol::describe(&error), "a tunnel ended");
@@ -140,8 +178,7 @@ async fn accept_tunnel(
     stream: TcpStream,
 ) -> Result<ServerTunnel, Refusal> {
     let cert = identity::current(&pod.cert).await.ok_or_else(|| Refusal {
-        flags: "IDENTITY_ERROR",
-        reason: "no_certificate",
+        reason: Reason::CertificateMissing,
         text: format!(
             "there is no certificate for {} yet; see /certs for the CA's last answer",
             pod.identity
@@ -150,13 +187,12 @@ async fn accept_tunnel(
     tunnel::server::accept(stream, &cert, worker.shared.tunnel)
         .await
         .map_err(|error| {
-            let (flags, reason) = match &error {
-                AcceptError::Secure(error) => ("TLS_FAILURE", error.code()),
-                AcceptError::H2(_) => ("H2_HANDSHAKE_FAILURE", "h2_handshake_failed"),
-                _ => ("TLS_FAILURE", "handshake_timeout"),
+            let reason = match &error {
+                AcceptError::Secure(error) => error.reason(),
+                AcceptError::H2(_) => Reason::H2HandshakeFailed,
+                _ => Reason::HandshakeTimeout,
             };
             Refusal {
-                flags,
                 reason,
                 text: crate::enrol::describe(&error),
             }
@@ -200,8 +236,7 @@ async fn establish(
                 &ProxyStatus::new(ErrorType::HttpRequestError, text.clone()),
             );
             let refusal = Refusal {
-                flags: "CONNECT",
-                reason: "bad_request",
+                reason: Reason::BadRequest,
                 text,
             };
             refuse_tunnel(worker, pod, client, refusal);
@@ -247,11 +282,48 @@ struct Asked {
     client: SocketAddr,
     keep_port: bool,
     target: SocketAddr,
+    /// What that is inside the pod, which may translate addresses.
+    application: SocketAddr,
     source: Option<Identity>,
+    proof: Proof,
     service: Option<String>,
 }
 
+/// What shows who asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// Nothing: policy sees no identity.
+    Nothing,
+    /// The certificate of a tunnel.
+    Certificate,
+    /// The kernel's note of a socket of this node.
+    Socket,
+}
+
+impl Proof {
+    fn security(self) -> Security {
+        match self {
+            Self::Nothing => Security::None,
+            Self::Certificate => Security::MutualTls,
+            Self::Socket => Security::SameNode,
+        }
+    }
+}
+
 impl Asked {
+    /// What somebody asks who has not shown who it is.
+    fn by_nobody(client: SocketAddr, target: SocketAddr) -> Self {
+        Self {
+            client,
+            keep_port: false,
+            target,
+            application: target,
+            source: None,
+            proof: Proof::Nothing,
+            service: None,
+        }
+    }
+
     fn authority(&self) -> Authority {
         Authority {
             source: self.source.clone(),
@@ -300,6 +372,10 @@ fn asked(
         client: said.unwrap_or(tunnel_peer),
         keep_port: said.is_some(),
         target,
+        application: target,
+        proof: source
+            .as_ref()
+            .map_or(Proof::Nothing, |_| Proof::Certificate),
         source,
         service,
     })
@@ -352,15 +428,7 @@ async fn admit(
         Ok(workload) => workload,
         Err((status, kind, refusal)) => return refuse(status, kind, refusal),
     };
-    match sock::leg(
-        &pod.netns,
-        asked.client,
-        asked.keep_port,
-        asked.target,
-        worker.shared.connect_timeout,
-    )
-    .await
-    {
+    match leg(worker, pod, asked).await {
         Ok(leg) => {
             // A change of policy concerns connections that are on the worker's list. This one is put on
             // it before anything else is waited for; what changed until now is asked about here.
@@ -389,26 +457,56 @@ async fn admit(
                     StatusCode::SERVICE_UNAVAILABLE,
                     ErrorType::ConnectionLimitReached,
                     Refusal {
-                        flags: FLAGS,
-                        reason: full.code(),
+                        reason: full.reason(),
                         text: full.to_string(),
                     },
                 );
             }
             let text = format!(
                 "the application of pod {} does not take connections on {}: {error}",
-                pod.name, asked.target
+                pod.name, asked.application
             );
+            let (kind, reason) = application_failure(error.kind());
             refuse(
                 StatusCode::SERVICE_UNAVAILABLE,
-                ErrorType::ConnectionRefused,
-                Refusal {
-                    flags: "CONNECT",
-                    reason: "application_refused",
-                    text,
-                },
+                kind,
+                Refusal { reason, text },
             )
         }
+    }
+}
+
+/// Connects to the application. Where nobody listens on the port that a peer asked for, it may be one that the pod
+/// translates.
+async fn leg(worker: &Worker, pod: &Pod, asked: &Asked) -> io::Result<TcpStream> {
+    let shared = &worker.shared;
+    let to = |application| {
+        let timeout = shared.connect_timeout;
+        sock::leg(pod, asked.client, asked.keep_port, application, timeout)
+    };
+    let refused = match to(asked.application).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => error,
+        connected => return connected,
+    };
+    if asked.proof != Proof::Certificate {
+        return Err(refused);
+    }
+    match shared.translations.ask(pod, asked.target).await {
+        Some(application) => to(application).await,
+        None => Err(refused),
+    }
+}
+
+/// How the application answered, for its client's agent and in a word.
+fn application_failure(error: io::ErrorKind) -> (ErrorType, Reason) {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    match error {
+        TimedOut => (ErrorType::ConnectionTimeout, Reason::ApplicationTimeout),
+        HostUnreachable | NetworkUnreachable => (
+            ErrorType::DestinationIpUnroutable,
+            Reason::ApplicationUnreachable,
+        ),
+        _ => (ErrorType::ConnectionRefused, Reason::ApplicationRefused),
     }
 }
 
@@ -420,8 +518,7 @@ fn authorize<'s>(
 ) -> Result<&'s Workload, (StatusCode, ErrorType, Refusal)> {
     let Some(workload) = state.workload(pod.workload.as_ref()) else {
         let refusal = Refusal {
-            flags: "IDENTITY_ERROR",
-            reason: "workload_unknown",
+            reason: Reason::WorkloadUnknown,
             text: format!(
                 "the controller has not told this node about workload {}",
                 pod.workload
@@ -443,8 +540,7 @@ fn authorize<'s>(
         Verdict::Allow(_) => Ok(workload),
         Verdict::Deny(reason) => {
             let refusal = Refusal {
-                flags: "DENY",
-                reason: deny_reason(&reason),
+                reason: reason.reason(),
                 text: reason.to_string(),
             };
             Err((
@@ -471,18 +567,24 @@ fn find_service(workload: Option<&Workload>, host: &str) -> Option<ServiceKey> {
         .cloned()
 }
 
-fn deny_reason(reason: &DenyReason) -> &'static str {
-    match reason {
-        DenyReason::Matched { .. } => "policy_deny",
-        DenyReason::NoAllowMatched { .. } => "policy_no_allow",
-        _ => "policy_unknown",
-    }
+/// Refuses a connection of which it is not known what its client dialled.
+fn refuse_untold(
+    worker: &Worker,
+    pod: &Arc<Pod>,
+    (client, application): (SocketAddr, SocketAddr),
+    error: &io::Error,
+) {
+    let refusal = Refusal {
+        reason: Reason::TranslationUnknown,
+        text: format!(
+            "connection tracking in pod {} does not say what {client} dialled that arrived on {application}: {error}",
+            pod.name
+        ),
+    };
+    refuse(worker, pod, &Asked::by_nobody(client, application), refusal);
 }
 
 fn refuse_tunnel(worker: &Worker, pod: &Arc<Pod>, client: SocketAddr, refusal: Refusal) {
-    let state = worker.shared.mesh.state();
-    let workload = state.workload(pod.workload.as_ref());
-    let from = workload.and_then(|own| state.workload_by_ip(&own.network, client.ip()));
     let target = SocketAddr::new(
         pod.addresses
             .first()
@@ -490,20 +592,16 @@ fn refuse_tunnel(worker: &Worker, pod: &Arc<Pod>, client: SocketAddr, refusal: R
             .unwrap_or_else(|| client.ip()),
         abi::HBONE_PORT,
     );
-    let asked = Asked {
-        client,
-        keep_port: false,
-        target,
-        source: None,
-        service: None,
-    };
-    let (description, labels) = describe(
-        pod,
-        &asked,
-        from.map(|w| &**w),
-        workload.map(|w| &**w),
-        None,
-    );
+    refuse(worker, pod, &Asked::by_nobody(client, target), refusal);
+}
+
+/// Tells of a connection that policy was not asked about.
+fn refuse(worker: &Worker, pod: &Arc<Pod>, asked: &Asked, refusal: Refusal) {
+    let state = worker.shared.mesh.state();
+    let workload = state.workload(pod.workload.as_ref());
+    let from = workload.and_then(|own| state.workload_by_ip(&own.network, asked.client.ip()));
+    let (description, labels) =
+        describe(pod, asked, from.map(|w| &**w), workload.map(|w| &**w), None);
     worker
         .shared
         .recorder
@@ -517,21 +615,17 @@ fn describe(
     own: Option<&Workload>,
     service: Option<&model::Service>,
 ) -> (Description, TcpLabels) {
-    let security = if asked.source.is_some() {
-        "mutual_tls"
-    } else {
-        "none"
-    };
+    let security = asked.proof.security();
     let description = Description {
         direction: Direction::Inbound,
         pod: pod.name.to_string(),
-        source: End1 {
+        source: ConnectionEnd {
             addr: Some(asked.client),
             workload: from.map(|w| Arc::clone(&w.name)),
             namespace: from.map(|w| Arc::clone(&w.namespace)),
             identity: asked.source.as_ref().map(Identity::to_string),
         },
-        destination: End1 {
+        destination: ConnectionEnd {
             addr: Some(asked.target),
             workload: own.map(|w| Arc::clone(&w.name)),
             namespace: own.map(|w| Arc::clone(&w.namespace)),

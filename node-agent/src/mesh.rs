@@ -1,9 +1,15 @@
 //! The mesh as the controller tells it: state for decisions, and what is wanted of this node's pods.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
 
 use arc_swap::ArcSwap;
-use model::{Identity, MeshState, TrustDomain, WorkloadUid};
+use model::{Identity, MeshState, TrustDomain, WorkloadUid, state::carried};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use prost::Message;
 use proto::{
     agent::{Capture, NodePod},
@@ -14,6 +20,7 @@ use tokio::sync::watch;
 use crate::{
     config::SameNode,
     enrol::{Wanted, WantedPods},
+    native::{Change, Native},
     pod::PodName,
 };
 
@@ -26,6 +33,27 @@ pub struct Mesh {
     /// When the newest state was published.
     since: ArcSwap<Option<Instant>>,
     wanted: watch::Sender<Arc<WantedPods>>,
+    announced: RwLock<Announced>,
+    /// Addresses of what has changed since somebody asked last.
+    touched: Mutex<BTreeSet<IpAddr>>,
+}
+
+/// Captured workloads that all nodes know to be captured, with the addresses by which they know them.
+#[derive(Clone, Debug, Default)]
+pub struct Announced(HashMap<String, Vec<IpAddr>>);
+
+impl Announced {
+    /// The addresses of a workload; none if some node may not know yet that it is captured.
+    #[must_use]
+    pub fn of(&self, workload: &str) -> &[IpAddr] {
+        self.0.get(workload).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl<const N: usize> From<[(String, Vec<IpAddr>); N]> for Announced {
+    fn from(workloads: [(String, Vec<IpAddr>); N]) -> Self {
+        Self(workloads.into())
+    }
 }
 
 impl Default for Mesh {
@@ -36,6 +64,8 @@ impl Default for Mesh {
             same_node: ArcSwap::default(),
             since: ArcSwap::default(),
             wanted: watch::Sender::default(),
+            announced: RwLock::default(),
+            touched: Mutex::default(),
         }
     }
 }
@@ -62,6 +92,17 @@ impl Mesh {
         self.changed.subscribe()
     }
 
+    /// Which workloads all nodes know to be captured. Keep it for a moment only: news wait meanwhile.
+    pub fn announced(&self) -> RwLockReadGuard<'_, Announced> {
+        self.announced.read()
+    }
+
+    /// The addresses of workloads and services that have come, changed or gone since the last call. The
+    /// state that is read afterwards is at least as new.
+    pub fn take_touched(&self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.touched.lock())
+    }
+
     /// What is wanted of this node's pods; empty until the controller has said something.
     pub fn wanted(&self) -> watch::Receiver<Arc<WantedPods>> {
         self.wanted.subscribe()
@@ -79,7 +120,11 @@ pub struct Resource<'a> {
 /// Turns resources into state. Only this writes a [`Mesh`].
 pub struct Writer {
     mesh: Arc<Mesh>,
+    /// Who keeps the kernel in step with addresses; nobody where there is no kernel half.
+    native: Option<Arc<Native>>,
     state: MeshState,
+    /// Names of workloads and services that could not be read.
+    unreadable: BTreeSet<String>,
     wanted: std::collections::BTreeMap<String, (PodName, Wanted)>,
     same_node: std::collections::BTreeMap<String, Option<SameNode>>,
 }
@@ -90,10 +135,19 @@ impl Writer {
     pub fn new(mesh: Arc<Mesh>) -> Self {
         Self {
             mesh,
+            native: None,
+            unreadable: BTreeSet::new(),
             state: MeshState::default(),
             wanted: std::collections::BTreeMap::new(),
             same_node: std::collections::BTreeMap::new(),
         }
+    }
+
+    /// The same, and the kernel is told which destinations may have to be carried.
+    #[must_use]
+    pub fn telling(mut self, native: Arc<Native>) -> Self {
+        self.native = Some(native);
+        self
     }
 
     /// Applies one update. What cannot be understood is returned with the reason; a policy among it
@@ -111,6 +165,7 @@ impl Writer {
             }
             type_url::AUTHORIZATION => self.policies(updated, removed, &mut rejected),
             type_url::NODE_POD => self.pods(updated, removed, &mut rejected),
+            type_url::ANNOUNCED => self.announced(updated, removed, &mut rejected),
             _ => {}
         }
         rejected
@@ -122,17 +177,90 @@ impl Writer {
         removed: &[String],
         rejected: &mut Vec<(String, String)>,
     ) {
+        let mut touched = BTreeSet::new();
+        let mut named = BTreeSet::new();
         for resource in updated {
+            self.unreadable.remove(resource.name);
             match convert::address(resource.bytes) {
-                Ok(convert::Address::Workload(workload)) => self.state.insert_workload(workload),
-                Ok(convert::Address::Service(service)) => self.state.insert_service(service),
-                Err(error) => rejected.push((resource.name.to_owned(), error.to_string())),
+                Ok(convert::Address::Workload(workload)) => {
+                    touched.extend(self.addresses_of(workload.uid.as_ref()));
+                    touched.extend(&workload.addresses);
+                    named.extend(carried::of_name(&self.state, &workload.uid));
+                    named.extend(carried::of_workload(&workload));
+                    self.state.insert_workload(workload);
+                }
+                Ok(convert::Address::Tombstone(tombstone)) => {
+                    touched.extend(self.addresses_of(tombstone.uid.as_ref()));
+                    touched.extend(&tombstone.addresses);
+                    named.extend(carried::of_name(&self.state, &tombstone.uid));
+                    named.extend(carried::of_tombstone(&tombstone));
+                    self.state.insert_tombstone(tombstone);
+                }
+                Ok(convert::Address::Service(service)) => {
+                    let key = service.key().to_string();
+                    touched.extend(self.addresses_of(resource.name));
+                    touched.extend(service.addresses.iter().map(|address| address.ip));
+                    named.extend(carried::of_name(&self.state, &key));
+                    named.extend(carried::of_service(&service));
+                    self.state.insert_service(service);
+                }
+                Err(error) => {
+                    self.unreadable.insert(resource.name.to_owned());
+                    rejected.push((resource.name.to_owned(), error.to_string()));
+                }
             }
         }
         for name in removed {
+            self.unreadable.remove(name);
+            touched.extend(self.addresses_of(name));
+            named.extend(carried::of_name(&self.state, name));
             self.state.remove(name);
         }
-        self.publish();
+        let Some(native) = &self.native else {
+            return self.publish_touching(touched);
+        };
+        let change = Change {
+            state: &self.state,
+            named: &named,
+            whole: self.unreadable.is_empty(),
+        };
+        native.change(&change, || self.publish_touching(touched));
+    }
+
+    /// The addresses by which a workload or a service is known, by its name in xDS.
+    fn addresses_of(&self, name: &str) -> Vec<IpAddr> {
+        if let Some(workload) = self.state.workload(name) {
+            return workload.addresses.clone();
+        }
+        let service = name.parse().ok().and_then(|key| self.state.service(&key));
+        let addresses = service.map_or(&[][..], |service| &service.addresses);
+        addresses.iter().map(|address| address.ip).collect()
+    }
+
+    fn announced<'a>(
+        &self,
+        updated: impl Iterator<Item = Resource<'a>>,
+        removed: &[String],
+        rejected: &mut Vec<(String, String)>,
+    ) {
+        let mut touched = BTreeSet::new();
+        let mut announced = self.mesh.announced.write();
+        for resource in updated {
+            match announced_addresses(resource.bytes) {
+                Ok(addresses) => {
+                    touched.extend(&addresses);
+                    let before = announced.0.insert(resource.name.to_owned(), addresses);
+                    touched.extend(before.into_iter().flatten());
+                }
+                Err(error) => rejected.push((resource.name.to_owned(), error)),
+            }
+        }
+        for name in removed {
+            touched.extend(announced.0.remove(name).into_iter().flatten());
+        }
+        drop(announced);
+        self.mesh.touched.lock().append(&mut touched);
+        self.mesh.changed.send_modify(|version| *version += 1);
     }
 
     fn policies<'a>(
@@ -195,10 +323,26 @@ impl Writer {
     }
 
     fn publish(&self) {
+        self.publish_touching(BTreeSet::new());
+    }
+
+    fn publish_touching(&self, mut touched: BTreeSet<IpAddr>) {
         self.mesh.since.store(Arc::new(Some(Instant::now())));
         self.mesh.state.store(Arc::new(self.state.clone()));
+        self.mesh.touched.lock().append(&mut touched);
         self.mesh.changed.send_modify(|version| *version += 1);
     }
+}
+
+fn announced_addresses(bytes: &[u8]) -> Result<Vec<IpAddr>, String> {
+    let message = proto::agent::Announced::decode(bytes).map_err(|e| e.to_string())?;
+    let address = |octets: &Vec<u8>| match octets.as_slice() {
+        [a, b, c, d] => Ok(IpAddr::from([*a, *b, *c, *d])),
+        longer => <[u8; 16]>::try_from(longer)
+            .map(IpAddr::from)
+            .map_err(|_length| format!("addresses: {} bytes are no address", longer.len())),
+    };
+    message.addresses.iter().map(address).collect()
 }
 
 type Wish = ((PodName, Wanted), Option<SameNode>);
@@ -235,6 +379,23 @@ fn wanted(bytes: &[u8]) -> Result<Wish, String> {
         identity,
         capture,
         reason: pod.reason,
+        addresses: pod
+            .addresses
+            .iter()
+            .filter_map(|bytes| address(bytes))
+            .collect(),
+        probe_ports: pod
+            .probe_ports
+            .into_iter()
+            .filter_map(|port| port.try_into().ok())
+            .collect(),
     };
     Ok(((name, wanted), same_node))
+}
+
+/// An address of 4 or 16 bytes.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| v6()).ok()
 }

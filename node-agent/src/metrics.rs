@@ -4,9 +4,10 @@ use std::{
     fmt::Write,
     hash::{Hash, Hasher},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use model::{Service, Workload};
+use model::{Ending, Flag, Reason, Security, Service, Workload};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -14,6 +15,8 @@ use prometheus_client::{
 };
 use runtime::metrics::Metrics;
 use tunnel::copy::Abort;
+
+use crate::refusal;
 
 /// A label text, shared with whoever has it already. Istio writes `unknown` for what is not known.
 #[derive(Clone, Debug)]
@@ -104,7 +107,7 @@ pub struct TcpLabels {
     pub request_protocol: &'static str,
     /// `-`, or why it failed.
     pub response_flags: &'static str,
-    /// `mutual_tls` or `none` as the destination saw it, `unknown` to the source.
+    /// A word of [`Security`] as the destination saw it, `unknown` to the source.
     pub connection_security_policy: &'static str,
 }
 
@@ -125,7 +128,7 @@ impl TcpLabels {
         source: Party<'_>,
         destination: Party<'_>,
         service: Option<&Service>,
-        security: &'static str,
+        security: Security,
     ) -> Self {
         let of = |party: Party<'_>, field: fn(&Workload) -> &Arc<str>| {
             party
@@ -163,7 +166,7 @@ impl TcpLabels {
             destination_cluster: of(destination, |w| &w.cluster_id),
             request_protocol: "tcp",
             response_flags: "-",
-            connection_security_policy: security,
+            connection_security_policy: security.as_str(),
         }
     }
 }
@@ -201,18 +204,24 @@ pub enum Cut {
     Policy,
     /// A limit asked for it.
     Limit,
+    /// It is older than its pod's capture and policy does not allow it to a peer without identity, or it
+    /// was still being opened then.
+    Older,
 }
 
 impl Cut {
-    const ALL: [Self; 3] = [Self::Drain, Self::Policy, Self::Limit];
+    const ALL: [Self; 4] = [Self::Drain, Self::Policy, Self::Limit, Self::Older];
 
     fn labels(self) -> CutLabels {
-        let reason = match self {
-            Self::Drain => "drain",
-            Self::Policy => "policy",
-            Self::Limit => "limit",
+        let ending = match self {
+            Self::Drain => Ending::Drain,
+            Self::Policy => Ending::Policy,
+            Self::Limit => Ending::Limit,
+            Self::Older => Ending::Older,
         };
-        CutLabels { reason }
+        CutLabels {
+            reason: ending.as_str(),
+        }
     }
 }
 
@@ -317,19 +326,19 @@ impl ConnectionMetrics {
         self.accept_failures.inc();
     }
 
-    /// Counts a connection that was not established.
-    pub fn fail(&self, labels: &TcpLabels, flags: &'static str, reason: &'static str) {
+    /// Counts connections that were not established.
+    pub fn fail(&self, labels: &TcpLabels, reason: Reason, connections: u64) {
         let labels = TcpLabels {
-            response_flags: flags,
+            response_flags: reason.flag().map_or("-", Flag::as_str),
             ..labels.clone()
         };
-        self.failed.get_or_create(&labels).inc();
+        self.failed.get_or_create(&labels).inc_by(connections);
         self.refused
             .get_or_create(&RefusedLabels {
                 reporter: labels.reporter,
-                reason,
+                reason: reason.as_str(),
             })
-            .inc();
+            .inc_by(connections);
     }
 }
 
@@ -360,8 +369,15 @@ pub struct EnrolmentMetrics {
     pub captured: Gauge,
     /// Captured pods whose source addresses are not guarded by our own program.
     pub unguarded: Gauge,
-    /// How often the audit found capture undone and repaired it.
-    pub repaired: Counter,
+    /// Pods that were let go because their namespace was deserted.
+    pub deserted: Counter,
+    /// Addresses that the cluster gave to two pods of the node.
+    pub disputed: Gauge,
+    repaired: Family<RepairedLabels, Counter>,
+    refused: Family<KeptLabels, Counter>,
+    /// Captured pods whose interfaces are not all behind the wall.
+    pub unwalled: Gauge,
+    failed: Family<KeptLabels, Counter>,
     /// How often the list of pods could not be kept for the next agent.
     pub unkept: Counter,
     kept: Family<KeptLabels, Counter>,
@@ -370,6 +386,47 @@ pub struct EnrolmentMetrics {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct KeptLabels {
     reason: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct RepairedLabels {
+    kind: &'static str,
+}
+
+/// What the audit found undone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repaired {
+    /// A routing rule came before ours, or ours was another or gone.
+    Rule,
+    /// Our routing table held something else than our route.
+    Route,
+    /// A setting of the namespace.
+    Setting,
+    /// What is counted of the listening ports.
+    Listening,
+    /// A program of the pod was not attached, or its state was another.
+    Programs,
+}
+
+impl Repaired {
+    const ALL: [Self; 5] = [
+        Self::Rule,
+        Self::Route,
+        Self::Setting,
+        Self::Listening,
+        Self::Programs,
+    ];
+
+    fn labels(self) -> RepairedLabels {
+        let kind = match self {
+            Self::Rule => "rule",
+            Self::Route => "route",
+            Self::Setting => "setting",
+            Self::Listening => "listening",
+            Self::Programs => "programs",
+        };
+        RepairedLabels { kind }
+    }
 }
 
 impl EnrolmentMetrics {
@@ -394,9 +451,38 @@ impl EnrolmentMetrics {
                 this.unguarded.clone(),
             );
             registry.register(
+                "keelson_pods_without_wall",
+                "Captured pods of this node of which some interface is not behind the second wall",
+                this.unwalled.clone(),
+            );
+            registry.register(
+                "keelson_capture_failed",
+                "Times that a pod could not be captured, by reason; repeated attempts with the same outcome count once",
+                this.failed.clone(),
+            );
+            registry.register(
                 "keelson_capture_repaired",
-                "Times the audit found capture undone and repaired it",
+                "Times the audit found capture undone and repaired it, by what it was",
                 this.repaired.clone(),
+            );
+            // All kinds are there from the start: a rate needs a value before the first.
+            for kind in Repaired::ALL {
+                drop(this.repaired.get_or_create(&kind.labels()));
+            }
+            registry.register(
+                "keelson_addresses_disputed",
+                "Addresses that the cluster gave to more than one pod of this node; they are nobody's",
+                this.disputed.clone(),
+            );
+            registry.register(
+                "keelson_pods_deserted",
+                "Pods that were let go because their network namespace was gone and the CNI had said nothing",
+                this.deserted.clone(),
+            );
+            registry.register(
+                "keelson_capture_refused",
+                "Pods that were found running and not captured although they should be, by reason",
+                this.refused.clone(),
             );
             registry.register(
                 "keelson_pod_list_not_kept",
@@ -412,11 +498,57 @@ impl EnrolmentMetrics {
         })
     }
 
+    /// Counts what the audit put right.
+    pub fn repaired(&self, kind: Repaired) {
+        self.repaired.get_or_create(&kind.labels()).inc();
+    }
+
+    /// Counts a running pod that is not captured although it should be.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&KeptLabels { reason }).inc();
+    }
+
+    /// Counts a pod that could not be captured.
+    pub fn failed(&self, reason: &'static str) {
+        self.failed.get_or_create(&KeptLabels { reason }).inc();
+    }
+
     /// Counts a pod of an earlier agent that cannot be entered and is kept as it is.
     pub fn kept(&self, reason: &'static str) {
         self.kept.get_or_create(&KeptLabels { reason }).inc();
     }
 }
+
+/// Counts how often the calling thread, the control thread, was kept from its work for longer than
+/// `STALL`: configuration, certificates, CNI and these pages wait meanwhile, and connections do not.
+pub async fn count_stalls(stalls: Counter) {
+    loop {
+        let before = Instant::now();
+        tokio::time::sleep(STALL_LOOK).await;
+        let late = before.elapsed().saturating_sub(STALL_LOOK);
+        if late >= STALL {
+            stalls.inc();
+            tracing::warn!(?late, "the control thread was kept from its work");
+        }
+    }
+}
+
+/// Registers the counter of [`count_stalls`].
+#[must_use]
+pub fn stalls(metrics: &Metrics) -> Counter {
+    metrics.register(|registry| {
+        let stalls = Counter::default();
+        registry.register(
+            "keelson_control_stalls",
+            "Times that the control thread was kept from its work for 2 s or longer",
+            stalls.clone(),
+        );
+        stalls
+    })
+}
+
+const STALL: Duration = Duration::from_secs(2);
+const STALL_LOOK: Duration = Duration::from_millis(500);
 
 /// Publishes the kernel half's counters at each scrape.
 pub fn register_kernel(metrics: &Metrics, kernel: Arc<crate::bpf::Kernel>) {
@@ -439,21 +571,88 @@ impl prometheus_client::collector::Collector for KernelCollector {
         let none: Option<&Unit> = None;
         let mut family = encoder.encode_descriptor(
             "keelson_kernel_decisions",
-            "Decisions of the eBPF programs, by reason",
+            "Decisions of the eBPF programs, by reason; with what was refused and told of nowhere else",
             none,
             prometheus_client::metrics::MetricType::Counter,
         )?;
         for (reason, count) in self.0.counters() {
-            let labels = [("reason", reason.as_str())];
+            let refusal = refusal::of(reason).map_or("", Reason::as_str);
+            let labels = [("reason", reason.as_str()), ("refusal", refusal)];
+            let labels = if refusal.is_empty() {
+                &labels[..1]
+            } else {
+                &labels[..]
+            };
             let metric = family.encode_family(&labels)?;
             let counter = prometheus_client::metrics::counter::ConstCounter::new(count);
             prometheus_client::encoding::EncodeMetric::encode(&counter, metric)?;
         }
-        self.maps(&mut encoder)
+        self.walls(&mut encoder)?;
+        self.maps(&mut encoder)?;
+        self.workers(&mut encoder)
     }
 }
 
 impl KernelCollector {
+    /// How long ago each worker was alive last.
+    fn workers(
+        &self,
+        encoder: &mut prometheus_client::encoding::DescriptorEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        use prometheus_client::encoding::EncodeMetric as _;
+        use prometheus_client::metrics::{MetricType, gauge::ConstGauge};
+        let mut family = encoder.encode_descriptor(
+            "keelson_worker_silence_seconds",
+            "How long ago a worker said last that it is alive; connections that it would take are refused from 2 s on",
+            None,
+            MetricType::Gauge,
+        )?;
+        for worker in 0..self.0.workers() {
+            let age = self.0.heartbeat().age(worker).as_secs_f64();
+            ConstGauge::new(age).encode(family.encode_family(&[("worker", worker)])?)?;
+        }
+        Ok(())
+    }
+
+    /// What the second wall has seen, and how much of it stands.
+    fn walls(
+        &self,
+        encoder: &mut prometheus_client::encoding::DescriptorEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        use abi::Reason::{WallInbound, WallInboundPassed, WallOutbound, WallOutboundPassed};
+        use prometheus_client::encoding::EncodeMetric as _;
+        use prometheus_client::metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge};
+        let mut family = encoder.encode_descriptor(
+            "keelson_plaintext_leak",
+            "TCP packets between captured pods of two nodes that were in no tunnel, by direction and what became of them",
+            None,
+            MetricType::Counter,
+        )?;
+        for (direction, outcome, reason) in [
+            ("outbound", "dropped", WallOutbound),
+            ("outbound", "passed", WallOutboundPassed),
+            ("inbound", "dropped", WallInbound),
+            ("inbound", "passed", WallInboundPassed),
+        ] {
+            let labels = [("direction", direction), ("outcome", outcome)];
+            let packets = self.0.counter(reason);
+            ConstCounter::new(packets).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "keelson_wall",
+            "Addresses and captured pods behind the second wall, by whether it is enforced or counts only",
+            None,
+            MetricType::Gauge,
+        )?;
+        let standing = self.0.walls().standing();
+        for (of, wall, number) in standing {
+            let labels = [("of", of), ("wall", wall)];
+            let number = i64::try_from(number).unwrap_or(i64::MAX);
+            ConstGauge::new(number).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     /// How full the maps are.
     fn maps(
         &self,

@@ -72,6 +72,22 @@ impl Netlink {
         }
     }
 
+    /// The one answer to a question.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        self.send(message, 0)?;
+        for reply in self.receive()? {
+            match reply.payload {
+                NetlinkPayload::InnerMessage(inner) => return Ok(inner),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+        }
+        Err(io::Error::other("the kernel's answer is not understood"))
+    }
+
     fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.send(message, NLM_F_ACK | flags)?;
         loop {

@@ -70,13 +70,13 @@ impl Netns {
     /// Runs `f` on a thread of its own inside the namespace and waits for it: for work that waits.
     ///
     /// # Errors
-    /// When the namespace cannot be entered or `f` panics.
+    /// When there can be no thread, the namespace cannot be entered or `f` panics.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
         std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, || {
                 enter(&self.file)?;
                 Ok(f())
-            });
+            })?;
             thread
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("a task in the pod's namespace panicked")))
@@ -101,13 +101,19 @@ pub fn remember_home() -> io::Result<()> {
     Ok(())
 }
 
+/// The namespace that the agent runs in, the node's.
+///
+/// # Errors
+/// When it is not known yet.
+pub fn home() -> io::Result<&'static File> {
+    HOME.get()
+        .ok_or_else(|| io::Error::other("the agent's own namespace is not known yet"))
+}
+
 static HOME: OnceLock<File> = OnceLock::new();
 
 fn within<T>(file: &File, f: impl FnOnce() -> T) -> io::Result<T> {
-    let home = HOME
-        .get()
-        .ok_or_else(|| io::Error::other("the agent's own namespace is not known yet"))?;
-    let back = Back(home);
+    let back = Back(home()?);
     enter(file)?;
     let result = f();
     drop(back);

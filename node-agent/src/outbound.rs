@@ -1,16 +1,21 @@
 //! What a captured pod opens: found out where to, carried there encrypted, or refused with a reason.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
 
 use model::{
-    Identity, Workload,
-    outbound::{Route, RouteError, RouteKind, route_among},
+    Identity, Reason, Security, Workload,
+    outbound::{Route, RouteKind, route_among},
 };
 use socket2::SockRef;
 use tls::WorkloadCert;
-use tokio::{net::TcpStream, sync::oneshot};
+use tokio::{io::Interest, net::TcpStream, sync::oneshot};
 use tunnel::{
-    ConnectRequest, Tunnel, TunnelStream,
+    ConnectRequest, ErrorType, Tunnel, TunnelStream,
     client::{ConnectError, Driver, Lost, OpenError},
     copy,
     forwarded::Forwarded,
@@ -20,12 +25,15 @@ use tunnel::{
 
 use crate::{
     accept::is_exhausted,
-    budget::{Full, Permit},
+    budget::Permit,
+    hold::Opened,
     identity,
     metrics::{Party, TcpLabels},
     pod::Pod,
-    record::{Description, Direction, End1, Refusal},
+    record::{ConnectionEnd, Description, Direction, Recorder, Refusal},
+    session::Session,
     sock,
+    syn::Answer,
     worker::{Shared, Track, Worker, aborted},
 };
 
@@ -46,6 +54,15 @@ pub(crate) async fn serve(
     let Some((stream, far, track, abort)) = established else {
         return;
     };
+    copy_both(stream, far, track, abort).await;
+}
+
+async fn copy_both(
+    stream: TcpStream,
+    far: Far,
+    track: Track,
+    abort: oneshot::Receiver<copy::Abort>,
+) {
     let end = match far {
         Far::Tunnel(tunnel) => {
             copy::bidirectional(stream, tunnel, track.counters(), aborted(abort)).await
@@ -75,30 +92,51 @@ async fn establish(
     let drawn = SockRef::from(&stream)
         .mark()
         .is_ok_and(|mark| mark & abi::DRAWN != 0);
-    match connect(worker, pod, client, target, drawn).await {
-        Ok(Connected {
-            description,
-            labels,
-            far,
-        }) => {
-            let (live, abort) = worker.shared.recorder.open(description, &labels, None);
-            Some((stream, far, worker.track(pod, live), abort))
+    let connected = tokio::select! {
+        connected = connect(worker, pod, client, target, drawn) => connected,
+        // The client has reset it.
+        _gone = stream.ready(Interest::ERROR) => return None,
+    };
+    match connected {
+        Ok(connected) => {
+            let (far, track, abort) = begin(worker, pod, connected);
+            Some((stream, far, track, abort))
         }
         Err(failure) => {
-            let Failure {
-                description,
-                labels,
-                refusal,
-            } = *failure;
-            let recorder = &worker.shared.recorder;
-            recorder.refuse(&description, &labels, refusal);
+            failure.tell(&worker.shared.recorder);
             copy::reset(stream);
             None
         }
     }
 }
 
-struct Connected {
+/// Carries a connection whose other half is open.
+pub(crate) async fn carry(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, opened: Opened) {
+    let Opened {
+        connected, permit, ..
+    } = opened;
+    let (far, track, abort) = begin(&worker, &pod, *connected);
+    copy_both(stream, far, track, abort).await;
+    drop(permit);
+}
+
+/// Puts a connection on the worker's list.
+fn begin(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    connected: Connected,
+) -> (Far, Track, oneshot::Receiver<copy::Abort>) {
+    let Connected {
+        description,
+        labels,
+        far,
+    } = connected;
+    let (live, abort) = worker.shared.recorder.open(description, &labels, None);
+    (far, worker.track(pod, live), abort)
+}
+
+/// The other half of a connection, and what is told of both.
+pub(crate) struct Connected {
     description: Description,
     labels: TcpLabels,
     far: Far,
@@ -109,25 +147,35 @@ enum Far {
     Plain(TcpStream),
 }
 
-struct Failure {
+/// Why a connection cannot be made, and what its client is told.
+pub(crate) struct Failure {
+    pub(crate) answer: Answer,
     description: Description,
     labels: TcpLabels,
     refusal: Refusal,
 }
 
-async fn connect(
+impl Failure {
+    /// Tells of it.
+    pub(crate) fn tell(self, recorder: &Recorder) {
+        recorder.refuse(&self.description, &self.labels, self.refusal);
+    }
+}
+
+/// Finds out where a connection of the pod goes, and opens it there.
+pub(crate) async fn connect(
     worker: &Worker,
     pod: &Arc<Pod>,
     client: SocketAddr,
     target: SocketAddr,
     drawn: bool,
 ) -> Result<Connected, Box<Failure>> {
+    let client = own_end(pod, client);
     let shared = &worker.shared;
     let state = shared.mesh.state();
     let Some(source) = state.workload(pod.workload.as_ref()) else {
         let refusal = Refusal {
-            flags: "IDENTITY_ERROR",
-            reason: "workload_unknown",
+            reason: Reason::WorkloadUnknown,
             text: format!(
                 "the controller has not told this node about workload {}",
                 pod.workload
@@ -135,21 +183,27 @@ async fn connect(
         };
         return Err(fail(pod, client, target, None, None, refusal));
     };
+    let session = Session::of(&shared.kernel, &state, source, pod.id, target);
+    let mut kept = session.as_ref().and_then(Session::kept);
     let mut last = None;
     for _ in 0..ENDPOINT_ATTEMPTS {
-        let elsewhere =
-            |workload: &Workload, _port| !drawn || !shared.reached.contains(&workload.uid);
+        // One that is kept and gone leaves all to choose from; one that fails is kept no longer.
+        let kept = kept.take();
+        let wanted = |workload: &Workload, address: SocketAddr| match kept {
+            Some(kept) => address == kept,
+            None => !drawn || !shared.reached.contains(&workload.uid),
+        };
         let route =
-            route_among(&state, source, target, &mut rand::rng(), elsewhere).map_err(|error| {
-                fail(
-                    pod,
-                    client,
-                    target,
-                    Some(source),
-                    None,
-                    route_refusal(&error),
-                )
+            route_among(&state, source, target, &mut rand::rng(), wanted).map_err(|error| {
+                let refusal = Refusal {
+                    reason: error.reason(),
+                    text: error.to_string(),
+                };
+                fail(pod, client, target, Some(source), None, refusal)
             })?;
+        if let Some(session) = &session {
+            session.keep(&route);
+        }
         match follow(worker, pod, source, client, &route).await {
             Ok(far) => {
                 let (description, labels) =
@@ -162,14 +216,9 @@ async fn connect(
             }
             Err(attempt) => {
                 let again = attempt.another_endpoint && route.service.is_some();
-                last = Some(fail(
-                    pod,
-                    client,
-                    target,
-                    Some(source),
-                    Some(&route),
-                    attempt.refusal,
-                ));
+                let (answer, refusal) = (attempt.answer, attempt.refusal);
+                let failure = fail(pod, client, target, Some(source), Some(&route), refusal);
+                last = Some(Box::new(Failure { answer, ..*failure }));
                 if !again {
                     break;
                 }
@@ -178,8 +227,7 @@ async fn connect(
     }
     Err(last.unwrap_or_else(|| {
         let refusal = Refusal {
-            flags: "CONNECT",
-            reason: "no_attempt",
+            reason: Reason::NoAttempt,
             text: "no endpoint was tried".to_owned(),
         };
         fail(pod, client, target, Some(source), None, refusal)
@@ -188,6 +236,7 @@ async fn connect(
 
 struct Attempt {
     another_endpoint: bool,
+    answer: Answer,
     refusal: Refusal,
 }
 
@@ -200,13 +249,13 @@ async fn follow(
 ) -> Result<Far, Attempt> {
     match &route.kind {
         RouteKind::Plain { dial } | RouteKind::ToSelf { dial } => {
-            sock::dial(&pod.netns, *dial, worker.shared.connect_timeout)
+            sock::dial_as(&pod.netns, client, *dial, worker.shared.connect_timeout)
                 .await
                 .map(Far::Plain)
                 .map_err(|error| Attempt {
                     another_endpoint: true,
+                    answer: answer_of(&error),
                     refusal: Refusal {
-                        flags: "CONNECT",
                         reason: connect_reason(&error),
                         text: format!("cannot connect to {dial}: {error}"),
                     },
@@ -240,9 +289,9 @@ async fn open_tunnel(
 ) -> Result<TunnelStream, Attempt> {
     let cert = identity::current(&pod.cert).await.ok_or_else(|| Attempt {
         another_endpoint: false,
+        answer: Answer::Refused,
         refusal: Refusal {
-            flags: "IDENTITY_ERROR",
-            reason: "no_certificate",
+            reason: Reason::CertificateMissing,
             text: format!(
                 "there is no certificate for {} yet; see /certs for the CA's last answer",
                 pod.identity
@@ -344,57 +393,86 @@ pub(crate) fn baggage(workload: &Workload) -> String {
 }
 
 fn pool_failure(error: &PoolError) -> Attempt {
-    let (flags, reason, another_endpoint) = match error {
+    let (reason, another_endpoint) = match error {
         PoolError::Connect(error) => connect_failure(error),
         PoolError::Open(OpenError::Refused { status, .. }) if status.as_u16() == 401 => {
-            ("DENY", "denied_by_peer", false)
+            (Reason::DeniedByPeer, false)
         }
-        PoolError::Open(OpenError::Refused { .. }) => ("CONNECT", "refused_by_peer", true),
-        PoolError::Open(OpenError::Lost(Lost::Tls(failure))) => {
-            ("TLS_FAILURE", failure.code(), false)
-        }
-        PoolError::Open(_) => ("CONNECT", "tunnel_failed", true),
-        _ => ("CONNECT", "agent_stopping", false),
+        PoolError::Open(OpenError::Refused { error, .. }) => (far_answer(error.as_deref()), true),
+        PoolError::Open(OpenError::Lost(Lost::Tls(failure))) => (failure.reason(), false),
+        PoolError::Open(OpenError::Retired) => (Reason::CertificateEnded, false),
+        PoolError::Open(_) => (Reason::TunnelFailed, true),
+        _ => (Reason::AgentStopping, false),
+    };
+    let answer = match error {
+        PoolError::Connect(error) => match &**error {
+            ConnectError::Dial { source, .. } => answer_of(source),
+            _ => answer_for(reason),
+        },
+        _ => answer_for(reason),
     };
     Attempt {
         another_endpoint,
+        answer,
         refusal: Refusal {
-            flags,
             reason,
             text: crate::enrol::describe(error),
         },
     }
 }
 
-fn connect_failure(error: &Arc<ConnectError>) -> (&'static str, &'static str, bool) {
-    match &**error {
-        ConnectError::Dial { source, .. } => ("CONNECT", connect_reason(source), true),
-        ConnectError::Secure(error) => ("TLS_FAILURE", error.code(), false),
-        ConnectError::H2(_) => ("H2_HANDSHAKE_FAILURE", "h2_handshake_failed", true),
-        _ => ("CONNECT", "handshake_timeout", true),
-    }
-}
-
-fn connect_reason(error: &io::Error) -> &'static str {
+/// What a client is told, by what the kernel said to us.
+fn answer_of(error: &io::Error) -> Answer {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection_refused",
-        io::ErrorKind::TimedOut => "connect_timeout",
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "unreachable",
-        _ if is_exhausted(error) => Full::Descriptors.code(),
-        _ => "connect_failed",
+        io::ErrorKind::TimedOut => Answer::Silence,
+        io::ErrorKind::NetworkUnreachable => Answer::NetworkUnreachable,
+        io::ErrorKind::HostUnreachable => Answer::HostUnreachable,
+        _ => Answer::Refused,
     }
 }
 
-fn route_refusal(error: &RouteError) -> Refusal {
-    let reason = match error {
-        RouteError::NoEndpoint(_) => "no_endpoint",
-        RouteError::Waypoint { .. } => "waypoint_required",
-        RouteError::ReservedPort { .. } => "reserved_port",
-    };
-    Refusal {
-        flags: "CONNECT",
-        reason,
-        text: error.to_string(),
+/// What a client is told, by the reason: what nobody has answered is not answered. One whose agent stops asks the next
+/// one, or is refused by the kernel half.
+fn answer_for(reason: Reason) -> Answer {
+    match reason {
+        Reason::ApplicationTimeout | Reason::HandshakeTimeout | Reason::AgentStopping => {
+            Answer::Silence
+        }
+        Reason::ApplicationUnreachable => Answer::HostUnreachable,
+        _ => Answer::Refused,
+    }
+}
+
+/// What the server's agent says of the application's answer (RFC 9209 section 2.3), in our word.
+fn far_answer(error: Option<&str>) -> Reason {
+    let is = |kind: ErrorType| error == Some(kind.as_str());
+    if is(ErrorType::ConnectionRefused) {
+        Reason::ApplicationRefused
+    } else if is(ErrorType::ConnectionTimeout) {
+        Reason::ApplicationTimeout
+    } else if is(ErrorType::DestinationIpUnroutable) {
+        Reason::ApplicationUnreachable
+    } else {
+        Reason::RefusedByPeer
+    }
+}
+
+fn connect_failure(error: &Arc<ConnectError>) -> (Reason, bool) {
+    match &**error {
+        ConnectError::Dial { source, .. } => (connect_reason(source), true),
+        ConnectError::Secure(error) => (error.reason(), false),
+        ConnectError::H2(_) => (Reason::H2HandshakeFailed, true),
+        _ => (Reason::HandshakeTimeout, true),
+    }
+}
+
+fn connect_reason(error: &io::Error) -> Reason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Reason::ConnectionRefused,
+        io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Reason::Unreachable,
+        _ if is_exhausted(error) => Reason::NoDescriptors,
+        _ => Reason::ConnectFailed,
     }
 }
 
@@ -408,6 +486,7 @@ fn fail(
 ) -> Box<Failure> {
     let (description, labels) = describe(pod, client, target, source, route);
     Box::new(Failure {
+        answer: Answer::Refused,
         description,
         labels,
         refusal,
@@ -435,13 +514,13 @@ fn describe(
     let description = Description {
         direction: Direction::Outbound,
         pod: pod.name.to_string(),
-        source: End1 {
+        source: ConnectionEnd {
             addr: Some(client),
             workload: source.map(|w| Arc::clone(&w.name)),
             namespace: source.map(|w| Arc::clone(&w.namespace)),
             identity: Some(pod.identity.to_string()),
         },
-        destination: End1 {
+        destination: ConnectionEnd {
             addr: Some(dial),
             workload: destination.map(|w| Arc::clone(&w.name)),
             namespace: destination.map(|w| Arc::clone(&w.namespace)),
@@ -449,9 +528,9 @@ fn describe(
         },
         service: service.map(|service| service.hostname.to_string()),
         security: if tunnel.is_some() {
-            "mutual_tls"
+            Security::MutualTls
         } else {
-            "none"
+            Security::None
         },
         tunnel,
     };
@@ -467,12 +546,86 @@ fn describe(
         },
         service,
         // Only the destination knows (F101).
-        "unknown",
+        Security::Unknown,
     );
     (description, labels)
+}
+
+/// The client's end of a connection. A socket can be bound to an address that is not its pod's
+/// (`IP_FREEBIND`): nobody is told of that one.
+fn own_end(pod: &Pod, peer: SocketAddr) -> SocketAddr {
+    if pod.has_address(peer.ip()) {
+        return peer;
+    }
+    let own = pod.addresses.iter();
+    let own = own.copied().find(|ip| ip.is_ipv4() == peer.is_ipv4());
+    let unknown = || match peer {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(own.unwrap_or_else(unknown), peer.port())
 }
 
 /// IPv4 addresses of dual-stack sockets, as what they are.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use model::Reason;
+
+    use super::{answer_for, answer_of, far_answer};
+    use crate::syn::Answer;
+
+    #[test]
+    fn a_client_is_told_what_the_far_side_said() {
+        for (said, answer) in [
+            (ErrorKind::ConnectionRefused, Answer::Refused),
+            (ErrorKind::TimedOut, Answer::Silence),
+            (ErrorKind::NetworkUnreachable, Answer::NetworkUnreachable),
+            (ErrorKind::HostUnreachable, Answer::HostUnreachable),
+            (ErrorKind::PermissionDenied, Answer::Refused),
+        ] {
+            assert_eq!(answer_of(&Error::from(said)), answer, "{said}");
+        }
+        for (said, answer) in [
+            (Some("connection_refused"), Answer::Refused),
+            (Some("connection_timeout"), Answer::Silence),
+            (Some("destination_ip_unroutable"), Answer::HostUnreachable),
+            (Some("connection_limit_reached"), Answer::Refused),
+            (None, Answer::Refused),
+        ] {
+            assert_eq!(answer_for(far_answer(said)), answer, "{said:?}");
+        }
+        for reason in [
+            Reason::DeniedByPeer,
+            Reason::NoEndpoint,
+            Reason::UnknownRoot,
+        ] {
+            assert_eq!(answer_for(reason), Answer::Refused, "{reason}");
+        }
+        for reason in [Reason::HandshakeTimeout, Reason::AgentStopping] {
+            assert_eq!(answer_for(reason), Answer::Silence, "{reason}");
+        }
+    }
+
+    #[test]
+    fn refused_timed_out_and_unreachable_are_told_apart_across_the_tunnel() {
+        for (said, expected) in [
+            (Some("connection_refused"), Reason::ApplicationRefused),
+            (Some("connection_timeout"), Reason::ApplicationTimeout),
+            (
+                Some("destination_ip_unroutable"),
+                Reason::ApplicationUnreachable,
+            ),
+            (Some("connection_limit_reached"), Reason::RefusedByPeer),
+            (Some("of a peer's own"), Reason::RefusedByPeer),
+            (None, Reason::RefusedByPeer),
+        ] {
+            assert_eq!(far_answer(said), expected, "{said:?}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tls::WorkloadCert;
 use tokio::sync::watch;
 
-use crate::{budget::Usage, netns::Netns};
+use crate::{bound::Bound, budget::Usage, netns::Netns, translation::Turns};
 
 /// Namespace and name of a pod.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -65,6 +65,10 @@ pub struct Pod {
     pub cert: watch::Receiver<Option<Arc<WorkloadCert>>>,
     /// What it uses of the agent's room for connections.
     pub usage: Usage,
+    /// Which of its servers take connections on one interface only.
+    pub(crate) bound: Bound,
+    /// Bounds what questions about its ports cost.
+    pub(crate) turns: Turns,
     /// Connections that the agent carries for it now.
     open: AtomicUsize,
 }
@@ -90,6 +94,8 @@ impl Pod {
             addresses,
             cert,
             usage: Usage::default(),
+            bound: Bound::default(),
+            turns: Turns::default(),
             open: AtomicUsize::new(0),
         }
     }

@@ -1,33 +1,35 @@
-//! What capture needs in a pod's network namespace besides eBPF: one rule, one route, two settings
-//! per address family. No netfilter.
+//! What capture needs in a pod's network namespace besides eBPF: two rules, a route for each interface, two
+//! settings per address family. No netfilter.
 //!
-//! Marked packets are delivered on `lo`; `sk_lookup` picks their listener there. All functions run
-//! on a thread inside the pod's namespace.
+//! Marked packets are delivered on `lo`, whatever interface their socket is bound to, or not at all;
+//! `sk_lookup` picks their listener there. All functions run on a thread inside the pod's namespace.
+
+mod routes;
+mod rules;
 
 use std::{
     collections::BTreeSet,
     io,
     net::{IpAddr, Ipv6Addr},
+    os::fd::{AsRawFd, BorrowedFd},
     path::Path,
 };
 
-use abi::{APP_MARK, APP_MARK_MASK, LOOPBACK_IFINDEX};
+use abi::LOOPBACK_IFINDEX;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{LinkAttribute, LinkMessage},
-    route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    nsid::{NsidAttribute, NsidMessage},
+    route::RouteProtocol,
 };
 
 use crate::netlink::Netlink;
 
 /// Routing table of captured traffic in the pod's namespace.
 const TABLE: u32 = 15001;
-/// Before any rule that a CNI is known to use, after `local` (0).
-const RULE_PREFERENCE: u32 = 50;
 /// `RTPROT_KEELSON`: marks what is ours in `ip route`/`ip rule` listings.
-const PROTOCOL: u8 = 151;
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(151);
 
 /// Settings of the namespace: path below `/proc/sys/net`, value.
 const SETTINGS: [(&str, &str); 3] = [
@@ -38,15 +40,28 @@ const SETTINGS: [(&str, &str); 3] = [
     ("ipv6/fwmark_reflect", "1"),
 ];
 
-/// Routes marked connections to `lo`. Live connections are not touched: they carry no mark.
+/// What capture needs of a namespace, and somebody in there may change.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Part {
+    /// Our rule is there, and no other comes before it.
+    Rule,
+    /// Our route is there, alone in its table.
+    Route,
+    /// The settings have our values.
+    Setting,
+}
+
+/// Routes marked connections to `lo`, whatever was there before; says what was not as it has to be. Live
+/// connections are not touched: they carry no mark.
 ///
 /// # Errors
 /// Which step the kernel refused. IPv6 is left out where the namespace has none.
-pub fn set_up(addresses: &[IpAddr]) -> io::Result<()> {
+pub fn set_up(addresses: &[IpAddr]) -> io::Result<BTreeSet<Part>> {
     let ipv6 = has_ipv6();
+    let mut changed = BTreeSet::new();
     for (setting, value) in SETTINGS {
-        if ipv6 || !setting.starts_with("ipv6") {
-            write_setting(setting, value)?;
+        if (ipv6 || !setting.starts_with("ipv6")) && write_setting(setting, value)? {
+            changed.insert(Part::Setting);
         }
     }
     let mut netlink = Netlink::open()?;
@@ -55,14 +70,15 @@ pub fn set_up(addresses: &[IpAddr]) -> io::Result<()> {
             .iter()
             .copied()
             .find(|ip| ip.is_ipv4() == (family == AddressFamily::Inet));
-        netlink
-            .create(route(family, source))
-            .map_err(|e| step("add the local route for", family, e))?;
-        netlink
-            .create(rule(family))
-            .map_err(|e| step("add the routing rule for", family, e))?;
+        // The route first: a rule without it leads on to the pod's own routes.
+        let routed = routes::be_alone(&mut netlink, family, source)
+            .map_err(|e| step("set the local route for", family, e))?;
+        let ruled = rules::be_first(&mut netlink, family)
+            .map_err(|e| step("set the routing rule for", family, e))?;
+        changed.extend(routed.then_some(Part::Route));
+        changed.extend(ruled.then_some(Part::Rule));
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Undoes [`set_up`]; connections that are captured at this moment break. The settings stay as they
@@ -73,19 +89,9 @@ pub fn set_up(addresses: &[IpAddr]) -> io::Result<()> {
 pub fn tear_down() -> io::Result<()> {
     let mut netlink = Netlink::open()?;
     for family in families(has_ipv6()) {
-        let mut rule = rule(family);
-        if let RouteNetlinkMessage::NewRule(message) = rule {
-            rule = RouteNetlinkMessage::DelRule(message);
-        }
-        netlink
-            .delete(rule)
+        rules::remove(&mut netlink, family)
             .map_err(|e| step("delete the routing rule for", family, e))?;
-        let mut route = route(family, None);
-        if let RouteNetlinkMessage::NewRoute(message) = route {
-            route = RouteNetlinkMessage::DelRoute(message);
-        }
-        netlink
-            .delete(route)
+        routes::remove(&mut netlink, family)
             .map_err(|e| step("delete the local route for", family, e))?;
     }
     Ok(())
@@ -96,6 +102,22 @@ pub fn tear_down() -> io::Result<()> {
 /// # Errors
 /// When the kernel refuses the request.
 pub fn addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let mut all = all_addresses()?;
+    all.retain(|ip| !is_link_local(ip));
+    Ok(all)
+}
+
+/// IPv6 link-local addresses of all interfaces but `lo`.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub fn link_local_addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let mut all = all_addresses()?;
+    all.retain(is_link_local);
+    Ok(all)
+}
+
+fn all_addresses() -> io::Result<BTreeSet<IpAddr>> {
     let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let mut found = BTreeSet::new();
     for message in Netlink::open()?.dump(request)? {
@@ -120,76 +142,69 @@ pub fn addresses() -> io::Result<BTreeSet<IpAddr>> {
                 None
             }
         });
-        found.extend(own.or(address).filter(|ip| !is_link_local(ip)));
+        found.extend(own.or(address));
     }
     Ok(found)
 }
 
-/// Interface indices, in the parent namespace, of the other ends of this namespace's veth devices.
+/// Names of the interfaces that have one of these addresses.
 ///
 /// # Errors
 /// When the kernel refuses the request.
-pub fn veth_peers() -> io::Result<Vec<u32>> {
-    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let mut peers = Vec::new();
+pub fn interfaces_with(addresses: &[IpAddr]) -> io::Result<Vec<String>> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let mut indices = BTreeSet::new();
     for message in Netlink::open()?.dump(request)? {
-        let RouteNetlinkMessage::NewLink(message) = message else {
+        let RouteNetlinkMessage::NewAddress(message) = message else {
             continue;
         };
-        if message.header.index == LOOPBACK_IFINDEX {
-            continue;
+        let has = message.attributes.iter().any(|attribute| match attribute {
+            AddressAttribute::Local(ip) | AddressAttribute::Address(ip) => addresses.contains(ip),
+            _ => false,
+        });
+        if has && message.header.index != LOOPBACK_IFINDEX {
+            indices.insert(message.header.index);
         }
-        peers.extend(message.attributes.iter().find_map(|a| {
-            if let LinkAttribute::Link(index) = a {
-                Some(*index)
-            } else {
-                None
-            }
-        }));
     }
-    Ok(peers)
+    let name = |index: &u32| {
+        let name = nix::net::if_::if_indextoname(*index)?;
+        name.into_string().map_err(io::Error::other)
+    };
+    indices.iter().map(name).collect()
 }
 
-/// Whether rule and route are in place for each address family: what is, not what should be.
+/// Whether an interface of this namespace is one end of a pair whose other end is in the namespace `node`:
+/// nobody without rights there can make one.
 ///
 /// # Errors
-/// When the kernel refuses a request.
-pub fn is_set_up() -> io::Result<bool> {
+/// When the kernel refuses the request.
+pub fn leads_to(node: BorrowedFd<'_>) -> io::Result<bool> {
     let mut netlink = Netlink::open()?;
-    for family in families(has_ipv6()) {
-        let mut rule = RuleMessage::default();
-        rule.header.family = family;
-        let mut route = RouteMessage::default();
-        route.header.address_family = family;
-        let found = netlink
-            .dump(RouteNetlinkMessage::GetRule(rule))?
-            .iter()
-            .any(is_our_rule)
-            && netlink
-                .dump(RouteNetlinkMessage::GetRoute(route))?
-                .iter()
-                .any(is_our_route);
-        if !found {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn is_our_rule(message: &RouteNetlinkMessage) -> bool {
-    let RouteNetlinkMessage::NewRule(rule) = message else {
-        return false;
+    let mut question = NsidMessage::default();
+    question.attributes = vec![NsidAttribute::Fd(node.as_raw_fd().cast_unsigned())];
+    let RouteNetlinkMessage::NewNsId(answer) =
+        netlink.ask(RouteNetlinkMessage::GetNsId(question))?
+    else {
+        return Ok(false);
     };
-    rule.attributes.contains(&RuleAttribute::FwMark(APP_MARK))
-        && rule.attributes.contains(&RuleAttribute::Table(TABLE))
-}
-
-fn is_our_route(message: &RouteNetlinkMessage) -> bool {
-    let RouteNetlinkMessage::NewRoute(route) = message else {
-        return false;
-    };
-    route.header.kind == RouteType::Local
-        && route.attributes.contains(&RouteAttribute::Table(TABLE))
+    // Negative where this namespace has no number for the other one.
+    let numbers = answer
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            NsidAttribute::Id(id) if *id >= 0 => Some(*id),
+            _ => None,
+        });
+    let numbers: Vec<i32> = numbers.collect();
+    let links = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(links.iter().any(|message| {
+        let RouteNetlinkMessage::NewLink(link) = message else {
+            return false;
+        };
+        link.attributes.iter().any(
+            |attribute| matches!(attribute, LinkAttribute::LinkNetNsId(id) if numbers.contains(id)),
+        )
+    }))
 }
 
 fn families(ipv6: bool) -> impl Iterator<Item = AddressFamily> {
@@ -208,49 +223,21 @@ fn is_link_local(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if Ipv6Addr::is_unicast_link_local(ip))
 }
 
-fn rule(family: AddressFamily) -> RouteNetlinkMessage {
-    let mut message = RuleMessage::default();
-    message.header.family = family;
-    message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Priority(RULE_PREFERENCE),
-        RuleAttribute::FwMark(APP_MARK),
-        RuleAttribute::FwMask(APP_MARK_MASK),
-        RuleAttribute::Table(TABLE),
-        RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
-    ];
-    RouteNetlinkMessage::NewRule(message)
-}
-
-fn route(family: AddressFamily, source: Option<IpAddr>) -> RouteNetlinkMessage {
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: family,
-        table: RouteHeader::RT_TABLE_UNSPEC,
-        protocol: RouteProtocol::Other(PROTOCOL),
-        scope: RouteScope::Host,
-        kind: RouteType::Local,
-        ..RouteHeader::default()
-    };
-    message.attributes = vec![
-        RouteAttribute::Table(TABLE),
-        RouteAttribute::Oif(LOOPBACK_IFINDEX),
-    ];
-    // Without a preferred source the kernel would use the destination as source on a local route.
-    message
-        .attributes
-        .extend(source.map(|ip| RouteAttribute::PrefSource(ip.into())));
-    RouteNetlinkMessage::NewRoute(message)
-}
-
-fn write_setting(setting: &str, value: &str) -> io::Result<()> {
+/// Says whether it was another value.
+fn write_setting(setting: &str, value: &str) -> io::Result<bool> {
     let path = Path::new("/proc/sys/net").join(setting);
-    std::fs::write(&path, value).map_err(|e| {
+    let fail = |e: io::Error| {
         io::Error::new(
             e.kind(),
             format!("cannot set {} = {value}: {e}", path.display()),
         )
-    })
+    };
+    let before = std::fs::read_to_string(&path).map_err(fail)?;
+    if before.trim() == value {
+        return Ok(false);
+    }
+    std::fs::write(&path, value).map_err(fail)?;
+    Ok(true)
 }
 
 fn step(what: &str, family: AddressFamily, error: io::Error) -> io::Error {

@@ -2,19 +2,22 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use model::Identity;
+use model::{Flag, Identity, Reason, Security};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tunnel::copy::{Abort, CopyEnd, Counters, End};
 
-use crate::metrics::{ConnectionMetrics, Cut, Flow, TcpLabels};
+use crate::{
+    metrics::{ConnectionMetrics, Cut, Flow, TcpLabels},
+    ration::Rations,
+};
 
 /// Which way a connection goes, as the pod sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -30,7 +33,7 @@ pub enum Direction {
 
 /// One end of a connection, for people.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct End1 {
+pub struct ConnectionEnd {
     /// Address and port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub addr: Option<SocketAddr>,
@@ -53,27 +56,24 @@ pub struct Description {
     /// The pod of this node, `namespace/name`.
     pub pod: String,
     /// Who opened it.
-    pub source: End1,
+    pub source: ConnectionEnd,
     /// Who serves it.
-    pub destination: End1,
+    pub destination: ConnectionEnd,
     /// The service that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// `mutual_tls`, `none`, or `same_node` for a direct connection.
-    pub security: &'static str,
+    /// How it is protected.
+    pub security: Security,
     /// Where the tunnel goes, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<SocketAddr>,
 }
 
-/// Why a connection was refused: where it shows, in a word, in a sentence.
+/// Why a connection was refused, in a word and in a sentence.
 #[derive(Clone, Debug)]
 pub struct Refusal {
-    /// Istio's response flag: `DENY`, `CONNECT`, `TLS_FAILURE`, `H2_HANDSHAKE_FAILURE`,
-    /// `IDENTITY_ERROR`.
-    pub flags: &'static str,
-    /// The reason as a metric label.
-    pub reason: &'static str,
+    /// The word, which has a flag.
+    pub reason: Reason,
     /// What a person reads: object, rule, what would be right.
     pub text: String,
 }
@@ -87,7 +87,7 @@ pub struct Refused {
     #[serde(flatten)]
     pub connection: Description,
     /// The reason in a word.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// The reason in a sentence.
     pub text: String,
 }
@@ -105,7 +105,7 @@ impl Refusals {
     fn push(&self, refused: Refused) {
         let mut kept = self.0.lock();
         if kept.len() == KEPT {
-            kept.pop_front();
+            make_room(&mut kept);
         }
         kept.push_back(refused);
     }
@@ -117,19 +117,64 @@ impl Refusals {
     }
 }
 
+/// Removes the oldest refusal of the pod that has most.
+fn make_room(kept: &mut VecDeque<Refused>) {
+    let mut of_pod: BTreeMap<&str, usize> = BTreeMap::new();
+    for refused in &*kept {
+        *of_pod.entry(&refused.connection.pod).or_default() += 1;
+    }
+    let most = of_pod.iter().max_by_key(|(_, count)| **count);
+    let oldest = most.and_then(|(pod, _)| kept.iter().position(|one| one.connection.pod == **pod));
+    kept.remove(oldest.unwrap_or(0));
+}
+
 /// Where connections are told of. One for the agent.
 pub struct Recorder {
     /// Counts them.
     pub metrics: ConnectionMetrics,
     /// Keeps refusals.
     pub refusals: Refusals,
+    /// How many of them are told of.
+    pub rations: Rations,
 }
 
 impl Recorder {
     /// Tells of a connection that was refused or could not be made.
-    pub fn refuse(&self, connection: &Description, labels: &TcpLabels, mut refusal: Refusal) {
+    pub fn refuse(&self, connection: &Description, labels: &TcpLabels, refusal: Refusal) {
+        self.refuse_many(connection, labels, refusal, 1);
+    }
+
+    /// Tells of so many like this. All are counted; who is refused without end is told of now and then.
+    pub fn refuse_many(
+        &self,
+        connection: &Description,
+        labels: &TcpLabels,
+        mut refusal: Refusal,
+        count: u64,
+    ) {
+        let reason = refusal.reason;
+        self.metrics.fail(labels, reason, count);
+        let now = Instant::now();
+        let Some(more) = self.rations.take(&connection.pod, reason, count, now) else {
+            return;
+        };
         shorten(&mut refusal.text);
-        self.metrics.fail(labels, refusal.flags, refusal.reason);
+        if more > 0 {
+            refusal
+                .text
+                .push_str(&format!(" (and {more} more like it)"));
+        }
+        self.tell_refused(connection, refusal);
+    }
+
+    /// Tells of refusals that were withheld, where none of their kind has come since.
+    pub fn settle(&self) {
+        for (pod, reason, more) in self.rations.settle(Instant::now()) {
+            tracing::info!(target: "access", pod, reason = reason.as_str(), more, "connections refused like those before");
+        }
+    }
+
+    fn tell_refused(&self, connection: &Description, refusal: Refusal) {
         tracing::info!(
             target: "access",
             direction = direction(connection.direction),
@@ -143,8 +188,8 @@ impl Recorder {
             dst.namespace = connection.destination.namespace.as_deref(),
             dst.identity = connection.destination.identity,
             dst.service = connection.service,
-            flags = refusal.flags,
-            reason = refusal.reason,
+            flags = refusal.reason.flag().map(Flag::as_str),
+            reason = refusal.reason.as_str(),
             error = refusal.text,
             "connection refused"
         );
@@ -180,7 +225,7 @@ impl Recorder {
             dst.namespace = connection.destination.namespace.as_deref(),
             dst.identity = connection.destination.identity,
             dst.service = connection.service,
-            security = connection.security,
+            security = connection.security.as_str(),
             bytes_sent = response,
             bytes_recv = request,
             duration_ms = milliseconds(age),
@@ -245,6 +290,9 @@ pub struct LiveView {
     /// What it is.
     #[serde(flatten)]
     pub connection: Description,
+    /// It was open before its pod was captured: nobody carries it, and its client has no identity.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub older_than_capture: bool,
     /// Bytes from the client.
     pub request_bytes: u64,
     /// Bytes from the server.
@@ -269,7 +317,7 @@ impl Live {
     #[must_use]
     pub fn in_tunnel(&self) -> bool {
         let connection = &self.connection;
-        connection.direction == Direction::Inbound && connection.security == "mutual_tls"
+        connection.direction == Direction::Inbound && connection.security == Security::MutualTls
     }
 
     /// Bytes from the client and from the server so far.
@@ -299,6 +347,7 @@ impl Live {
         let (request_bytes, response_bytes) = self.moved();
         LiveView {
             connection: self.connection.clone(),
+            older_than_capture: false,
             request_bytes,
             response_bytes,
             age_ms: self.started.elapsed().as_millis(),
@@ -326,11 +375,11 @@ impl Live {
             dst.namespace = connection.destination.namespace.as_deref(),
             dst.identity = connection.destination.identity,
             dst.service = connection.service,
-            security = connection.security,
+            security = connection.security.as_str(),
             bytes_sent = response,
             bytes_recv = request,
             duration_ms = milliseconds(self.started.elapsed()),
-            end = end.end.as_str(),
+            end = end.end.ending().as_str(),
             error = cause.or_else(|| (end.end != End::Clean).then(|| end.end.to_string())),
             "connection closed"
         );
@@ -365,32 +414,40 @@ mod tests {
     use super::*;
     use crate::metrics::Party;
 
-    #[test]
-    fn of_what_a_peer_says_at_length_the_beginning_is_kept() {
-        let recorder = Recorder {
+    fn recorder() -> Recorder {
+        Recorder {
             metrics: ConnectionMetrics::default(),
             refusals: Refusals::default(),
-        };
-        let connection = Description {
+            rations: Rations::default(),
+        }
+    }
+
+    fn of_pod(pod: &str) -> Description {
+        Description {
             direction: Direction::Inbound,
-            pod: "shop/web".to_owned(),
-            source: End1::default(),
-            destination: End1::default(),
+            pod: pod.to_owned(),
+            source: ConnectionEnd::default(),
+            destination: ConnectionEnd::default(),
             service: None,
-            security: "none",
+            security: Security::None,
             tunnel: None,
-        };
+        }
+    }
+
+    #[test]
+    fn of_what_a_peer_says_at_length_the_beginning_is_kept() {
+        let recorder = recorder();
+        let connection = of_pod("shop/web");
         let labels = TcpLabels::new(
             "destination",
             Party::default(),
             Party::default(),
             None,
-            "none",
+            Security::None,
         );
         for said in ["no such target".to_owned(), "\u{200b}".repeat(100_000)] {
             let refusal = Refusal {
-                flags: "CONNECT",
-                reason: "bad_request",
+                reason: Reason::BadRequest,
                 text: said.clone(),
             };
             recorder.refuse(&connection, &labels, refusal);
@@ -398,5 +455,26 @@ mod tests {
             let beginning = kept.strip_suffix(" ...").unwrap_or(&kept);
             assert!(said.starts_with(beginning) && kept.len() < 2100, "{kept}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_refused_without_end_leaves_its_neighbours_their_places_on_the_page() {
+        let refusals = Refusals::default();
+        let refused = |pod: &str| Refused {
+            time_ms: 0,
+            connection: of_pod(pod),
+            reason: Reason::PolicyDeny,
+            text: String::new(),
+        };
+        for pod in ["shop/a", "shop/b", "shop/a"] {
+            refusals.push(refused(pod));
+        }
+        for _ in 0..10 * KEPT {
+            refusals.push(refused("shop/greedy"));
+        }
+        let kept = refusals.list();
+        let pods: Vec<&str> = kept.iter().map(|one| &*one.connection.pod).collect();
+        assert_eq!(pods.len(), KEPT);
+        assert_eq!(pods[..4], ["shop/a", "shop/b", "shop/a", "shop/greedy"]);
     }
 }

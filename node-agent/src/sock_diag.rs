@@ -8,17 +8,18 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+pub(crate) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_REQUEST_ACK: u16 = 0x5;
-const NLM_F_REQUEST_DUMP: u16 = 0x301;
+pub(crate) const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NETLINK_HEADER: usize = 16;
 /// Size of `struct inet_diag_req_v2`, whose last part is a [`SocketId`].
 const REQUEST: usize = 56;
@@ -29,19 +30,26 @@ const IPPROTO_TCP: u8 = 6;
 const MESSAGE: usize = 72;
 /// Where the [`SocketId`] in it ends.
 const MESSAGE_ID_END: usize = 52;
+/// Where the interface in a [`SocketId`] begins.
+const INTERFACE: usize = 36;
 /// Where the cookie in a [`SocketId`] begins.
 const COOKIE: usize = 40;
 /// The attribute with a `struct tcp_info`.
 const INET_DIAG_INFO: u8 = 2;
+/// The attribute with the socket's mark, which who may administer the network is told unasked.
+const INET_DIAG_MARK: u16 = 15;
 /// Offset of `tcpi_bytes_acked` in it; `tcpi_bytes_received` follows.
 const TCPI_BYTES_ACKED: usize = 120;
 
 /// States of TCP, include/net/tcp_states.h, as bits of a mask.
 const LISTEN: u32 = 1 << 10;
+const SYN_SENT: u32 = 1 << 2;
 /// `ESTABLISHED`, `SYN_RECV`, `FIN_WAIT1`, `FIN_WAIT2`, `CLOSE_WAIT`.
 const CONNECTED: u32 = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8;
 /// `LAST_ACK`, `CLOSING`: closed by the application, and the peer has not acknowledged it.
 const ENDING: u32 = 1 << 9 | 1 << 11;
+/// `TIME_WAIT`: over, and its last packets may be sent again.
+const OVER: u32 = 1 << 6;
 
 /// A connected socket of a namespace.
 #[derive(Clone, Debug)]
@@ -50,13 +58,36 @@ pub struct Found {
     pub local: SocketAddr,
     /// Its peer's.
     pub remote: SocketAddr,
+    /// `TCP_ESTABLISHED` and so on, include/net/tcp_states.h.
+    pub state: u8,
+    /// Its `SO_MARK`.
+    pub mark: u32,
+    /// When it sends again what nobody has acknowledged; none where nothing is on its way.
+    pub sends_again: Option<Duration>,
     /// Where it was asked for: what the socket has moved.
     pub moved: Option<Moved>,
     family: u8,
     id: SocketId,
 }
 
+/// [`Found::state`] of a socket that has sent a SYN, or will.
+pub const TCP_SYN_SENT: u8 = 2;
+/// [`Found::state`] of a connection that a peer is opening.
+pub const TCP_SYN_RECV: u8 = 3;
+
 impl Found {
+    /// The interface that it is bound to; 0 for none.
+    fn interface(&self) -> Option<u32> {
+        let index = self.id.get(INTERFACE..COOKIE)?.try_into().ok()?;
+        Some(u32::from_ne_bytes(index))
+    }
+
+    /// Whether both are the same socket, not only the same addresses.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
     /// The connection with these addresses, whether there is one or not: for [`Ender::destroy_named`].
     #[must_use]
     pub fn named(local: SocketAddr, remote: SocketAddr) -> Self {
@@ -85,6 +116,9 @@ impl Found {
         Self {
             local,
             remote,
+            state: 0,
+            mark: 0,
+            sends_again: None,
             moved: None,
             family: u8::try_from(family).unwrap_or_default(),
             id,
@@ -108,12 +142,12 @@ pub struct Moved {
 ///
 /// # Errors
 /// When the kernel refuses the request.
-pub fn listening_ports() -> io::Result<BTreeMap<(u16, u16), u64>> {
+pub fn listening_ports() -> io::Result<BTreeMap<(u16, u16), i32>> {
     let mut ports = BTreeMap::new();
     for found in dump(LISTEN, 0)? {
-        let (ip, port) = (found.local.ip(), found.local.port());
+        let (ip, port) = (found.local.ip().to_canonical(), found.local.port());
         let v4 = ip.is_ipv4();
-        if ip.to_canonical().is_loopback() {
+        if ip.is_loopback() {
             continue;
         }
         if v4 || ip.is_unspecified() {
@@ -126,6 +160,18 @@ pub fn listening_ports() -> io::Result<BTreeMap<(u16, u16), u64>> {
     Ok(ports)
 }
 
+/// Ports of this thread's namespace on which somebody listens on one interface only, with the interface.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub fn bound_listeners() -> io::Result<BTreeMap<u16, u32>> {
+    let listening = dump(LISTEN, 0)?;
+    let bound = listening
+        .iter()
+        .filter_map(|found| Some((found.local.port(), found.interface().filter(|i| *i != 0)?)));
+    Ok(bound.collect())
+}
+
 /// Connected sockets of this thread's namespace, with canonical addresses.
 ///
 /// # Errors
@@ -134,12 +180,54 @@ pub fn connected() -> io::Result<Vec<Found>> {
     Ok(dump(CONNECTED, 0)?.into_iter().map(canonical).collect())
 }
 
+/// As [`connected`], with those that are being opened.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub fn connecting_and_connected() -> io::Result<Vec<Found>> {
+    let found = dump(SYN_SENT | CONNECTED, 0)?;
+    Ok(found.into_iter().map(canonical).collect())
+}
+
+/// Ends all connections of this thread's namespace, also those that no process has any more and that nobody
+/// will acknowledge: they would keep the namespace for minutes.
+///
+/// # Errors
+/// When the kernel refuses a request.
+pub fn end_all() -> io::Result<()> {
+    let mut ender = Ender::new()?;
+    for found in dump(CONNECTED | ENDING | SYN_SENT, 0)? {
+        // That it has gone by itself is as good.
+        let _was_there = ender.destroy(&found)?;
+    }
+    Ok(())
+}
+
+/// As [`connecting_and_connected`], with what each has moved, and with those that are ending.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub fn connecting_and_connected_with_bytes() -> io::Result<Vec<Found>> {
+    let found = dump(SYN_SENT | CONNECTED | ENDING, 1 << (INET_DIAG_INFO - 1))?;
+    Ok(found.into_iter().map(canonical).collect())
+}
+
 /// As [`connected`], with what each has moved.
 ///
 /// # Errors
 /// When the kernel refuses the request.
 pub fn connected_with_bytes() -> io::Result<Vec<Found>> {
     let found = dump(CONNECTED | ENDING, 1 << (INET_DIAG_INFO - 1))?;
+    Ok(found.into_iter().map(canonical).collect())
+}
+
+/// Sockets of this thread's namespace whose packets are on their way, from the answer to a SYN until nothing
+/// is sent again, with canonical addresses. What only dials is not among them.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub fn flows() -> io::Result<Vec<Found>> {
+    let found = dump(CONNECTED | ENDING | OVER, 0)?;
     Ok(found.into_iter().map(canonical).collect())
 }
 
@@ -289,7 +377,7 @@ fn request(
 }
 
 /// The first netlink message of `bytes`: its type, its body, and what follows it.
-fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+pub(crate) fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let body = bytes.get(NETLINK_HEADER..length)?;
@@ -311,35 +399,57 @@ fn found(family: u8, body: &[u8]) -> Option<Found> {
     Some(Found {
         local: SocketAddr::new(ip(4)?, port(0)?),
         remote: SocketAddr::new(ip(20)?, port(2)?),
+        state: *body.get(1)?,
+        mark: mark(body),
+        sends_again: sends_again(body),
         moved: moved(body),
         family,
         id,
     })
 }
 
+/// The retransmission timer: `idiag_timer` at 2 says that it runs, `idiag_expires` behind the
+/// identification in how many milliseconds.
+fn sends_again(body: &[u8]) -> Option<Duration> {
+    const RETRANSMISSION: u8 = 1;
+    let expires = body.get(MESSAGE_ID_END..MESSAGE_ID_END + 4)?;
+    let expires = u32::from_ne_bytes(expires.try_into().ok()?);
+    (*body.get(2)? == RETRANSMISSION).then_some(Duration::from_millis(expires.into()))
+}
+
+fn mark(body: &[u8]) -> u32 {
+    let value = attribute(body, INET_DIAG_MARK).and_then(|value| value.get(..4)?.try_into().ok());
+    value.map_or(0, u32::from_ne_bytes)
+}
+
 /// The state, and two fields of the attribute `INET_DIAG_INFO`, a `struct tcp_info`
 /// (include/uapi/linux/tcp.h; both since Linux 4.1).
 fn moved(body: &[u8]) -> Option<Moved> {
-    let state = *body.get(1)?;
+    let value = attribute(body, INET_DIAG_INFO.into())?;
+    let word = |at: usize| Some(u64::from_ne_bytes(value.get(at..at + 8)?.try_into().ok()?));
+    Some(Moved {
+        state: *body.get(1)?,
+        acked: word(TCPI_BYTES_ACKED)?,
+        received: word(TCPI_BYTES_ACKED + 8)?,
+    })
+}
+
+/// The value of an attribute behind a `struct inet_diag_msg`.
+fn attribute(body: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut rest = body.get(MESSAGE..)?;
     loop {
         let half = |at: usize| Some(u16::from_ne_bytes(rest.get(at..at + 2)?.try_into().ok()?));
         let (length, kind) = (usize::from(half(0)?), half(2)?);
         let value = rest.get(4..length)?;
-        if kind == u16::from(INET_DIAG_INFO) {
-            let word =
-                |at: usize| Some(u64::from_ne_bytes(value.get(at..at + 8)?.try_into().ok()?));
-            return Some(Moved {
-                state,
-                acked: word(TCPI_BYTES_ACKED)?,
-                received: word(TCPI_BYTES_ACKED + 8)?,
-            });
+        if kind == wanted {
+            return Some(value);
         }
         rest = rest.get(length.next_multiple_of(4)..)?;
     }
 }
 
-fn error(body: &[u8]) -> io::Error {
+/// What the kernel says went wrong.
+pub(crate) fn error(body: &[u8]) -> io::Error {
     let code = body
         .get(..4)
         .and_then(|code| code.try_into().ok())
@@ -423,6 +533,35 @@ mod tests {
             TcpStream::connect((ip, port)).unwrap();
             listener.accept().unwrap();
         }
+    }
+
+    #[test]
+    fn a_connection_that_is_being_opened_says_when_it_sends_again() {
+        // A queue with room for one: the second SYN is dropped and sent again.
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let listener = listener.unwrap();
+        let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let to = listener.local_addr().unwrap();
+        let dial = |marked: u32| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+            let socket = socket.unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.set_mark(marked).unwrap();
+            drop(socket.connect(&to));
+            socket
+        };
+        let sockets = [dial(0x71), dial(0x72), dial(0x73)];
+        let found = super::connecting_and_connected().unwrap();
+        let port = to.as_socket().unwrap().port();
+        let ours = || found.iter().filter(|found| found.remote.port() == port);
+        let opening = ours().find(|found| found.state == super::TCP_SYN_SENT);
+        let opening = opening.expect("one waits for an answer");
+        assert!((0x71..=0x73).contains(&opening.mark), "{opening:?}");
+        let again = opening.sends_again.expect("it will send again");
+        assert!(again <= std::time::Duration::from_secs(1), "{again:?}");
+        assert!(ours().count() >= sockets.len());
     }
 
     #[test]

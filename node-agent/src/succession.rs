@@ -24,7 +24,7 @@ mod lock;
 mod successor;
 mod wire;
 
-pub use incumbent::{Office, Stage, bind, serve};
+pub use incumbent::{Incumbent, Stage, bind, serve};
 pub use lock::{Lock, Post};
 pub use successor::{Predecessor, apply};
 pub use wire::Who;

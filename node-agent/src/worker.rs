@@ -5,14 +5,18 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
-    future::Future,
     io,
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use model::policy::{Connection, Verdict};
+use abi::{Addr, FLOW_WINDOW_NS, Flow};
+use model::{
+    Identity,
+    policy::{Connection, Verdict},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
@@ -21,17 +25,23 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tunnel::{copy::Abort, pool};
 
+use runtime::threads::{self, Told};
+
 use crate::{
-    accept::{Accepted, Acceptor},
-    budget::{Budget, Full, Permit},
+    accept::{Accepted, Acceptor, Arrival},
+    bpf::{Heartbeat, HeldSyns, Kernel, SynBuffer},
+    budget::Budget,
     direct::Reached,
     enrol::EnrolHandle,
+    hold::Opener,
     inbound,
+    lobby::{self, Lobby},
     mesh::Mesh,
-    outbound,
     pod::{Carried, Pod},
     record::{Direction, Live, LiveView, Recorder},
-    sock,
+    session::now,
+    sock::RawSockets,
+    translation::{Translations, Walks},
 };
 
 /// How often byte counters of live connections reach the metrics, and idle tunnels are looked for.
@@ -41,6 +51,10 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const ACCEPT_LINGER: Duration = Duration::from_secs(4);
 /// How long tunnels without streams may take to end after GOAWAY.
 const TUNNELS_END_WITHIN: Duration = Duration::from_secs(5);
+/// How often a worker says that it is alive; the kernel half takes it for hung after [`abi::BEAT_WINDOW_NS`].
+const BEAT: Duration = Duration::from_millis(500);
+/// Connections that a listener, or a peer's tunnel, takes in one turn.
+pub(crate) const TURN: u32 = 4;
 /// How often a draining worker looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
@@ -52,14 +66,25 @@ pub struct Shared {
     pub recorder: Arc<Recorder>,
     /// Which workloads the kernel reaches itself.
     pub reached: Arc<Reached>,
+    /// The kernel half, which remembers what endpoints clients keep.
+    pub kernel: Arc<Kernel>,
+    /// What ports of pods become that translate addresses.
+    pub(crate) translations: Translations,
+    pub(crate) walks: Walks,
     /// How much is carried for each pod.
     pub budget: Arc<Budget>,
+    /// How many peers may wait at each worker that have not shown who they are.
+    pub lobby: lobby::Bounds,
     /// Limits and times of tunnels.
     pub tunnel: tunnel::Settings,
     /// How long a worker may stay awake for bytes that it expects at once.
     pub busy_poll: Duration,
     /// How long a TCP connection may take to be established.
     pub connect_timeout: Duration,
+    /// SYNs that wait for us.
+    pub held: Arc<HeldSyns>,
+    /// Where workers say that they are alive.
+    pub heartbeat: Arc<Heartbeat>,
     /// Whom to tell that a port was not listening after all.
     pub enrol: std::sync::OnceLock<EnrolHandle>,
 }
@@ -76,6 +101,7 @@ pub struct PodListeners {
 
 enum Command {
     AddPod(Arc<Pod>, PodListeners),
+    Receive(SynBuffer),
     RemovePod {
         id: u32,
         connections: bool,
@@ -123,17 +149,23 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
+    pub fn start(index: u32, shared: Arc<Shared>) -> io::Result<Self> {
         let (sender, commands) = mpsc::unbounded_channel();
-        std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || run(shared, commands))?;
+        threads::spawn(&format!("worker-{index}"), move || {
+            run(index, shared, commands);
+            Told
+        })?;
         Ok(Self(sender))
     }
 
     /// Accepts a pod's connections. A pod that is known already gets its new sockets.
     pub fn add_pod(&self, pod: Arc<Pod>, listeners: PodListeners) {
         self.send(Command::AddPod(pod, listeners));
+    }
+
+    /// Opens the connections whose SYNs come there.
+    pub(crate) fn receive(&self, syns: SynBuffer) {
+        self.send(Command::Receive(syns));
     }
 
     /// Stops accepting for a pod; with `connections`, ends what it has open too.
@@ -182,23 +214,25 @@ pub struct Worker {
     live: RefCell<HashMap<u64, Rc<Tracked>>>,
     next: std::cell::Cell<u64>,
     /// Accepted connections that are being served, tunnels apart.
-    serving: TaskTracker,
+    pub(crate) serving: TaskTracker,
     /// Tunnels that peers have open.
-    serving_tunnels: TaskTracker,
+    pub(crate) serving_tunnels: TaskTracker,
     /// Tunnels that we have open.
     pub(crate) tunnels: TaskTracker,
+    /// Peers that have not shown who they are.
+    pub(crate) lobby: RefCell<Lobby>,
+    /// Connections of pods that wait to be opened, and their other halves.
+    pub(crate) opener: Opener,
     /// Connections that have ended.
     ended: std::cell::Cell<u64>,
-}
-
-/// What a listener is for.
-#[derive(Clone, Copy)]
-enum Serves {
-    Connections,
-    Tunnels,
+    /// Cancelled when it drains: from then on its beats would speak for whoever has its part of them next.
+    beating: CancellationToken,
 }
 
 struct PodTasks {
+    pod: Arc<Pod>,
+    /// They keep the pod's namespace alive, as its listeners do.
+    raw: Rc<RawSockets>,
     accept: CancellationToken,
     tunnels: CancellationToken,
 }
@@ -236,7 +270,7 @@ impl Drop for Track {
     }
 }
 
-fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
+fn run(index: u32, shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -249,6 +283,8 @@ fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
     };
     LocalSet::new().block_on(&runtime, async move {
         let worker = Rc::new(Worker {
+            lobby: RefCell::new(Lobby::new(shared.lobby)),
+            opener: Opener::new(Arc::clone(&shared.held)),
             shared,
             pools: RefCell::default(),
             pods: RefCell::default(),
@@ -258,10 +294,30 @@ fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) {
             serving_tunnels: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             ended: std::cell::Cell::new(0),
+            beating: CancellationToken::new(),
         });
+        tokio::task::spawn_local(beat(
+            index,
+            Arc::clone(&worker.shared.heartbeat),
+            worker.beating.clone(),
+        ));
         tokio::task::spawn_local(tunnel::busy::stay_awake(worker.shared.busy_poll));
         worker.serve(commands).await;
     });
+}
+
+/// Says that the worker is alive for as long as its runtime gets to this.
+async fn beat(index: u32, heartbeat: Arc<Heartbeat>, over: CancellationToken) {
+    let mut ticks = tokio::time::interval(BEAT);
+    // After a standstill one is as good as many.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = over.cancelled() => return,
+            _ = ticks.tick() => heartbeat.beat(index),
+        }
+    }
 }
 
 impl Worker {
@@ -276,6 +332,7 @@ impl Worker {
                 _ = ticks.tick() => {
                     self.live.borrow().values().for_each(|tracked| tracked.live.report());
                     self.pools.borrow().values().for_each(pool::Pool::evict_idle);
+                    self.opener.tidy();
                 }
             }
         }
@@ -288,6 +345,7 @@ impl Worker {
                     tracing::error!(pod = %pod.name, %error, "a worker cannot accept for the pod");
                 }
             }
+            Command::Receive(syns) => self.receive(syns),
             Command::RemovePod { id, connections } => self.remove_pod(id, connections),
             Command::Reauthorize => self.reauthorize(),
             Command::Connections(reply) => {
@@ -316,38 +374,32 @@ impl Worker {
 
     fn add_pod(self: &Rc<Self>, pod: &Arc<Pod>, listeners: PodListeners) -> io::Result<()> {
         let tasks = PodTasks {
+            pod: Arc::clone(pod),
+            raw: Rc::new(RawSockets::new(&pod.netns)?),
             accept: CancellationToken::new(),
             tunnels: CancellationToken::new(),
         };
         let outbound = TcpListener::from_std(listeners.outbound)?;
         let inbound = TcpListener::from_std(listeners.inbound)?;
         let hbone = TcpListener::from_std(listeners.hbone)?;
-        let served = Serves::Connections;
         self.accept(
             outbound,
-            served,
             pod,
             Direction::Outbound,
             &tasks.accept,
-            outbound::serve,
+            Arrival::serve_outbound,
         );
-        self.accept(
-            inbound,
-            served,
-            pod,
-            Direction::Inbound,
-            &tasks.accept,
-            inbound::serve_plaintext,
-        );
+        self.accept(inbound, pod, Direction::Inbound, &tasks.accept, |arrival| {
+            arrival.serve(inbound::serve_plaintext);
+        });
         let tunnels = tasks.tunnels.clone();
         self.accept(
             hbone,
-            Serves::Tunnels,
             pod,
             Direction::Inbound,
             &tasks.accept,
-            move |worker, pod, stream, peer, permit| {
-                inbound::serve_tunnel(worker, pod, stream, peer, permit, tunnels.clone())
+            move |arrival| {
+                arrival.serve_tunnel(&tunnels);
             },
         );
         if let Some(before) = self.pods.borrow_mut().insert(pod.id, tasks) {
@@ -379,6 +431,55 @@ impl Worker {
         }
     }
 
+    /// Who opened a connection to a pod directly, by the kernel's note of the socket that sent its SYN; nobody where
+    /// there is none.
+    pub(crate) fn caller(
+        &self,
+        pod: &Pod,
+        client: SocketAddr,
+        dialled: SocketAddr,
+    ) -> Option<Identity> {
+        let note = self.shared.kernel.noted(Flow {
+            source: Addr::from(client.ip()),
+            destination: Addr::from(dialled.ip()),
+            source_port: client.port(),
+            destination_port: dialled.port(),
+        })?;
+        // Another processor's clock may be a little ahead.
+        let is_fresh = now()? < note.time.saturating_add(FLOW_WINDOW_NS);
+        if note.destination != pod.id || !is_fresh {
+            return None;
+        }
+        let pods = self.pods.borrow();
+        pods.get(&note.source)
+            .map(|tasks| tasks.pod.identity.clone())
+    }
+
+    /// What ends the tunnels that peers have to a pod.
+    pub(crate) fn tunnels_of(&self, pod: &Pod) -> CancellationToken {
+        let pods = self.pods.borrow();
+        pods.get(&pod.id).map_or_else(
+            || {
+                let over = CancellationToken::new();
+                over.cancel();
+                over
+            },
+            |tasks| tasks.tunnels.clone(),
+        )
+    }
+
+    /// A pod that the worker accepts for.
+    pub(crate) fn pod(&self, id: u32) -> Option<Arc<Pod>> {
+        let pods = self.pods.borrow();
+        pods.get(&id).map(|tasks| Arc::clone(&tasks.pod))
+    }
+
+    /// By which a pod is sent packets that are made here.
+    pub(crate) fn raw_sockets(&self, id: u32) -> Option<Rc<RawSockets>> {
+        let pods = self.pods.borrow();
+        pods.get(&id).map(|tasks| Rc::clone(&tasks.raw))
+    }
+
     /// The tunnels of a pod.
     pub(crate) fn pool(&self, pod: &Pod) -> pool::Pool {
         let mut pools = self.pools.borrow_mut();
@@ -391,44 +492,28 @@ impl Worker {
     }
 
     /// Accepts until cancelled, then takes what the kernel had completed before closing.
-    fn accept<F, S>(
+    ///
+    /// Listeners take turns: each takes a few connections and then waits until the others, and what they have
+    /// taken, have had theirs. A pod that opens connections without end waits for itself.
+    fn accept(
         self: &Rc<Self>,
         listener: TcpListener,
-        serves: Serves,
         pod: &Arc<Pod>,
         direction: Direction,
         stop: &CancellationToken,
-        serve: S,
-    ) where
-        F: Future<Output = ()> + 'static,
-        S: Fn(Rc<Self>, Arc<Pod>, TcpStream, std::net::SocketAddr, Permit) -> F + 'static,
-    {
+        start: impl Fn(Arrival) + 'static,
+    ) {
         let (worker, pod, stop) = (Rc::clone(self), Arc::clone(pod), stop.clone());
-        let ends = |stream: &TcpStream, peer| (peer, stream.local_addr().unwrap_or(peer));
-        let (own, named) = (Rc::clone(self), Arc::clone(&pod));
-        let start = move |stream: TcpStream, peer| {
-            let (worker, pod) = (&own, &named);
-            let Ok(permit) = worker.admit(pod, direction, ends(&stream, peer)) else {
-                return tunnel::copy::reset(stream);
-            };
-            if let Err(error) = sock::set_up(&stream) {
-                // The peer is gone already.
-                tracing::debug!(%error, "an accepted connection cannot be set up");
-            }
-            let served = match serves {
-                Serves::Connections => &worker.serving,
-                Serves::Tunnels => &worker.serving_tunnels,
-            };
-            served.spawn_local(serve(
-                Rc::clone(worker),
-                Arc::clone(pod),
+        let accepting = async move {
+            let arrival = |stream, peer| Arrival {
+                worker: Rc::clone(&worker),
+                pod: Arc::clone(&pod),
+                direction,
                 stream,
                 peer,
-                permit,
-            ));
-        };
-        tokio::task::spawn_local(async move {
+            };
             let mut acceptor = Acceptor::new(listener);
+            let mut turn = 0;
             loop {
                 let accepted = tokio::select! {
                     biased;
@@ -436,14 +521,15 @@ impl Worker {
                     () = stop.cancelled() => break,
                 };
                 match accepted {
-                    Accepted::Connection(stream, peer) => start(stream, peer),
+                    Accepted::Connection(stream, peer) => start(arrival(stream, peer)),
                     Accepted::OutOfDescriptors(stream, peer) => {
-                        worker.shared.recorder.metrics.accept_failed();
-                        let ends = ends(&stream, peer);
-                        tunnel::copy::reset(stream);
-                        worker.refuse_full(&pod, direction, ends, Full::Descriptors);
+                        arrival(stream, peer).out_of_descriptors()
                     }
                     Accepted::Failed => worker.shared.recorder.metrics.accept_failed(),
+                }
+                turn = (turn + 1) % TURN;
+                if turn == 0 {
+                    tokio::task::yield_now().await;
                 }
             }
             // The runtime may not have heard yet of what waits.
@@ -455,11 +541,12 @@ impl Worker {
                     .set_nonblocking(true)
                     .and_then(|()| TcpStream::from_std(stream));
                 match stream {
-                    Ok(stream) => start(stream, peer),
+                    Ok(stream) => start(arrival(stream, peer)),
                     Err(error) => tracing::warn!(%error, "an accepted connection is lost"),
                 }
             }
-        });
+        };
+        tokio::task::spawn_local(threads::task("accept", accepting));
     }
 
     /// Keeps a connection on the list until it is told how it ended.
@@ -506,6 +593,7 @@ impl Worker {
 
     async fn drain(&self, cause: Cause, deadline: Instant) -> Drained {
         let ended = self.ended.get();
+        self.beating.cancel();
         for tasks in self.pods.borrow().values() {
             tasks.tunnels.cancel();
         }

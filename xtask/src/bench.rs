@@ -214,13 +214,13 @@ fn seconds(given: Option<f64>, usual: f64) -> Result<Duration> {
 fn prepare(args: &Build) -> Result<PathBuf> {
     let profile = &*args.profile;
     let mut command = shell::cargo(&["build", "--profile", profile])?;
-    for package in ["node-agent", "controller", "bench"] {
+    for package in ["node-agent", "controller", "cni", "bench"] {
         command.args(["--package", package]);
     }
     if !args.no_build {
         shell::run(&mut command)?;
     }
-    let own = std::env::current_exe().context("finding this program")?;
+    let own = shell::this_program()?;
     let target = own.parent().and_then(Path::parent);
     let target = target.context("this program lies in a directory of cargo's")?;
     let directory = if profile == "dev" { "debug" } else { profile };

@@ -1,6 +1,5 @@
 //! Which programs are built, and where they then lie.
 
-use std::env;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -17,6 +16,9 @@ pub(crate) struct Args {
     /// Take the programs as they were built last.
     #[arg(long)]
     pub(crate) no_build: bool,
+    /// With the agent's flag `--ebpf-log`: the kernel half says what it decides. For debug builds.
+    #[arg(long, conflicts_with = "release")]
+    pub(crate) ebpf_log: bool,
 }
 
 /// Builds, with cargo's own progress visible.
@@ -31,13 +33,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.release {
         command.arg("--release");
     }
+    if args.ebpf_log {
+        command.args(["--features", "node-agent/ebpf-log"]);
+    }
     shell::run(&mut command)
 }
 
-/// Builds the agent whose maps have another layout, beside the others: a test lets it succeed the usual one.
+/// Builds the agent whose maps have another layout, beside the others: a test lets it succeed the usual one. It has
+/// `--ebpf-log` too, for the tests of that.
 pub(crate) fn next_layout() -> Result<()> {
     let mut command = shell::cargo(&["build", "--package", "node-agent"])?;
-    shell::run(command.args(["--features", "next-layout"]))?;
+    shell::run(command.args(["--features", "next-layout,ebpf-log"]))?;
     let programs = programs(false)?;
     let built = programs.join("keelson-node-agent");
     // Cargo has one name for both; the usual one takes its place back with the next build.
@@ -48,7 +54,7 @@ pub(crate) fn next_layout() -> Result<()> {
 
 /// Where the programs of a profile lie.
 pub(crate) fn programs(release: bool) -> Result<PathBuf> {
-    let own = env::current_exe().context("finding this program")?;
+    let own = shell::this_program()?;
     let target = own
         .parent()
         .and_then(|profile| profile.parent())
@@ -56,4 +62,4 @@ pub(crate) fn programs(release: bool) -> Result<PathBuf> {
     Ok(target.join(if release { "release" } else { "debug" }))
 }
 
-const PACKAGES: [&str; 3] = ["node-agent", "controller", "testkit"];
+const PACKAGES: [&str; 4] = ["node-agent", "controller", "cni", "testkit"];

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use crate::{lint, setup, shell, test};
+use crate::vm::Kernel;
+use crate::{fuzz, lint, setup, shell, test};
 
 /// Sets up, checks and tests; stops at the first part that fails.
 pub(crate) fn run() -> Result<()> {
@@ -11,5 +12,10 @@ pub(crate) fn run() -> Result<()> {
     shell::heading("lint");
     lint::run(&lint::Args::default())?;
     shell::heading("test");
-    test::run(&test::Args::default())
+    test::run(&test::Args::default())?;
+    for kernel in [Kernel::V6_1, Kernel::V6_12] {
+        test::run(&test::Args::elsewhere(kernel))?;
+    }
+    shell::heading("fuzz");
+    fuzz::run(&fuzz::Args::briefly())
 }

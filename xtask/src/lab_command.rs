@@ -1,5 +1,6 @@
 //! The lab for a person: put up, looked into, taken down.
 
+mod reload;
 mod supervise;
 mod up;
 
@@ -35,6 +36,10 @@ pub(crate) enum Command {
     Label(Label),
     /// Copy manifests into the live folder, as `kubectl apply` would apply them.
     Apply(Apply),
+    /// Let a newly built agent succeed the one of a node, without a connection lost.
+    ///
+    /// For example: cargo xtask lab reload n1, after a change of the agent.
+    Reload(reload::Args),
     /// Own a standing lab; `up` starts this in the background.
     #[command(hide = true)]
     Supervise(Id),
@@ -88,6 +93,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Status(args) => status(&args.id),
         Command::Label(args) => label(&args),
         Command::Apply(args) => apply(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Supervise(args) => supervise::run(&args.id),
     }
 }

@@ -1,7 +1,7 @@
 //! Everything that can be judged without running the programs.
 
 mod dependencies;
-mod metadata;
+pub(crate) mod metadata;
 mod tidy;
 
 use anyhow::{Result, bail};

@@ -1,20 +1,25 @@
 //! Every command that a developer or CI types: `cargo xtask --help` lists them.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "a command line program speaks on standard output"
-)]
 #![expect(clippy::print_stderr, reason = "and complains on standard error")]
+
+/// As the standard library's, where a pipe that the reader has closed is no reason to panic.
+macro_rules! println {
+    () => { ::bench::output::line(format_args!("")) };
+    ($($argument:tt)*) => { ::bench::output::line(format_args!($($argument)*)) };
+}
 
 mod bench;
 mod build;
 mod ci;
+mod cluster_command;
 mod demo;
+mod fuzz;
 mod lab_command;
 mod lint;
 mod setup;
 mod shell;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -55,15 +60,25 @@ enum Command {
     /// The same lab, left standing for a person. Needs root.
     #[command(subcommand)]
     Lab(lab_command::Command),
+    /// A real Kubernetes on this machine, left standing for a person or for tests. Needs root, and Go.
+    #[command(subcommand)]
+    Cluster(cluster_command::Command),
     /// Run all tests, those that need the kernel too. Needs root.
     Test(test::Args),
+    /// Become a test program that tells how long its tests take; `test` has cargo start them so.
+    #[command(hide = true)]
+    RunTest(test::timed::Args),
     /// Check format, clippy, documentation, dependencies and the workspace's own rules.
     Lint(lint::Args),
-    /// What CI runs: setup, lint, test.
+    /// Give arbitrary bytes to everything that reads what strangers write.
+    Fuzz(fuzz::Args),
+    /// What CI runs: setup, lint, test, fuzz briefly.
     Ci,
 }
 
 fn main() -> ExitCode {
+    // Before anything is built.
+    drop(shell::this_program());
     let result = run(Args::parse().command);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,8 +96,11 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Lab(command) => lab_command::run(command),
+        Command::Cluster(command) => cluster_command::run(command),
         Command::Test(args) => test::run(&args),
+        Command::RunTest(args) => test::timed::run(&args),
         Command::Lint(args) => lint::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Ci => ci::run(),
     }
 }

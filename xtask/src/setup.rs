@@ -85,6 +85,19 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     packages::install(packages)
 }
 
+/// Installs those of these programs that are missing: each with the Debian package that has it.
+pub(crate) fn install_packages_of(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = programs
+        .iter()
+        .filter(|(program, _)| shell::which(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    packages::install(&missing)
+}
+
 fn survey() -> Result<Vec<Need>> {
     let mut needs = packages::needs();
     needs.extend(rust::needs()?);

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -19,6 +20,17 @@ pub(crate) fn root() -> Result<PathBuf> {
         .parent()
         .context("xtask lies in the root of the checkout")?;
     Ok(parent.to_owned())
+}
+
+/// Where this program lies. Found out when it starts: cargo may put a newly built one in its place while it runs, and then
+/// the system calls this one's path deleted.
+///
+/// # Errors
+/// The system does not say.
+pub(crate) fn this_program() -> Result<PathBuf> {
+    static PATH: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let path = PATH.get_or_init(|| env::current_exe().ok());
+    path.clone().context("finding this program")
 }
 
 /// A cargo command in the root of the checkout, with what the nested build of the kernel half
@@ -43,6 +55,15 @@ pub(crate) fn cargo(args: &[&str]) -> Result<Command> {
 /// `LLVM_PREFIX`, or where Debian's packages put LLVM.
 pub(crate) fn llvm_prefix() -> PathBuf {
     env::var_os("LLVM_PREFIX").map_or_else(|| PathBuf::from("/usr/lib/llvm-22"), PathBuf::from)
+}
+
+/// The target that is compiled for if none is named.
+pub(crate) fn host() -> Result<String> {
+    let version = read(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host
+        .context("rustc does not say what it runs on")?
+        .to_owned())
 }
 
 /// Shows a command, runs it with its output visible, and fails if it does.

@@ -1,46 +1,96 @@
 //! All tests through `cargo test`, with its lines visible and added up at the end.
 
+mod cluster;
+mod needs;
+pub(crate) mod timed;
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use self::needs::Needs;
 use crate::shell::{self, is_root};
+use crate::vm::{self, Kernel, Selection};
 
 /// Which tests to run.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Only tests whose name contains this.
-    filter: Option<String>,
+    /// Only tests whose name contains one of these.
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
     /// Only tests of these packages.
     #[arg(short, long = "package", value_name = "PACKAGE")]
     packages: Vec<String>,
+    /// Run the tests that need a kernel on this series of Debian's kernels, in a virtual machine with cgroup v2
+    /// alone. Installs qemu and what else that takes.
+    #[arg(long, value_name = "SERIES", conflicts_with = "packages")]
+    kernel: Option<Kernel>,
+    /// Run the tests of a real Kubernetes: on a cluster that is put up for them and taken down, or on the one that
+    /// KUBECONFIG names. The first time Kubernetes is compiled, which takes some minutes and needs Go.
+    #[arg(long, conflicts_with_all = ["packages", "kernel", "keep"])]
+    cluster: bool,
+    /// With `--kernel`: minutes after which the machine is ended and the run has failed.
+    #[arg(
+        long,
+        value_name = "MINUTES",
+        default_value_t = 60,
+        requires = "kernel"
+    )]
+    limit: u64,
+    /// With `--kernel`: leave out tests whose name contains this.
+    #[arg(long, value_name = "NAME", requires = "kernel")]
+    skip: Vec<String>,
+    /// Leave the lab of a test standing at the test's end, passed or not, until `cargo xtask lab down` or Ctrl-C. Name one
+    /// test.
+    #[arg(long, requires = "filters", conflicts_with = "kernel")]
+    keep: bool,
     /// Arguments for the test programs, such as `--nocapture`.
     #[arg(last = true)]
     rest: Vec<String>,
 }
 
+impl Args {
+    /// Guard and wall on another kernel, as CI does.
+    pub(crate) fn elsewhere(kernel: Kernel) -> Self {
+        Self {
+            filters: ["spoofing::", "wall::"].map(str::to_owned).to_vec(),
+            kernel: Some(kernel),
+            limit: 6,
+            ..Self::default()
+        }
+    }
+}
+
 /// Builds everything that tests start, then runs the tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if !is_root() {
-        bail!(
-            "the tests make network namespaces and load eBPF programs: run `cargo xtask test` as root \
-             (`cargo test -p model` and the like test single crates without)"
-        );
+    if let Some(kernel) = args.kernel {
+        let selection = Selection {
+            filters: &args.filters,
+            skip: &args.skip,
+            rest: &args.rest,
+            limit: Duration::from_secs(args.limit.saturating_mul(60)),
+        };
+        return vm::test(kernel, &selection);
     }
-    crate::setup::run(&crate::setup::Args::default())?;
-    // Tests start programs of other packages, which `cargo test` does not build for them.
-    crate::build::next_layout()?;
-    crate::build::run(&crate::build::Args::default())?;
+    if args.cluster {
+        return cluster::run(args);
+    }
+    prepare(needs::of(&args.packages))?;
     let mut command = shell::cargo(&["test", "--no-fail-fast"])?;
     if args.packages.is_empty() {
-        command.arg("--workspace");
+        // Those of a cluster run with `--cluster`.
+        command.args(["--workspace", "--exclude", "tests-cluster"]);
     }
     for package in &args.packages {
         command.args(["--package", package]);
     }
-    command.args(&args.filter).arg("--").args(&args.rest);
+    // `cargo test` itself takes one filter only, the test programs take several.
+    command.arg("--").args(&args.filters).args(&args.rest);
+    if args.keep {
+        command.env(lab::KEEP, "1");
+    }
     let start = Instant::now();
     let (totals, success) = watch(command)?;
     println!(
@@ -52,6 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         totals.programs,
         start.elapsed().as_secs()
     );
+    totals.print_slowest();
     if totals.passed == 0 {
         bail!("no test ran");
     }
@@ -62,6 +113,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("  {} {name}", shell::red("failed:"));
     }
     again(&totals)
+}
+
+/// Installs and builds what the tests need that `cargo test` does not.
+fn prepare(needs: Needs) -> Result<()> {
+    if needs == Needs::Cargo {
+        return Ok(());
+    }
+    if !is_root() {
+        bail!(
+            "these tests make network namespaces and load eBPF programs: run `cargo xtask test` as root; \
+             those of other packages run without, such as `cargo xtask test -p model`"
+        );
+    }
+    crate::setup::run(&crate::setup::Args::default())?;
+    if needs == Needs::Programs {
+        // Tests start programs of other packages, which `cargo test` does not build for them.
+        crate::build::next_layout()?;
+        crate::build::run(&crate::build::Args::default())?;
+    }
+    Ok(())
 }
 
 /// Runs what failed once more. A test of the lab shares two processors with whatever else runs; one
@@ -92,6 +163,7 @@ const MOST_UNSTEADY: usize = 5;
 
 /// Runs `cargo test`, shows its lines and adds them up.
 fn watch(mut command: Command) -> Result<(Totals, bool)> {
+    timed::through_this_program(&mut command)?;
     println!("{} cargo test", shell::dim("$"));
     let mut child = command
         .stdout(Stdio::piped())
@@ -108,16 +180,23 @@ fn watch(mut command: Command) -> Result<(Totals, bool)> {
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Totals {
-    programs: u64,
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-    failures: Vec<String>,
+pub(crate) struct Totals {
+    pub(crate) programs: u64,
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
+    pub(crate) failures: Vec<String>,
+    /// How long each test took that said so.
+    times: Vec<(Duration, String)>,
 }
 
 impl Totals {
-    fn add(&mut self, line: &str) {
+    /// Takes in one line of a test program.
+    pub(crate) fn add(&mut self, line: &str) {
+        if let Some((name, time)) = timed::read(line) {
+            self.times.push((time, name.to_owned()));
+        }
+        let line = timed::without_time(line);
         if let Some(name) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
@@ -141,6 +220,27 @@ impl Totals {
     }
 }
 
+impl Totals {
+    /// Names the tests that took longest, if any took long. Those of the lab wait for each other, so their times hold
+    /// what they waited for.
+    fn print_slowest(&self) {
+        let mut times: Vec<_> = self.times.iter().collect();
+        times.sort_by(|one, other| other.cmp(one));
+        times.retain(|(time, _)| *time >= SLOW);
+        if !times.is_empty() {
+            println!("{}", shell::dim("slowest:"));
+        }
+        for (time, name) in times.into_iter().take(SLOWEST) {
+            println!("  {:>6.1} s  {name}", time.as_secs_f64());
+        }
+    }
+}
+
+/// Shorter tests are not named.
+const SLOW: Duration = Duration::from_secs(1);
+/// So many are named.
+const SLOWEST: usize = 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,7 +250,7 @@ mod tests {
         let mut totals = Totals::default();
         for line in [
             "test a ... ok",
-            "test b::c ... FAILED",
+            "test b::c ... FAILED <0.500s>",
             "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.43s",
             "test result: ok. 10 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
         ] {
@@ -162,6 +262,7 @@ mod tests {
             failed: 1,
             ignored: 2,
             failures: vec!["b::c".to_owned()],
+            times: vec![(Duration::from_millis(500), "b::c".to_owned())],
         };
         assert_eq!(totals, expected);
     }

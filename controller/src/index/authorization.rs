@@ -10,10 +10,11 @@ use ipnet::IpNet;
 use k8s_api::authorization_policy::{
     Action, AuthorizationPolicySpec, Condition, Operation, Rule, Source,
 };
+use manifest::Severity;
 use prost::Message;
 use proto::istio::{security as pb, workload::Extension};
 
-use crate::diagnostics::Severity;
+use super::trust_domains::{TrustDomains, strings};
 use crate::store::{PolicyFacts, PolicyWish};
 
 /// A policy as the agents get it.
@@ -38,11 +39,13 @@ pub struct Note {
     pub message: String,
 }
 
-/// Compiles one policy of a mesh with this root namespace.
-pub fn compile(policy: &PolicyFacts, root_namespace: &str) -> Compiled {
+/// Compiles one policy of a mesh with this root namespace and these trust domains.
+pub fn compile(policy: &PolicyFacts, root_namespace: &str, domains: &TrustDomains) -> Compiled {
     match &policy.wish {
         PolicyWish::Broken { reason, .. } => broken(policy, reason, root_namespace),
-        PolicyWish::Readable { spec, dry_run } => readable(policy, spec, *dry_run, root_namespace),
+        PolicyWish::Readable { spec, dry_run } => {
+            readable(policy, spec, *dry_run, root_namespace, domains)
+        }
     }
 }
 
@@ -67,6 +70,7 @@ fn readable(
     spec: &AuthorizationPolicySpec,
     dry_run: bool,
     root_namespace: &str,
+    domains: &TrustDomains,
 ) -> Compiled {
     let mut compiled = Compiled::default();
     if spec.action == Action::Audit {
@@ -94,7 +98,8 @@ fn readable(
         ));
     }
     for (index, rule) in spec.rules.iter().enumerate() {
-        let parts = Parts::of(&format!("spec.rules[{index}]"), rule, &policy.key.namespace);
+        let at = format!("spec.rules[{index}]");
+        let parts = Parts::of(&at, rule, &policy.key.namespace, domains);
         for field in &parts.beyond {
             reasons.push(format!("{field} needs a waypoint"));
             let effect = if deny {
@@ -188,8 +193,8 @@ impl Compiled {
 }
 
 /// One rule, taken apart into what a connection shows and what it does not.
-#[derive(Default)]
-struct Parts {
+struct Parts<'d> {
+    domains: &'d TrustDomains,
     clauses: Vec<pb::Clause>,
     /// Fields that only a waypoint can check.
     beyond: Vec<String>,
@@ -197,9 +202,14 @@ struct Parts {
     open: bool,
 }
 
-impl Parts {
-    fn of(at: &str, rule: &Rule, namespace: &str) -> Self {
-        let mut parts = Self::default();
+impl<'d> Parts<'d> {
+    fn of(at: &str, rule: &Rule, namespace: &str, domains: &'d TrustDomains) -> Self {
+        let mut parts = Self {
+            domains,
+            clauses: Vec::new(),
+            beyond: Vec::new(),
+            open: false,
+        };
         let mut alternatives = Vec::new();
         for (index, to) in rule.to.iter().enumerate() {
             let field = format!("{at}.to[{index}].operation");
@@ -244,8 +254,8 @@ impl Parts {
     fn source(&mut self, at: &str, source: &Source, namespace: &str) -> pb::Match {
         self.without_waypoint(at, source.fields(), CONNECTION_SOURCE);
         pb::Match {
-            principals: strings(&source.principals),
-            not_principals: strings(&source.not_principals),
+            principals: self.domains.principals(&source.principals),
+            not_principals: self.domains.principals(&source.not_principals),
             namespaces: strings(&source.namespaces),
             not_namespaces: strings(&source.not_namespaces),
             service_accounts: accounts(&source.service_accounts, namespace),
@@ -268,7 +278,8 @@ impl Parts {
                 (found.namespaces, found.not_namespaces) = (strings(values), strings(not_values));
             }
             "source.principal" => {
-                (found.principals, found.not_principals) = (strings(values), strings(not_values));
+                found.principals = self.domains.principals(values);
+                found.not_principals = self.domains.principals(not_values);
             }
             "source.serviceAccount" => {
                 found.service_accounts = accounts(values, namespace);
@@ -340,24 +351,6 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
-fn strings(values: &[String]) -> Vec<pb::StringMatch> {
-    values.iter().map(|value| string(value)).collect()
-}
-
-/// `*` is presence, `*x` a suffix, `x*` a prefix, as upstream.
-fn string(value: &str) -> pb::StringMatch {
-    use pb::string_match::MatchType;
-    let kind = match (value.strip_prefix('*'), value.strip_suffix('*')) {
-        (Some(""), _) => MatchType::Presence(()),
-        (Some(suffix), _) => MatchType::Suffix(suffix.to_owned()),
-        (None, Some(prefix)) => MatchType::Prefix(prefix.to_owned()),
-        (None, None) => MatchType::Exact(value.to_owned()),
-    };
-    pb::StringMatch {
-        match_type: Some(kind),
     }
 }
 

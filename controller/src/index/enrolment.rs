@@ -1,6 +1,6 @@
 //! Whether a pod is to be captured, and because of which label of which object.
 
-use crate::store::{Labels, PodFacts};
+use manifest::{Labels, PodFacts};
 
 /// The decision on one pod, with its reason in words.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,20 +1,21 @@
 //! Rebuilds what is marked, and keeps what came out the same.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use manifest::{NamespacedName, PodFacts};
+use model::PolicyKey;
 use proto::istio::security::Scope;
-use proto::istio::workload::{Address, PortList, address};
+use proto::istio::workload::{Address, GatewayAddress, address};
 use proto::type_url;
 
-use super::peer_authentication::{self, Effect, STATIC_STRICT, converted_name};
+use super::peer_authentication::{self, Effect, converted, strict_key};
 use super::workload::{self, Surroundings};
-use super::{Changes, Dirty, Index, enrolment, service};
+use super::{Changes, Dirty, Index, service, waypoint};
 use crate::resource::Resource;
 use crate::snapshot::{NodeEntry, Resources};
-use crate::store::{NamespacedName, PodFacts};
+use crate::store::ServiceFacts;
 
 impl Index {
     /// Rebuilds what changed since the last flush. Look at [`Index::snapshot`] for the result.
@@ -31,7 +32,7 @@ impl Index {
             let built = self
                 .services
                 .get(key)
-                .and_then(|facts| service::build(facts, &self.mesh));
+                .and_then(|facts| service::build(facts, &self.mesh, self.waypoint_of(facts)));
             let built = built.map(|service| Address {
                 r#type: Some(address::Type::Service(service)),
             });
@@ -43,6 +44,9 @@ impl Index {
         }
         for (slice, address) in &dirty.endpoints {
             changes.resources |= self.flush_endpoint(slice, *address);
+        }
+        for address in &dirty.addresses {
+            changes.resources |= self.flush_address(*address);
         }
         for (node, uid) in &dirty.node_pods {
             changes.resources |= self.flush_node_pod(node, uid);
@@ -69,7 +73,7 @@ impl Index {
         }
         if dirty.static_strict {
             let root = &self.mesh.root_namespace;
-            let name = format!("{root}/{STATIC_STRICT}");
+            let name = strict_key(root).to_string();
             let built = (!self.peer_authentications.is_empty())
                 .then(|| peer_authentication::static_strict(root));
             changed |= set(
@@ -79,13 +83,12 @@ impl Index {
             );
         }
         for key in &dirty.peer_authentications {
-            let inherits_strict = self.inherits_strict(&key.namespace);
-            let selecting = self.peer_authentications.get(key).filter(|policy| {
-                !policy.selector.is_empty() && *key.namespace != *self.mesh.root_namespace
-            });
+            let inherits_strict = self.inherited_strict(&key.namespace).is_some();
+            let own = self.peer_authentications.get(key);
+            let selecting = own.filter(|policy| !policy.selector.is_empty());
             let built =
                 selecting.and_then(|policy| peer_authentication::convert(inherits_strict, policy));
-            let name = format!("{}/{}", key.namespace, converted_name(&key.name));
+            let name = converted(key).to_string();
             let built = built.map(|policy| Resource::new(type_url::AUTHORIZATION, &*name, &policy));
             changed |= set(&mut self.snapshot.authorizations, &name, built);
         }
@@ -94,92 +97,74 @@ impl Index {
 
     fn flush_pod(&mut self, uid: &Arc<str>) -> bool {
         let built = self.pods.get(uid).and_then(|pod| {
-            let workload = workload::from_pod(uid, pod, &self.mesh, self.surroundings(uid, pod))?;
+            let workload = workload::from_pod(uid, pod, &self.mesh, self.surroundings(uid, pod)?)?;
             let address = Address {
                 r#type: Some(address::Type::Workload(workload)),
             };
             Some(Resource::new(type_url::ADDRESS, Arc::clone(uid), &address))
         });
-        set(&mut self.snapshot.addresses, uid, built)
+        let changed = set(&mut self.snapshot.addresses, uid, built);
+        let announced = self.announce(uid, changed);
+        changed | announced | self.flush_unreported(uid)
     }
 
-    fn surroundings(&self, uid: &Arc<str>, pod: &PodFacts) -> Surroundings {
-        let enrolment = enrolment::decide(pod, self.namespaces.get(&pod.key.namespace));
-        let reported = self
-            .captured
-            .get(&pod.node)
-            .is_some_and(|pods| pods.contains(uid));
-        let (services, ready_in_slices) = self.services_of(uid, pod);
-        Surroundings {
-            captured: enrolment.capture && reported,
+    /// Follows what the snapshot says of a pod; `changed`: the next generation says it first.
+    fn announce(&mut self, uid: &Arc<str>, changed: bool) -> bool {
+        let generation = self.snapshot.generation + u64::from(changed);
+        let pod = self.pods.get(uid).map(Arc::clone);
+        match pod.filter(|pod| self.is_present(uid, pod) && self.is_captured(uid, pod)) {
+            None => self.announcements.gone(uid),
+            Some(pod) if self.enrolment(uid, &pod).capture => {
+                let addresses = self.addresses_of(uid, &pod);
+                self.announcements.captured(uid, &addresses, generation);
+            }
+            // What is taken back now is taken back in the next generation.
+            Some(_) => {
+                let next = self.snapshot.generation + 1;
+                self.announcements.leaving(uid, next);
+            }
+        }
+        let built = self.announcements.resource(uid);
+        set(&mut self.snapshot.announced, uid, built)
+    }
+
+    fn waypoint_of(&self, service: &ServiceFacts) -> Option<GatewayAddress> {
+        let namespace = &service.key.namespace;
+        let of_namespace = self.namespaces.get(namespace);
+        waypoint::required(&self.mesh, namespace, &service.labels, of_namespace)
+    }
+
+    /// None for a pod that is over.
+    fn surroundings(&self, uid: &Arc<str>, pod: &PodFacts) -> Option<Surroundings> {
+        if !self.is_present(uid, pod) {
+            return None;
+        }
+        let addresses = self.addresses_of(uid, pod);
+        let endpoints = self.endpoints_of_pod(uid, pod, &addresses);
+        let (policies, strict_by) = self.policies_of(pod, endpoints.keys());
+        Some(Surroundings {
+            captured: self.is_captured(uid, pod),
             locality: self.nodes.get(&pod.node).cloned().flatten(),
-            policies: self.policies_of(pod, services.keys()),
-            services: services
-                .into_iter()
-                .map(|(key, ports)| (service::resource_name(&key, &self.mesh), ports))
-                .collect(),
-            ready_in_slices,
-        }
+            waypoint: waypoint::required(
+                &self.mesh,
+                &pod.key.namespace,
+                &pod.labels,
+                self.namespaces.get(&pod.key.namespace),
+            ),
+            policies,
+            strict_by,
+            endpoints: self.publish(&endpoints, &addresses),
+            addresses,
+        })
     }
 
-    /// The Services that lead to a pod: by slice where there are slices, else by selector.
-    fn services_of(
-        &self,
-        uid: &Arc<str>,
-        pod: &PodFacts,
-    ) -> (BTreeMap<NamespacedName, PortList>, Option<bool>) {
-        let mut found = BTreeMap::new();
-        for key in self
-            .service_selectors
-            .matching(&pod.key.namespace, &pod.labels)
-        {
-            if let (Some(facts), false) = (
-                self.services.get(&key),
-                self.slices_by_service.contains_key(&key),
-            ) {
-                found.insert(key, workload::ports_of_pod(facts, pod));
-            }
-        }
-        let mut ready: Option<bool> = None;
-        let by_pod = self.slices_by_pod.get(uid).into_iter().flatten();
-        let addresses = pod.addresses.iter().filter(|_| !pod.host_network);
-        let by_address = addresses
-            .filter_map(|ip| self.slices_by_address.get(ip))
-            .flatten();
-        for slice in by_pod
-            .chain(by_address)
-            .filter_map(|key| self.slices.get(key))
-        {
-            let own = slice
-                .endpoints
-                .iter()
-                .filter(|endpoint| match &endpoint.pod {
-                    Some(target) => *target == pod.key,
-                    None => endpoint
-                        .addresses
-                        .iter()
-                        .any(|ip| pod.addresses.contains(ip)),
-                });
-            for endpoint in own {
-                ready = Some(ready.unwrap_or(true) && endpoint.ready);
-            }
-            if let Some(facts) = self.services.get(&slice.service) {
-                found.insert(
-                    slice.service.clone(),
-                    workload::ports_of_slice(facts, slice),
-                );
-            }
-        }
-        found.retain(|_, ports| !ports.ports.is_empty());
-        (found, ready)
-    }
-
-    /// The policies that a pod names. Those of its whole namespace and of the mesh apply without being named.
+    /// The policies that a pod names, and who makes it strict on every port. Policies of its whole namespace and of the
+    /// mesh apply without being named.
     fn policies_of<'k>(
         &self,
         pod: &PodFacts,
         services: impl Iterator<Item = &'k NamespacedName>,
-    ) -> Vec<String> {
+    ) -> (Vec<String>, Option<PolicyKey>) {
         let root: Arc<str> = self.mesh.root_namespace.as_str().into();
         let mut keys = self
             .policy_selectors
@@ -201,49 +186,37 @@ impl Index {
             compiled.is_some_and(|policy| policy.scope() == Scope::WorkloadSelector)
         });
         let mut names: Vec<_> = named.map(|key| key.to_string()).collect();
-        names.extend(self.peer_authentication_policy(pod));
+        let (strict, strict_by) = match self.peer_authentication_of_pod(pod) {
+            Effect::Permissive => (None, None),
+            Effect::Strict { by } => (Some(strict_key(&root)), Some(converted(by))),
+            Effect::Converted { from } => (Some(converted(from)), None),
+        };
+        names.extend(strict.map(|key| key.to_string()));
         names.sort();
-        names
+        (names, strict_by)
     }
 
-    fn peer_authentication_policy(&self, pod: &PodFacts) -> Option<String> {
+    fn peer_authentication_of_pod(&self, pod: &PodFacts) -> Effect<'_> {
         let namespace = &pod.key.namespace;
-        let root = &self.mesh.root_namespace;
-        let selecting = if **namespace == **root {
-            Default::default()
-        } else {
-            self.peer_authentication_selectors
-                .matching(namespace, &pod.labels)
-        };
+        let selecting = self
+            .peer_authentication_selectors
+            .matching(namespace, &pod.labels);
         let own = selecting
             .iter()
             .filter_map(|key| self.peer_authentications.get(key));
         let own = own.min_by(|a, b| a.rank().cmp(&b.rank()));
-        match peer_authentication::effect(self.inherits_strict(namespace), own) {
-            Effect::Permissive => None,
-            Effect::Strict => Some(format!("{root}/{STATIC_STRICT}")),
-            Effect::Converted => {
-                own.map(|policy| format!("{namespace}/{}", converted_name(&policy.key.name)))
-            }
-        }
+        peer_authentication::effect(self.inherited_strict(namespace), own)
     }
 
     fn flush_endpoint(&mut self, slice_key: &NamespacedName, address: IpAddr) -> bool {
         let uid = workload::endpoint_uid(&self.mesh, slice_key, address);
         let built = self.slices.get(slice_key).and_then(|slice| {
-            let mut own = slice
-                .endpoints
-                .iter()
-                .filter(|e| e.pod.is_none() && e.addresses.contains(&address));
-            let endpoint = own.next()?;
-            let service = self.services.get(&slice.service)?;
-            if self.pods_by_address.contains_key(&address) {
+            let endpoints = self.endpoints_of_address(slice, address)?;
+            if self.pods_by_address.contains_key(&address) || self.is_orphaned(address) {
                 return None;
             }
-            let ports = workload::ports_of_slice(service, slice);
-            let services = [(service::resource_name(&slice.service, &self.mesh), ports)].into();
-            let workload =
-                workload::from_endpoint(&uid, slice, address, endpoint.ready, &self.mesh, services);
+            let endpoints = self.publish(&endpoints, &[address]);
+            let workload = workload::from_endpoint(&uid, slice, address, &self.mesh, endpoints);
             let address = Address {
                 r#type: Some(address::Type::Workload(workload)),
             };
@@ -257,9 +230,13 @@ impl Index {
         let here = self
             .pods
             .get(uid)
-            .filter(|pod| pod.node == *node && !node.is_empty() && !pod.finished);
+            .filter(|pod| pod.node == *node && !node.is_empty() && self.is_present(uid, pod));
         let built = here.map(|pod| {
-            let enrolment = enrolment::decide(pod, self.namespaces.get(&pod.key.namespace));
+            let mut enrolment = self.enrolment(uid, pod);
+            if !enrolment.capture && self.announcements.is_held(uid) {
+                enrolment.capture = true;
+                enrolment.reason += "; it leaves the mesh when all nodes know";
+            }
             let message = workload::node_pod(uid, pod, &self.mesh, enrolment);
             NodeEntry {
                 resource: Arc::new(Resource::new(type_url::NODE_POD, Arc::clone(uid), &message)),
@@ -285,7 +262,7 @@ impl Index {
 }
 
 /// Puts a resource into its map, unless the same content is there. Returns whether the map changed.
-fn set(map: &mut Resources, name: &str, built: Option<Resource>) -> bool {
+pub(super) fn set(map: &mut Resources, name: &str, built: Option<Resource>) -> bool {
     match built {
         None => map.remove(name).is_some(),
         Some(resource) => {

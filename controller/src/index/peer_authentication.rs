@@ -6,51 +6,64 @@
 //! for one workload breaks nobody.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_api::peer_authentication::Mode;
+use manifest::NamespacedName;
+use model::PolicyKey;
+use model::policy::STATIC_STRICT;
 use proto::istio::security as pb;
 
 use crate::store::PeerAuthenticationFacts;
 
 /// Which policies of this module a workload names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum Effect<'f> {
     /// None: plaintext is accepted on every port.
     Permissive,
     /// The static one: no plaintext on any port.
-    Strict,
+    Strict {
+        /// The object that makes it so.
+        by: &'f NamespacedName,
+    },
     /// The one converted from the workload's own object.
-    Converted,
+    Converted {
+        /// That object.
+        from: &'f NamespacedName,
+    },
 }
 
-/// Whether ports are strict where the workload's own object says nothing.
-pub fn inherits_strict(
-    mesh: Option<&PeerAuthenticationFacts>,
-    namespace: Option<&PeerAuthenticationFacts>,
-) -> bool {
-    let mode =
-        |policy: Option<&PeerAuthenticationFacts>| policy.map_or(Mode::Unset, |policy| policy.mode);
-    match mode(namespace) {
-        Mode::Unset => mode(mesh) == Mode::Strict,
-        own => own == Mode::Strict,
-    }
+/// The object that makes ports strict where the workload's own object says nothing; none where they are not strict.
+pub fn inherited<'f>(
+    mesh: Option<&'f PeerAuthenticationFacts>,
+    namespace: Option<&'f PeerAuthenticationFacts>,
+) -> Option<&'f NamespacedName> {
+    let says = |policy: &&PeerAuthenticationFacts| policy.mode != Mode::Unset;
+    let decides = namespace.filter(says).or(mesh)?;
+    (decides.mode == Mode::Strict).then_some(&decides.key)
 }
 
-/// What holds for a workload, given what it inherits and the object that selects it.
-pub fn effect(inherits_strict: bool, workload: Option<&PeerAuthenticationFacts>) -> Effect {
-    let Some(policy) = workload else {
-        return if inherits_strict {
-            Effect::Strict
-        } else {
-            Effect::Permissive
-        };
+/// What holds for a workload, given who makes it strict unless it says otherwise, and the object that selects it.
+pub fn effect<'f>(
+    inherited: Option<&'f NamespacedName>,
+    workload: Option<&'f PeerAuthenticationFacts>,
+) -> Effect<'f> {
+    let strict = match workload {
+        None => inherited,
+        Some(policy)
+            if differing(base(inherited.is_some(), policy), policy)
+                .next()
+                .is_some() =>
+        {
+            return Effect::Converted { from: &policy.key };
+        }
+        Some(policy) => match policy.mode {
+            Mode::Unset => inherited,
+            Mode::Strict => Some(&policy.key),
+            Mode::Permissive | Mode::Disable => None,
+        },
     };
-    let strict = base(inherits_strict, policy);
-    match (differing(strict, policy).next(), strict) {
-        (Some(_), _) => Effect::Converted,
-        (None, true) => Effect::Strict,
-        (None, false) => Effect::Permissive,
-    }
+    strict.map_or(Effect::Permissive, |by| Effect::Strict { by })
 }
 
 /// The converted policy of an object that selects workloads; `None` when none of its ports differs from the rest.
@@ -82,21 +95,23 @@ pub fn convert(
             })
             .collect()
     };
-    Some(deny(
-        &converted_name(&policy.key.name),
-        &policy.key.namespace,
-        rules,
-    ))
+    Some(deny(&converted(&policy.key), rules))
 }
 
 /// The policy that workloads name that are STRICT on every port.
 pub fn static_strict(root_namespace: &str) -> pb::Authorization {
-    deny(STATIC_STRICT, root_namespace, vec![rule([anonymous()])])
+    deny(&strict_key(root_namespace), vec![rule([anonymous()])])
 }
 
-/// The name of the policy converted from the object of this name.
-pub fn converted_name(name: &str) -> String {
-    format!("converted_peer_authentication_{name}")
+/// The key of that policy.
+pub fn strict_key(root_namespace: &str) -> PolicyKey {
+    PolicyKey::new(root_namespace, STATIC_STRICT)
+}
+
+/// The key of the policy converted from this object.
+pub fn converted(object: &NamespacedName) -> PolicyKey {
+    let NamespacedName { namespace, name } = object;
+    PolicyKey::peer_authentication(Arc::clone(namespace), Arc::clone(name))
 }
 
 fn base(inherits_strict: bool, policy: &PeerAuthenticationFacts) -> bool {
@@ -134,16 +149,13 @@ fn rule(matches: impl IntoIterator<Item = pb::Match>) -> pb::Rule {
     }
 }
 
-fn deny(name: &str, namespace: &str, rules: Vec<pb::Rule>) -> pb::Authorization {
+fn deny(key: &PolicyKey, rules: Vec<pb::Rule>) -> pb::Authorization {
     pb::Authorization {
-        name: name.to_owned(),
-        namespace: namespace.to_owned(),
+        name: key.resource().into_owned(),
+        namespace: key.namespace.to_string(),
         scope: pb::Scope::WorkloadSelector.into(),
         action: pb::Action::Deny.into(),
         rules,
         ..pb::Authorization::default()
     }
 }
-
-/// Istio's name; the underscore keeps it apart from any object's name.
-pub const STATIC_STRICT: &str = "istio_converted_static_strict";

@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::store::{Labels, selects};
+use manifest::Labels;
+
+use crate::store::selects;
 
 /// One label of a namespace.
 type Pair = (Arc<str>, String, String);

@@ -1,24 +1,28 @@
 //! A Service as the workload API describes it.
 
+use manifest::NamespacedName;
+use proto::convert::extension;
 use proto::istio::workload::load_balancing::{HealthPolicy, Mode, Scope};
 use proto::istio::workload::{self as pb, AppProtocol, IpFamilies, LoadBalancing};
 
 use super::MeshConfig;
 use super::authorization::octets;
-use crate::store::{NamespacedName, ServiceFacts, TargetPort};
+use crate::store::ServiceFacts;
 
-/// The resource of a Service; `None` for those that are only a DNS alias, which need no mesh.
-pub fn build(service: &ServiceFacts, mesh: &MeshConfig) -> Option<pb::Service> {
+/// The resource of a Service that is behind this waypoint; `None` for those that are only a DNS alias, which need no mesh.
+pub fn build(
+    service: &ServiceFacts,
+    mesh: &MeshConfig,
+    waypoint: Option<pb::GatewayAddress>,
+) -> Option<pb::Service> {
     if service.external_name {
         return None;
     }
     let ports = service.ports.iter().map(|port| pb::Port {
         service_port: port.port.into(),
-        // 0 tells the client to look at the endpoint's own port list.
-        target_port: match port.target {
-            TargetPort::Number(number) => number.into(),
-            TargetPort::Name(_) => 0,
-        },
+        // 0 tells the client to look at the endpoint's own port list: an endpoint that does not list the
+        // port does not serve it.
+        target_port: 0,
         app_protocol: app_protocol(&port.protocol).into(),
     });
     let addresses = service.addresses.iter().map(|ip| pb::NetworkAddress {
@@ -34,7 +38,13 @@ pub fn build(service: &ServiceFacts, mesh: &MeshConfig) -> Option<pb::Service> {
         ports: ports.collect(),
         load_balancing: load_balancing(service),
         ip_families: ip_families(&service.ip_families).into(),
+        extensions: service
+            .session_timeout
+            .map(extension::session_affinity)
+            .into_iter()
+            .collect(),
         canonical: true,
+        waypoint,
         ..pb::Service::default()
     })
 }

@@ -1,18 +1,21 @@
 //! Manifests in, resources out.
 
 mod authorization;
+mod damaged;
+mod endpoints;
+mod held;
+mod never_plain;
 mod pods;
 mod scale;
 mod strictness;
 
 use std::collections::BTreeMap;
 
+use manifest::{Claim, read_file};
 use prost::Message;
 use proto::{agent, istio};
 
 use super::*;
-use crate::source::decode::{Claim, Decoded, document};
-use crate::source::document::split;
 
 /// An index fed with manifests.
 struct Mesh {
@@ -21,10 +24,7 @@ struct Mesh {
 
 /// Reads manifests that have no error.
 fn objects(text: &str) -> Vec<Upsert> {
-    let mut decoded = Decoded::default();
-    for piece in split(text) {
-        document(&"f.yaml".into(), piece, "istio-system", &mut decoded);
-    }
+    let decoded = read_file(&"f.yaml".into(), text, "istio-system");
     let read = decoded.claims.into_iter().map(|claim| match claim {
         Claim::Good(upsert) => *upsert,
         Claim::Broken {
@@ -57,6 +57,13 @@ impl Mesh {
             self.index.remove(&upsert.object.key());
         }
         self.index.flush()
+    }
+
+    /// A word of an agent that names its pods and describes none.
+    fn report(&mut self, node: &str, uids: &[String]) -> Vec<String> {
+        let pods = holdings::named(uids.iter().cloned()).collect();
+        let partial = false;
+        self.index.report(node, Word { pods, partial })
     }
 
     fn workload(&self, name: &str) -> istio::workload::Workload {

@@ -5,16 +5,13 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use k8s_api::Namespace;
+use manifest::{Diagnostic, Kind, NamespacedName, ObjectKey, PodFacts, Severity, Upsert};
 use proto::istio::workload::Locality;
 
 use super::enrolment::{DATAPLANE_MODE, MESH};
+use super::trust_domains::TrustDomains;
 use super::{Index, authorization, name, peer_authentication, workload};
-use crate::diagnostics::{Diagnostic, Severity};
-use crate::object::{Kind, ObjectKey};
-use crate::source::Upsert;
-use crate::store::{
-    NamespacedName, PeerAuthenticationFacts, PodFacts, PolicyFacts, ServiceFacts, SliceFacts,
-};
+use crate::store::{PeerAuthenticationFacts, PolicyFacts, ServiceFacts, SliceFacts};
 
 impl Index {
     pub(super) fn set_namespace(&mut self, namespace: &Namespace, upsert: &Upsert) {
@@ -58,9 +55,12 @@ impl Index {
         let before = self.nodes.get(node).cloned().flatten();
         let now = locality.clone().flatten();
         match locality {
-            Some(locality) => self.nodes.insert(Arc::clone(node), locality),
-            None => self.nodes.remove(node),
-        };
+            Some(locality) => {
+                self.nodes.insert(Arc::clone(node), locality);
+            }
+            None if self.nodes.remove(node).is_some() => self.forget_node(node),
+            None => {}
+        }
         if before != now {
             self.dirty
                 .pods
@@ -68,29 +68,37 @@ impl Index {
         }
     }
 
+    /// The node is no more, and with it what it held, but for pods whose objects say otherwise.
+    fn forget_node(&mut self, node: &Arc<str>) {
+        let (pods, departed) = (&self.pods, &self.departed);
+        let difference = self.holdings.forget(node, |uid, sandbox| {
+            let object = pods.get(uid).filter(|_| !departed.contains(uid));
+            !sandbox.lost && object.is_some_and(|pod| pod.node == *node && sandbox.is_of(pod))
+        });
+        self.dirty.captured |= !difference.pods.is_empty();
+        self.touch_held(node, difference);
+    }
+
     pub(super) fn set_pod(&mut self, key: &NamespacedName, facts: Option<Arc<PodFacts>>) {
-        let uid: Arc<str> = workload::pod_uid(&self.mesh, key).into();
-        if self.pods.get(&uid) == facts.as_ref() {
+        let uid = self.uid(key);
+        let Some(facts) = self.or_departed(&uid, facts) else {
             return;
-        }
+        };
         if let Some(old) = self.pods.remove(&uid) {
-            let stays = facts
-                .as_ref()
-                .is_some_and(|new| new.node == old.node && new.uid == old.uid && !new.finished);
-            if let (false, Some(captured)) = (stays, self.captured.get_mut(&old.node)) {
-                captured.remove(&uid);
-            }
             self.dirty
                 .node_pods
                 .insert((Arc::clone(&old.node), Arc::clone(&uid)));
             unlink(&mut self.pods_by_namespace, &old.key.namespace, &uid);
             unlink(&mut self.pods_by_node, &old.node, &uid);
+            self.touch_sandboxes(&old.node, &uid);
             for address in &old.addresses {
                 unlink(&mut self.pods_by_address, address, &uid);
-                self.touch_endpoints_at(*address);
+                self.touch_address(*address);
             }
             self.pod_labels
                 .remove(&old.key.namespace, &old.labels, &uid);
+            self.terminating.remove(&uid);
+            self.touch_terminating_beside(&old);
         }
         if let Some(new) = facts {
             self.dirty
@@ -100,13 +108,61 @@ impl Index {
             link(&mut self.pods_by_node, &new.node, &uid);
             for address in new.addresses.iter().filter(|_| !new.host_network) {
                 link(&mut self.pods_by_address, address, &uid);
-                self.touch_endpoints_at(*address);
+                if !new.finished && !self.departed.contains(&uid) {
+                    self.dirty.captured |= self.holdings.pass_on(*address, &new.node);
+                }
+                self.touch_address(*address);
             }
+            self.dirty.captured |= self.holdings.bind(&uid, &new);
+            self.touch_sandboxes(&new.node, &uid);
             self.pod_labels
                 .insert(&new.key.namespace, &new.labels, &uid);
+            if new.terminating {
+                self.terminating.insert(Arc::clone(&uid));
+            }
+            self.touch_terminating_beside(&new);
             self.pods.insert(Arc::clone(&uid), new);
         }
         self.dirty.pods.insert(uid);
+    }
+
+    /// What takes the place of a pod's facts: the facts of its object, or its own without one while its node holds it.
+    /// None if nothing changes.
+    fn or_departed(
+        &mut self,
+        uid: &Arc<str>,
+        facts: Option<Arc<PodFacts>>,
+    ) -> Option<Option<Arc<PodFacts>>> {
+        let known = self.pods.get(uid).cloned();
+        let facts = match (facts, known) {
+            // What was kept over a restart is put in as departed.
+            (Some(facts), None) => return Some(Some(facts)),
+            (Some(facts), Some(known)) => {
+                let is_back = self.departed.remove(uid);
+                self.dirty.captured |= is_back;
+                return (is_back || known != facts).then_some(Some(facts));
+            }
+            (None, known) => known?,
+        };
+        if !self.is_held(uid, &facts) {
+            self.dirty.captured |= self.departed.remove(uid);
+            return Some(None);
+        }
+        // A pod that was terminating already stays as it is, and its node is told why it is kept.
+        let is_news = self.departed.insert(Arc::clone(uid));
+        self.dirty.captured |= is_news;
+        let mut departed = PodFacts::clone(&facts);
+        departed.terminating = true;
+        (is_news || departed != *facts).then(|| Some(Arc::new(departed)))
+    }
+
+    /// A pod is or was an endpoint of Services that count those which are ending only where no other is ready.
+    fn touch_terminating_beside(&mut self, pod: &PodFacts) {
+        let beside = self.terminating.iter().filter(|uid| {
+            let other = self.pods.get(*uid);
+            other.is_some_and(|other| other.key.namespace == pod.key.namespace)
+        });
+        self.dirty.pods.extend(beside.cloned());
     }
 
     pub(super) fn set_service(&mut self, key: &NamespacedName, facts: Option<ServiceFacts>) {
@@ -195,7 +251,7 @@ impl Index {
             return;
         }
         let namespace = &key.namespace;
-        let was_strict = self.inherits_strict(namespace);
+        let was_strict = self.inherited_strict(namespace).cloned();
         let had_any = !self.peer_authentications.is_empty();
         if let Some(old) = self
             .peer_authentications
@@ -233,7 +289,7 @@ impl Index {
         };
         self.dirty.static_strict |= had_any == self.peer_authentications.is_empty();
         self.dirty.peer_authentications.insert(key.clone());
-        if was_strict != self.inherits_strict(namespace) {
+        if was_strict.as_ref() != self.inherited_strict(namespace) {
             self.touch_inheriting(namespace);
         }
     }
@@ -253,8 +309,8 @@ impl Index {
         self.dirty.peer_authentications.extend(converted.cloned());
     }
 
-    /// Whether workloads of a namespace are strict where no object of their own says otherwise.
-    pub(super) fn inherits_strict(&self, namespace: &str) -> bool {
+    /// The object that makes workloads of a namespace strict where no object of their own says otherwise.
+    pub(super) fn inherited_strict(&self, namespace: &str) -> Option<&NamespacedName> {
         let of = |namespace: &str| {
             self.peer_authentication_of
                 .get(namespace)
@@ -266,7 +322,7 @@ impl Index {
         } else {
             of(namespace)
         };
-        peer_authentication::inherits_strict(of(root), own)
+        peer_authentication::inherited(of(root), own)
     }
 
     pub(super) fn set_policy(&mut self, key: &NamespacedName, facts: Option<PolicyFacts>) {
@@ -289,7 +345,8 @@ impl Index {
         let object = ObjectKey::new(Kind::AuthorizationPolicy, &key.namespace, &key.name);
         self.dirty.diagnostics.insert(object.clone(), Vec::new());
         if let Some(new) = facts {
-            let compiled = authorization::compile(&new, &self.mesh.root_namespace);
+            let domains = TrustDomains::of(&self.mesh);
+            let compiled = authorization::compile(&new, &self.mesh.root_namespace, &domains);
             if let Some(selector) = new.selector().filter(|selector| !selector.is_empty()) {
                 self.policy_selectors
                     .insert(&key.namespace, selector, key.clone());
@@ -302,8 +359,7 @@ impl Index {
                 );
             }
             let notes = compiled.notes.iter().map(|note| {
-                let mut origin = new.origin.clone();
-                origin.line = new.lines.line(&note.field).unwrap_or(origin.line);
+                let origin = new.origin.at_line(new.lines.line(&note.field));
                 Diagnostic::new(note.severity, &origin, Some(&object), &note.message)
                     .field(&note.field)
             });
@@ -358,6 +414,11 @@ impl Index {
             }
         }
         self.dirty.pods.extend(pods);
+        // Waypoints are inherited.
+        let from = NamespacedName::new(namespace, "");
+        let services = self.services.range(from..).map(|(key, _)| key);
+        let services = services.take_while(|key| key.namespace == *namespace);
+        self.dirty.services.extend(services.cloned());
     }
 
     /// Marks everything that lists its ports of a Service: pods and endpoints.
@@ -398,7 +459,7 @@ impl Index {
     }
 
     /// A pod came to or left an address that slices list without naming a pod.
-    fn touch_endpoints_at(&mut self, address: std::net::IpAddr) {
+    pub(super) fn touch_endpoints_at(&mut self, address: std::net::IpAddr) {
         let slices = self.slices_by_address.get(&address).into_iter().flatten();
         self.dirty
             .endpoints

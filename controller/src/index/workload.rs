@@ -1,31 +1,33 @@
 //! A pod, or an endpoint without one, as the workload API describes it.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use manifest::{Labels, NamespacedName, OwnerType, PodFacts, WEIGHT};
+use model::PolicyKey;
 use proto::agent;
+use proto::convert::extension;
 use proto::istio::workload as pb;
 
 use super::MeshConfig;
 use super::authorization::octets;
+use super::endpoints::Published;
 use super::enrolment::Enrolment;
-use super::service::app_protocol;
-use crate::store::{
-    Labels, NamespacedName, OwnerType, PodFacts, ServiceFacts, SliceFacts, TargetPort, WEIGHT,
-};
+use crate::store::SliceFacts;
 
 /// What a pod's resource says beyond the pod itself.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Surroundings {
-    /// Its traffic enters through a tunnel: it is to be captured, and its node says that it is.
+    pub(super) addresses: Vec<IpAddr>,
+    /// Its traffic enters through a tunnel: its node says that it is captured.
     pub(super) captured: bool,
+    pub(super) waypoint: Option<pb::GatewayAddress>,
     pub(super) locality: Option<pb::Locality>,
-    /// Ports by resource name of the service.
-    pub(super) services: BTreeMap<String, pb::PortList>,
+    /// The endpoints that it is.
+    pub(super) endpoints: Published,
     /// Names of policies, as `namespace/name`.
     pub(super) policies: Vec<String>,
-    /// What slices say; `None` when none lists the pod.
-    pub(super) ready_in_slices: Option<bool>,
+    /// The `PeerAuthentication` that makes it strict on every port.
+    pub(super) strict_by: Option<PolicyKey>,
 }
 
 /// The name of a pod's resource, as Istio's control plane writes it.
@@ -41,17 +43,24 @@ pub fn endpoint_uid(mesh: &MeshConfig, slice: &NamespacedName, address: IpAddr) 
     )
 }
 
-/// The resource of a pod; `None` for one that ended or has no address yet.
+/// The resource of a pod; `None` for one that has no address yet.
 pub(super) fn from_pod(
     uid: &str,
     pod: &PodFacts,
     mesh: &MeshConfig,
     around: Surroundings,
 ) -> Option<pb::Workload> {
-    if pod.finished || pod.addresses.is_empty() {
+    if around.addresses.is_empty() {
         return None;
     }
-    let ready = around.ready_in_slices.or(pod.ready).unwrap_or(true);
+    let Published {
+        services,
+        ready,
+        extensions,
+    } = around.endpoints;
+    // Whoever dials its address reaches it to its end; a Service leads to it no more, unless to those that are ending.
+    let own = !pod.terminating && !pod.finished && pod.ready.unwrap_or(true);
+    let ready = ready.unwrap_or(own);
     let label = |names: &[&str]| {
         names
             .iter()
@@ -63,7 +72,7 @@ pub(super) fn from_pod(
         uid: uid.to_owned(),
         name: pod.key.name.to_string(),
         namespace: pod.key.namespace.to_string(),
-        addresses: pod.addresses.iter().map(|ip| octets(*ip)).collect(),
+        addresses: around.addresses.iter().map(|ip| octets(*ip)).collect(),
         tunnel_protocol: if around.captured {
             pb::TunnelProtocol::Hbone
         } else {
@@ -81,7 +90,7 @@ pub(super) fn from_pod(
             .unwrap_or_else(|| "latest".to_owned()),
         workload_type: workload_type(*kind).into(),
         workload_name: owner.clone(),
-        services: around.services,
+        services,
         authorization_policies: around.policies,
         status: if ready {
             pb::WorkloadStatus::Healthy
@@ -91,12 +100,17 @@ pub(super) fn from_pod(
         .into(),
         cluster_id: unless_default(&mesh.cluster_id, "Kubernetes"),
         locality: around.locality,
+        waypoint: around.waypoint,
         network_mode: if pod.host_network {
             pb::NetworkMode::HostNetwork
         } else {
             pb::NetworkMode::Standard
         }
         .into(),
+        extensions: extensions
+            .into_iter()
+            .chain(around.strict_by.as_ref().map(extension::strict_by))
+            .collect(),
         // What is no number was refused where the manifest was read.
         capacity: pod
             .annotations
@@ -112,9 +126,8 @@ pub(super) fn from_endpoint(
     uid: &str,
     slice: &SliceFacts,
     address: IpAddr,
-    ready: bool,
     mesh: &MeshConfig,
-    services: BTreeMap<String, pb::PortList>,
+    endpoints: Published,
 ) -> pb::Workload {
     pb::Workload {
         uid: uid.to_owned(),
@@ -122,8 +135,8 @@ pub(super) fn from_endpoint(
         namespace: slice.key.namespace.to_string(),
         addresses: vec![octets(address)],
         trust_domain: unless_default(&mesh.trust_domain, "cluster.local"),
-        services,
-        status: if ready {
+        services: endpoints.services,
+        status: if endpoints.ready == Some(true) {
             pb::WorkloadStatus::Healthy
         } else {
             pb::WorkloadStatus::Unhealthy
@@ -131,6 +144,7 @@ pub(super) fn from_endpoint(
         .into(),
         cluster_id: unless_default(&mesh.cluster_id, "Kubernetes"),
         network_mode: pb::NetworkMode::HostNetwork.into(),
+        extensions: endpoints.extensions,
         ..pb::Workload::default()
     }
 }
@@ -158,40 +172,7 @@ pub(super) fn node_pod(
         reason: enrolment.reason,
         trust_domain: mesh.trust_domain.clone(),
         same_node: mesh.same_node.into(),
-    }
-}
-
-/// The ports of `service` on a pod that it selects; a name that the pod does not have is left out.
-pub(super) fn ports_of_pod(service: &ServiceFacts, pod: &PodFacts) -> pb::PortList {
-    let target = |target: &TargetPort| match target {
-        TargetPort::Number(number) => Some(*number),
-        TargetPort::Name(name) => pod
-            .ports
-            .iter()
-            .find(|port| port.name == *name)
-            .map(|port| port.port),
-    };
-    port_list(service, |port| target(&port.target))
-}
-
-/// The ports of `service` on the endpoints of one of its slices.
-pub(super) fn ports_of_slice(service: &ServiceFacts, slice: &SliceFacts) -> pb::PortList {
-    port_list(service, |port| slice.ports.get(&port.name).copied())
-}
-
-fn port_list(
-    service: &ServiceFacts,
-    target: impl Fn(&crate::store::ServicePortFacts) -> Option<u16>,
-) -> pb::PortList {
-    let ports = service.ports.iter().filter_map(|port| {
-        Some(pb::Port {
-            service_port: port.port.into(),
-            target_port: target(port)?.into(),
-            app_protocol: app_protocol(&port.protocol).into(),
-        })
-    });
-    pb::PortList {
-        ports: ports.collect(),
+        probe_ports: pod.probe_ports.iter().map(|port| (*port).into()).collect(),
     }
 }
 
@@ -216,7 +197,7 @@ fn workload_type(owner: OwnerType) -> pb::WorkloadType {
 }
 
 /// The workload API leaves its own defaults out.
-fn unless_default(value: &str, default: &str) -> String {
+pub(super) fn unless_default(value: &str, default: &str) -> String {
     if value == default {
         String::new()
     } else {

@@ -1,26 +1,41 @@
-//! Who a caller is. Bootstrap tokens from a file now; Kubernetes' TokenReview will be another [`Authenticator`].
+//! Who a caller is: by bootstrap tokens from a file, or by Kubernetes' TokenReview.
+
+mod token_review;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use model::Identity;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tonic::Status;
+use tonic::codegen::http::Extensions;
 use tonic::metadata::MetadataMap;
 
-/// An authenticated caller: the agent of a node.
+pub use self::token_review::TokenReviews;
+use super::visitor::Visitor;
+
+/// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// The node's name.
-    pub node: Arc<str>,
+pub enum Subscriber {
+    /// The agent of the node of this name. It speaks for all pods of the node, and is none of them.
+    Node(Arc<str>),
+    /// One workload that speaks for itself, such as a proxy that brings its own token.
+    Workload {
+        /// The node that it runs on.
+        node: Arc<str>,
+        /// Who it is. It gets certificates for this identity and no other.
+        identity: Identity,
+    },
 }
 
-/// Why a caller is nobody. The caller is told no more than this.
+/// Why a caller is not let in. The caller is told no more than this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthenticated {
     /// No `authorization` metadata.
@@ -32,17 +47,38 @@ pub enum Unauthenticated {
     /// Nobody has this token.
     #[error("the token is not valid")]
     Unknown,
+    /// Whoever knows the tokens cannot be asked. The caller may be somebody, and should come again.
+    #[error("whose the token is cannot be told now; try again")]
+    CannotTell,
+}
+
+impl Unauthenticated {
+    /// A fixed word for metrics and logs.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Missing | Self::Scheme | Self::Unknown => "unauthenticated",
+            Self::CannotTell => "cannot_authenticate_now",
+        }
+    }
+
+    /// The status with `text`: a caller that is nobody gives up, one that cannot be known now tries again.
+    pub(super) fn status(self, text: impl Into<String>) -> Status {
+        match self {
+            Self::Missing | Self::Scheme | Self::Unknown => Status::unauthenticated(text),
+            Self::CannotTell => Status::unavailable(text),
+        }
+    }
 }
 
 impl From<Unauthenticated> for Status {
     fn from(error: Unauthenticated) -> Self {
-        Self::unauthenticated(error.to_string())
+        error.status(error.to_string())
     }
 }
 
 /// The answer of an [`Authenticator`].
 pub type Authenticating<'a> =
-    Pin<Box<dyn Future<Output = Result<Caller, Unauthenticated>> + Send + 'a>>;
+    Pin<Box<dyn Future<Output = Result<Subscriber, Unauthenticated>> + Send + 'a>>;
 
 /// Decides who a bearer token belongs to.
 pub trait Authenticator: Send + Sync + 'static {
@@ -50,14 +86,32 @@ pub trait Authenticator: Send + Sync + 'static {
     fn authenticate<'a>(&'a self, token: &'a str) -> Authenticating<'a>;
 }
 
-/// Who sent these metadata.
+/// Who sent these metadata. From then on its connection is one of a known caller.
 ///
 /// # Errors
 /// Nobody that is known.
-pub async fn caller(
+pub(super) async fn caller(
     authenticator: &dyn Authenticator,
     metadata: &MetadataMap,
-) -> Result<Caller, Unauthenticated> {
+    extensions: &Extensions,
+) -> Result<Subscriber, Unauthenticated> {
+    let visitor = Visitor::of(extensions).cloned();
+    let caller = authenticate(authenticator, metadata).await?;
+    if let Some(visitor) = visitor {
+        visitor.is_known();
+    }
+    Ok(caller)
+}
+
+/// Where a request comes from, for logs.
+pub(super) fn peer(extensions: &Extensions) -> Option<SocketAddr> {
+    Visitor::of(extensions).map(Visitor::peer)
+}
+
+async fn authenticate(
+    authenticator: &dyn Authenticator,
+    metadata: &MetadataMap,
+) -> Result<Subscriber, Unauthenticated> {
     let value = metadata
         .get("authorization")
         .ok_or(Unauthenticated::Missing)?;
@@ -71,7 +125,7 @@ pub async fn caller(
     authenticator.authenticate(token.trim()).await
 }
 
-/// Tokens from a file of lines `<token> <node>`. The file is read again when it changed and a token is not known.
+/// Tokens from a file of lines `<token> <node>` or `<token> <node> <identity>`. The file is read again when it changed and a token is not known.
 pub struct NodeTokens {
     path: PathBuf,
     known: Mutex<Known>,
@@ -81,7 +135,7 @@ pub struct NodeTokens {
 struct Known {
     modified: Option<SystemTime>,
     /// Digests, so that comparing takes the same time wherever two tokens differ.
-    tokens: Vec<([u8; 32], Arc<str>)>,
+    tokens: Vec<([u8; 32], Subscriber)>,
 }
 
 /// Why a token file cannot be used.
@@ -99,12 +153,23 @@ pub enum TokenError {
         source: std::io::Error,
     },
     /// A line is not a token and a node.
-    #[error("{path}:{line}: expected `<token> <node>`")]
+    #[error("{path}:{line}: expected `<token> <node>` or `<token> <node> <identity>`")]
     Line {
         /// The file.
         path: PathBuf,
         /// 1-based.
         line: usize,
+    },
+    /// What follows the node is no identity.
+    #[error("{path}:{line}: the third word has to be the identity of the caller")]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// 1-based.
+        line: usize,
+        /// What is wrong with it.
+        #[source]
+        source: model::identity::IdentityError,
     },
     /// Two lines have the same token.
     #[error("{path}:{line}: the token is also on line {first}; each node needs its own")]
@@ -131,45 +196,43 @@ impl NodeTokens {
         })
     }
 
-    fn find(&self, token: &str) -> Option<Arc<str>> {
+    /// The owner of a token. A token that is not among those last read may be in the file that cannot be read now.
+    fn find(&self, token: &str) -> Result<Subscriber, Unauthenticated> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let mut known = self.known.lock();
-        if let Some(node) = known.find(&digest) {
-            return Some(node);
+        if let Some(caller) = known.find(&digest) {
+            return Ok(caller);
         }
         let modified = fs::metadata(&self.path)
             .and_then(|meta| meta.modified())
             .ok();
-        if modified.is_none() || modified == known.modified {
-            return None;
+        if modified.is_some() && modified == known.modified {
+            return Err(Unauthenticated::Unknown);
         }
-        *known = load(&self.path)
-            .inspect_err(|error| tracing::error!(%error, "keeping the node tokens as they were"))
-            .ok()?;
-        known.find(&digest)
+        *known = load(&self.path).map_err(|error| {
+            tracing::error!(%error, "keeping the node tokens as they were");
+            Unauthenticated::CannotTell
+        })?;
+        known.find(&digest).ok_or(Unauthenticated::Unknown)
     }
 }
 
 impl Authenticator for NodeTokens {
     fn authenticate<'a>(&'a self, token: &'a str) -> Authenticating<'a> {
-        Box::pin(async move {
-            self.find(token)
-                .map(|node| Caller { node })
-                .ok_or(Unauthenticated::Unknown)
-        })
+        Box::pin(async move { self.find(token) })
     }
 }
 
 impl Known {
-    fn find(&self, digest: &[u8; 32]) -> Option<Arc<str>> {
+    fn find(&self, digest: &[u8; 32]) -> Option<Subscriber> {
         let mut found = None;
-        for (known, node) in &self.tokens {
+        for (known, caller) in &self.tokens {
             let difference = known
                 .iter()
                 .zip(digest)
                 .fold(0, |all, (a, b)| all | (a ^ b));
             if difference == 0 {
-                found = Some(node);
+                found = Some(caller);
             }
         }
         found.cloned()
@@ -192,12 +255,22 @@ fn load(path: &Path) -> Result<Known, TokenError> {
             continue;
         }
         let words: Vec<_> = line.split_whitespace().collect();
-        let [token, node] = words.as_slice() else {
-            return Err(TokenError::Line {
-                path,
-                line: line_number,
-            });
+        let (token, node, identity) = match words.as_slice() {
+            [token, node] => (token, node, None),
+            [token, node, identity] => (token, node, Some(identity)),
+            _ => {
+                return Err(TokenError::Line {
+                    path,
+                    line: line_number,
+                });
+            }
         };
+        let identity = identity.map(|identity| identity.parse()).transpose();
+        let identity = identity.map_err(|source| TokenError::Identity {
+            path: path.clone(),
+            line: line_number,
+            source,
+        })?;
         let digest: [u8; 32] = Sha256::digest(token).into();
         if let Some(first) = first_line.insert(digest, line_number) {
             return Err(TokenError::Twice {
@@ -206,7 +279,12 @@ fn load(path: &Path) -> Result<Known, TokenError> {
                 first,
             });
         }
-        tokens.push((digest, Arc::from(*node)));
+        let node = Arc::from(*node);
+        let subscriber = match identity {
+            None => Subscriber::Node(node),
+            Some(identity) => Subscriber::Workload { node, identity },
+        };
+        tokens.push((digest, subscriber));
     }
     Ok(Known { modified, tokens })
 }
@@ -216,5 +294,48 @@ impl fmt::Debug for NodeTokens {
         f.debug_struct("NodeTokens")
             .field("path", &self.path)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_is_not_known_while_the_file_cannot_be_read_may_be_somebodys() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("tokens");
+        let minute = std::time::Duration::from_secs(60);
+        let write = |text: &str, age: u32| {
+            fs::write(&path, text).expect("writes");
+            let file = fs::File::options().write(true).open(&path).expect("opens");
+            file.set_modified(SystemTime::now() - minute * age)
+                .expect("sets the time");
+        };
+        write("one n1\n", 9);
+        let tokens = NodeTokens::read(&path).expect("reads");
+        let node = |token: &str| tokens.find(token);
+        let of = |node: &str| Ok(Subscriber::Node(node.into()));
+        assert_eq!(
+            (node("one"), node("two")),
+            (of("n1"), Err(Unauthenticated::Unknown))
+        );
+
+        write("one n1 and more words than there should be\ntwo n2\n", 8);
+        assert_eq!(
+            (node("one"), node("two")),
+            (of("n1"), Err(Unauthenticated::CannotTell))
+        );
+        fs::remove_file(&path).expect("removes");
+        assert_eq!(
+            (node("one"), node("two")),
+            (of("n1"), Err(Unauthenticated::CannotTell))
+        );
+
+        write("two n2\n", 7);
+        assert_eq!(
+            (node("two"), node("one")),
+            (of("n2"), Err(Unauthenticated::Unknown))
+        );
     }
 }

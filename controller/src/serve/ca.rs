@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, async_trait};
 use tracing::{info, warn};
 
 use super::Services;
-use super::auth::{Authenticator, Unauthenticated, caller};
+use super::auth::{Authenticator, Subscriber, Unauthenticated, caller, peer};
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::pipeline::Published;
 use crate::snapshot::Snapshot;
@@ -35,7 +35,9 @@ pub enum Refusal {
     #[error(transparent)]
     Unauthenticated(#[from] Unauthenticated),
     /// The request does not say for whom.
-    #[error("metadata ImpersonatedIdentity is missing: say for which identity the certificate is")]
+    #[error(
+        "metadata ImpersonatedIdentity is missing: a node's agent says for which identity the certificate is"
+    )]
     NoIdentity,
     /// What it says is no identity.
     #[error("ImpersonatedIdentity is not an identity")]
@@ -47,6 +49,14 @@ pub enum Refusal {
         identity: Identity,
         /// Our trust domain.
         ours: TrustDomain,
+    },
+    /// The caller is another identity itself, and no node's agent.
+    #[error("the token is that of {own}, which may not ask for {identity}")]
+    NotItsOwn {
+        /// The identity asked for.
+        identity: Identity,
+        /// The caller's.
+        own: Identity,
     },
     /// No pod of the caller's node has it.
     #[error("no running pod of node {node} has the identity {identity}")]
@@ -78,18 +88,24 @@ impl CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<IstioCertificateResponse, Refusal> {
-        let caller = caller(&*self.authenticator, request.metadata()).await?;
+        let caller = caller(
+            &*self.authenticator,
+            request.metadata(),
+            request.extensions(),
+        )
+        .await?;
         let request = request.into_inner();
-        let identity = requested(&request)?;
+        let identity = requested(&request, &caller)?;
+        let (Subscriber::Node(node) | Subscriber::Workload { node, .. }) = &caller;
         authorize(
             &self.published.borrow().snapshot,
             &self.trust_domain,
-            &caller.node,
+            node,
             &identity,
         )?;
         let ttl = lifetime(request.validity_duration, self.cert_ttl);
         let cert_chain = self.authority.sign(&request.csr, &identity, ttl)?;
-        info!(node = &*caller.node, %identity, ttl_seconds = ttl.as_secs(), "certificate issued");
+        info!(node = &**node, %identity, ttl_seconds = ttl.as_secs(), "certificate issued");
         Ok(IstioCertificateResponse { cert_chain })
     }
 }
@@ -100,7 +116,7 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let peer = request.remote_addr();
+        let peer = peer(request.extensions());
         match self.issue(request).await {
             Ok(response) => {
                 self.metrics.certificates_issued.inc();
@@ -125,10 +141,11 @@ impl Refusal {
     /// A fixed word for the metric.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Unauthenticated(_) => "unauthenticated",
+            Self::Unauthenticated(error) => error.reason(),
             Self::NoIdentity => "no_identity",
             Self::BadIdentity(_) => "bad_identity",
             Self::OtherTrustDomain { .. } => "other_trust_domain",
+            Self::NotItsOwn { .. } => "not_its_own",
             Self::NotOnNode { .. } => "not_on_node",
             Self::Sign(SignError::Expired) => "ca_expired",
             Self::Sign(SignError::Sign(_)) => "signing_failed",
@@ -142,8 +159,8 @@ impl Refusal {
             None => self.to_string(),
         };
         match self {
-            Self::Unauthenticated(_) => Status::unauthenticated(text),
-            Self::OtherTrustDomain { .. } | Self::NotOnNode { .. } => {
+            Self::Unauthenticated(error) => error.status(text),
+            Self::OtherTrustDomain { .. } | Self::NotItsOwn { .. } | Self::NotOnNode { .. } => {
                 Status::permission_denied(text)
             }
             Self::Sign(SignError::Expired | SignError::Sign(_)) => Status::internal(text),
@@ -154,15 +171,30 @@ impl Refusal {
     }
 }
 
-/// For whom the request says the certificate is.
-fn requested(request: &IstioCertificateRequest) -> Result<Identity, Refusal> {
+/// For whom the certificate is: whom the request names, or else the caller itself, if it is somebody. A node's agent is
+/// nobody and has to name one of its pods' identities; who is somebody gets no other.
+fn requested(request: &IstioCertificateRequest, caller: &Subscriber) -> Result<Identity, Refusal> {
+    let named = named(request)?;
+    match caller {
+        Subscriber::Node(_) => named.ok_or(Refusal::NoIdentity),
+        Subscriber::Workload { identity: own, .. } => match named {
+            Some(identity) if identity != *own => Err(Refusal::NotItsOwn {
+                identity,
+                own: own.clone(),
+            }),
+            _ => Ok(own.clone()),
+        },
+    }
+}
+
+fn named(request: &IstioCertificateRequest) -> Result<Option<Identity>, Refusal> {
     let value = request
         .metadata
         .as_ref()
         .and_then(|metadata| metadata.fields.get("ImpersonatedIdentity"));
     match value.and_then(|value| value.kind.as_ref()) {
-        Some(Kind::StringValue(text)) => text.parse().map_err(Refusal::BadIdentity),
-        _ => Err(Refusal::NoIdentity),
+        Some(Kind::StringValue(text)) => text.parse().map(Some).map_err(Refusal::BadIdentity),
+        _ => Ok(None),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Delta discovery over gRPC: drives one stream's state per client.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,7 +16,7 @@ use tonic::server::NamedService;
 use tonic::{Request, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::auth::{Caller, caller};
+use super::auth::{Subscriber, caller, peer};
 use super::codec::{RequestDecoder, Response, Responses};
 use super::stream::{Meaning, Stream, Type};
 use super::{MAX_REQUEST, Services};
@@ -71,16 +72,25 @@ async fn open(
     request: http::Request<Body>,
 ) -> Result<http::Response<Body>, Status> {
     let request = Request::from_http(request);
-    let caller = match caller(&*services.authenticator, request.metadata()).await {
-        Ok(caller) => caller,
+    let (metadata, extensions) = (request.metadata(), request.extensions());
+    let node = match caller(&*services.authenticator, metadata, extensions).await {
+        Ok(Subscriber::Node(node)) => node,
+        Ok(Subscriber::Workload { node, identity }) => {
+            services.metrics.unauthenticated.inc();
+            warn!(peer = ?peer(extensions), node = &*node, %identity, "discovery refused: not a node's agent");
+            let text = format!(
+                "this token belongs to {identity}, which is not told what a node's agent is"
+            );
+            return Err(Status::permission_denied(text));
+        }
         Err(error) => {
             services.metrics.unauthenticated.inc();
-            warn!(peer = ?request.remote_addr(), %error, "discovery refused");
+            warn!(peer = ?peer(extensions), %error, "discovery refused");
             return Err(error.into());
         }
     };
     let (out, responses) = mpsc::channel(RESPONSES);
-    let connection = Connection::open(services, caller, out);
+    let connection = Connection::open(services, node, out);
     let body = request.into_inner();
     let requests = Streaming::new_request(RequestDecoder, body, None, Some(MAX_REQUEST));
     tokio::spawn(connection.run(requests));
@@ -94,28 +104,31 @@ async fn open(
 /// One open stream; closing is counted however it ends.
 struct Connection {
     services: Services,
-    caller: Caller,
+    node: Arc<str>,
     id: u64,
     stream: Stream,
     out: mpsc::Sender<Response>,
     /// When what is on the way was read from the source.
     sent: Arc<Published>,
+    /// The generation that the client took last, by type.
+    taken: BTreeMap<Type, u64>,
 }
 
 impl Connection {
-    fn open(services: Services, caller: Caller, out: mpsc::Sender<Response>) -> Self {
-        let id = services.status.lock().open(Arc::clone(&caller.node));
+    fn open(services: Services, node: Arc<str>, out: mpsc::Sender<Response>) -> Self {
+        let id = services.status.lock().open(Arc::clone(&node));
         services.metrics.connected_nodes.inc();
-        info!(node = &*caller.node, stream = id, "discovery stream opened");
-        let stream = Stream::new(Arc::clone(&caller.node));
+        info!(node = &*node, stream = id, "discovery stream opened");
+        let stream = Stream::new(Arc::clone(&node));
         let sent = services.published.borrow().clone();
         Self {
             services,
-            caller,
+            node,
             id,
             stream,
             out,
             sent,
+            taken: BTreeMap::new(),
         }
     }
 
@@ -133,7 +146,7 @@ impl Connection {
                     }
                     Ok(None) => return,
                     Err(error) => {
-                        debug!(node = &*self.caller.node, %error, "discovery stream broke");
+                        debug!(node = &*self.node, %error, "discovery stream broke");
                         return;
                     }
                 },
@@ -159,7 +172,7 @@ impl Connection {
     async fn push(&mut self, now: Arc<Published>) -> Result<(), ()> {
         while let Some(response) = self.stream.next(&now.snapshot) {
             debug!(
-                node = &*self.caller.node,
+                node = &*self.node,
                 type_url = response.type_url,
                 resources = response.resources.len(),
                 removed = response.removed.len(),
@@ -177,6 +190,8 @@ impl Connection {
                 .inc();
             self.out.send(response).await.map_err(|_closed| ())?;
         }
+        let knows = self.stream.knows();
+        self.services.status.lock().knows(self.id, knows);
         self.sent = now;
         Ok(())
     }
@@ -190,7 +205,7 @@ impl Connection {
             Meaning::Ack(kind, generation) => self.acked(kind, generation),
             Meaning::Nack(kind, generation, message) => {
                 warn!(
-                    node = &*self.caller.node,
+                    node = &*self.node,
                     type_url = kind.url(),
                     generation,
                     message,
@@ -208,7 +223,7 @@ impl Connection {
             }
             Meaning::UnknownType(url) => {
                 warn!(
-                    node = &*self.caller.node,
+                    node = &*self.node,
                     type_url = url,
                     "the client asks for a type that is not served; ignored"
                 );
@@ -229,7 +244,10 @@ impl Connection {
                 status.acked = generation;
                 status.nack = None;
             });
-        if generation == self.sent.snapshot.generation {
+        // What a stream begins with was not waited for since the source changed.
+        let before = self.taken.insert(kind, generation);
+        let is_change = before.is_some_and(|before| before < generation);
+        if is_change && generation == self.sent.snapshot.generation {
             self.services
                 .metrics
                 .convergence
@@ -243,7 +261,7 @@ impl Drop for Connection {
         self.services.status.lock().close(self.id);
         self.services.metrics.connected_nodes.dec();
         info!(
-            node = &*self.caller.node,
+            node = &*self.node,
             stream = self.id,
             "discovery stream closed"
         );

@@ -1,15 +1,18 @@
 //! Node reports: which pods a node has captured. A node speaks for itself only.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use manifest::NamespacedName;
 use proto::agent::node_service_server::NodeService;
-use proto::agent::{NodeReport, NodeReportAck};
+use proto::agent::{CapturedPod, NodeReport, NodeReportAck};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::{debug, warn};
 
 use super::Services;
-use super::auth::{Authenticator, caller};
+use super::auth::{Authenticator, Subscriber, caller, peer};
+use crate::index::{Sandbox, Word, holdings};
 use crate::metrics::Metrics;
 use crate::pipeline::Report;
 
@@ -36,36 +39,47 @@ impl NodeService for Reports {
         &self,
         request: Request<NodeReport>,
     ) -> Result<Response<NodeReportAck>, Status> {
-        let caller = caller(&*self.authenticator, request.metadata())
+        let extensions = request.extensions();
+        let caller = caller(&*self.authenticator, request.metadata(), extensions)
             .await
             .inspect_err(|error| {
                 self.metrics.unauthenticated.inc();
-                warn!(peer = ?request.remote_addr(), %error, "node report refused");
+                warn!(peer = ?peer(extensions), %error, "node report refused");
             })?;
-        let report = request.into_inner();
-        if report.node != *caller.node {
+        let node = match caller {
+            Subscriber::Node(node) => node,
+            Subscriber::Workload { node, identity } => {
+                warn!(node = &*node, %identity, "node report refused: not from the node's agent");
+                let text =
+                    format!("this token belongs to {identity}, which cannot report for a node");
+                return Err(Status::permission_denied(text));
+            }
+        };
+        let mut report = request.into_inner();
+        if report.node != *node {
             warn!(
-                node = &*caller.node,
+                node = &*node,
                 reported = report.node,
                 "node report refused: it is about another node"
             );
             let text = format!(
-                "this token belongs to node {}; it cannot report for {}",
-                caller.node, report.node
+                "this token belongs to node {node}; it cannot report for {}",
+                report.node
             );
             return Err(Status::permission_denied(text));
         }
         debug!(
             node = report.node,
             captured = report.captured.len(),
+            partial = report.partial,
             agent = report.agent_version,
             "node report"
         );
         let (done, answer) = oneshot::channel();
         let stopping = || Status::unavailable("the controller is stopping");
         let report = Report {
-            node: report.node,
-            captured: report.captured,
+            node: std::mem::take(&mut report.node),
+            word: word(report),
             done,
         };
         self.reports
@@ -76,3 +90,48 @@ impl NodeService for Reports {
         Ok(Response::new(NodeReportAck {}))
     }
 }
+
+/// What a report says. An agent that does not describe its pods names them.
+fn word(report: NodeReport) -> Word {
+    let NodeReport {
+        captured,
+        pods,
+        partial,
+        ..
+    } = report;
+    let pods = if pods.is_empty() {
+        holdings::named(captured).collect()
+    } else {
+        pods.into_iter().filter_map(sandbox).collect()
+    };
+    Word { pods, partial }
+}
+
+/// None for what cannot be a pod: its name becomes part of the names of resources.
+fn sandbox(pod: CapturedPod) -> Option<Sandbox> {
+    let is_name = |text: &str| (1..=MAX_NAME).contains(&text.len()) && !text.contains('/');
+    if !is_name(&pod.namespace) || !is_name(&pod.name) || pod.pod_uid.len() > MAX_NAME {
+        warn!(
+            namespace = pod.namespace,
+            name = pod.name,
+            "the node reports a pod that cannot be one; ignored"
+        );
+        return None;
+    }
+    let addresses = pod.addresses.iter().take(MAX_ADDRESSES);
+    let addresses = addresses.filter_map(|bytes| {
+        let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+        let v6 = <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from);
+        v4.or(v6).ok().map(|ip| ip.to_canonical())
+    });
+    Some(Sandbox {
+        uid: pod.pod_uid,
+        addresses: addresses.collect(),
+        ..Sandbox::named(NamespacedName::new(&pod.namespace, &pod.name))
+    })
+}
+
+/// Bytes of a name or uid in Kubernetes.
+const MAX_NAME: usize = 253;
+/// More than any pod has.
+const MAX_ADDRESSES: usize = 16;

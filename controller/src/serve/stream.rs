@@ -4,6 +4,8 @@
 //! only after the workloads that named them have changed; so a client never meets a name that it does not know. And a
 //! type has at most one response that the client has not answered.
 
+mod demand;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -22,15 +24,19 @@ pub(super) enum Type {
     Address,
     Workload,
     NodePod,
+    Announced,
 }
 
 impl Type {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Authorization,
         Self::Address,
         Self::Workload,
         Self::NodePod,
+        Self::Announced,
     ];
+    /// What a client has to know before it is relied on not to dial a captured workload in plain.
+    const OF_WORKLOADS: [Self; 3] = [Self::Address, Self::Workload, Self::Announced];
 
     pub(super) fn url(self) -> &'static str {
         match self {
@@ -38,6 +44,7 @@ impl Type {
             Self::Address => type_url::ADDRESS,
             Self::Workload => type_url::WORKLOAD,
             Self::NodePod => type_url::NODE_POD,
+            Self::Announced => type_url::ANNOUNCED,
         }
     }
 
@@ -50,12 +57,18 @@ impl Type {
         match self {
             Self::Authorization => snapshot.authorizations.clone(),
             Self::Address | Self::Workload => snapshot.addresses.clone(),
+            Self::Announced => snapshot.announced.clone(),
             Self::NodePod => {
                 let pods = snapshot.nodes.get(node).into_iter().flatten();
                 pods.map(|(name, entry)| (Arc::clone(name), Arc::clone(&entry.resource)))
                     .collect()
             }
         }
+    }
+
+    /// Whether resources can be asked for by address, and some are wanted unasked; see [`demand`].
+    fn is_address(self) -> bool {
+        matches!(self, Self::Address | Self::Workload)
     }
 
     /// The resource as this type has it; `None` when it has no part in it.
@@ -95,6 +108,8 @@ pub(super) struct Stream {
 struct Subscription {
     wildcard: bool,
     names: BTreeSet<String>,
+    /// What the client has although it did not ask for the names: by address, or because it is on its node.
+    held: BTreeSet<Arc<str>>,
     /// Names asked for since the last response: they are answered even if nothing changed.
     asked: BTreeSet<String>,
     /// Name and version of what the client brought from an earlier stream, until the first response.
@@ -105,6 +120,10 @@ struct Subscription {
     /// Removals that wait until nothing refers to the names.
     withheld: BTreeSet<Arc<str>>,
     unanswered: Option<(String, u64)>,
+    /// Generation of the last response that the client took.
+    taken: u64,
+    /// The client refused the last response, and knows at most a part of it.
+    refused: bool,
 }
 
 impl Stream {
@@ -124,16 +143,33 @@ impl Stream {
         let first = !self.subscriptions.contains_key(&kind);
         let subscription = self.subscriptions.entry(kind).or_default();
         subscription.change(&request, first);
+        subscription.let_go(kind, &request.resource_names_unsubscribe, &self.node);
         match subscription
             .unanswered
             .take_if(|(nonce, _)| *nonce == request.response_nonce)
         {
             None => Meaning::Subscription,
-            Some((_, generation)) => match request.error_detail {
-                None => Meaning::Ack(kind, generation),
-                Some(status) => Meaning::Nack(kind, generation, status.message),
-            },
+            Some((_, generation)) => {
+                subscription.refused = request.error_detail.is_some();
+                if !subscription.refused {
+                    subscription.taken = generation;
+                }
+                match request.error_detail {
+                    None => Meaning::Ack(kind, generation),
+                    Some(status) => Meaning::Nack(kind, generation, status.message),
+                }
+            }
         }
+    }
+
+    /// Everything up to this generation about workloads is known to the client. It is asked after [`Stream::next`]
+    /// has nothing more to say.
+    pub(super) fn knows(&self) -> u64 {
+        let known = Type::OF_WORKLOADS
+            .iter()
+            .filter_map(|kind| self.subscriptions.get(kind));
+        // Who has not asked for workloads may be about to.
+        known.map(Subscription::knows).min().unwrap_or(0)
     }
 
     /// The next response that may be sent, given what is known now. Call it until there is none.
@@ -196,6 +232,15 @@ fn respond(
 }
 
 impl Subscription {
+    fn knows(&self) -> u64 {
+        if self.told.is_some() && self.unanswered.is_none() && !self.refused {
+            // What changed since the last response is nothing of this type.
+            self.generation
+        } else {
+            self.taken
+        }
+    }
+
     fn change(&mut self, request: &DeltaDiscoveryRequest, first: bool) {
         let DeltaDiscoveryRequest {
             resource_names_subscribe: add,
@@ -206,6 +251,14 @@ impl Subscription {
             self.brought = request.initial_resource_versions.clone();
             // Before there were named wildcards, naming nothing meant everything.
             self.wildcard = add.is_empty() && remove.is_empty();
+        }
+        if first && !self.wildcard {
+            // What it got by address in an earlier stream it has by name.
+            self.held = self
+                .brought
+                .keys()
+                .map(|name| name.as_str().into())
+                .collect();
         }
         for name in add {
             if name == WILDCARD {
@@ -243,8 +296,38 @@ impl Subscription {
         !is_same
     }
 
-    fn wants(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains(name)
+    /// What was held for an address that the client does not ask for any more is not its concern.
+    fn let_go(&mut self, kind: Type, unsubscribed: &[String], node: &str) {
+        if self.held.is_empty() || unsubscribed.is_empty() {
+            return;
+        }
+        let mut held = std::mem::take(&mut self.held);
+        held.retain(|name| {
+            let told = self.told.as_ref().and_then(|told| told.get(name));
+            told.is_some_and(|resource| self.is_on_demand(kind, resource, node))
+        });
+        self.held = held;
+    }
+
+    fn has_name(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name) || self.held.contains(name)
+    }
+
+    fn wants(&self, kind: Type, name: &str, resource: &Resource, node: &str) -> bool {
+        self.has_name(name) || self.is_on_demand(kind, resource, node)
+    }
+
+    fn is_on_demand(&self, kind: Type, resource: &Resource, node: &str) -> bool {
+        !self.wildcard && kind.is_address() && demand::is_wanted(resource, &self.names, node)
+    }
+
+    /// As the client gets it: who asks on demand hears under which other names it could have asked.
+    fn addressed(&self, kind: Type, view: &Resources, resource: Arc<Resource>) -> Arc<Resource> {
+        if self.wildcard || !kind.is_address() {
+            return resource;
+        }
+        let aliases = view.get(&resource.name).map(|whole| demand::aliases(whole));
+        Arc::new(resource.with_aliases(kind.url(), &aliases.unwrap_or_default()))
     }
 
     /// Moves on to `now`: what is new, names of what is gone, and whether this is the first response.
@@ -258,9 +341,10 @@ impl Subscription {
         let before = self.told.take();
         let is_first = before.is_none();
         let (mut changed, gone) = match before {
-            None => self.since_brought(kind, &view),
-            Some(before) => self.since(kind, &before, &view),
+            None => self.since_brought(kind, &view, node),
+            Some(before) => self.since(kind, &before, &view, node),
         };
+        self.hold(&changed, &gone);
         let mut removed = Vec::new();
         for name in gone {
             // Taken back when nothing names it any more; see the module's first lines.
@@ -270,7 +354,9 @@ impl Subscription {
                 removed.push(name);
             }
         }
-        for name in std::mem::take(&mut self.asked) {
+        let asked = std::mem::take(&mut self.asked);
+        let mut by_alias = self.find(kind, &view, &asked);
+        for name in asked {
             match view
                 .get(name.as_str())
                 .and_then(|resource| kind.project(resource))
@@ -281,16 +367,64 @@ impl Subscription {
                     changed.insert(Arc::clone(&resource.name), resource);
                 }
                 None if removed.iter().any(|known| **known == *name) => {}
-                None => removed.push(name.into()),
+                None => {
+                    let found = by_alias.remove(&name).unwrap_or_default();
+                    if found.is_empty() {
+                        removed.push(name.into());
+                    }
+                    self.hold(&found, &[]);
+                    changed.extend(found);
+                }
             }
         }
         self.withheld.retain(|name| !view.contains_key(name));
+        let changed = changed
+            .into_values()
+            .map(|resource| self.addressed(kind, &view, resource))
+            .collect();
         self.told = Some(view);
         self.generation = now.generation;
-        (changed.into_values().collect(), removed, is_first)
+        (changed, removed, is_first)
     }
 
-    fn since(&self, kind: Type, before: &Resources, now: &Resources) -> (Changed, Vec<Arc<str>>) {
+    /// What names stand for that are none of a resource's own.
+    fn find(
+        &self,
+        kind: Type,
+        view: &Resources,
+        asked: &BTreeSet<String>,
+    ) -> BTreeMap<String, Changed> {
+        if !kind.is_address() {
+            return BTreeMap::new();
+        }
+        let project = |resource: &Arc<Resource>| {
+            let resource = kind.project(resource)?;
+            Some((Arc::clone(&resource.name), resource))
+        };
+        demand::find(view, asked)
+            .into_iter()
+            .map(|(alias, found)| (alias, found.iter().filter_map(project).collect()))
+            .collect()
+    }
+
+    fn hold(&mut self, changed: &Changed, gone: &[Arc<str>]) {
+        if self.wildcard {
+            return;
+        }
+        for name in gone {
+            self.held.remove(name);
+        }
+        let unnamed = changed.keys().filter(|name| !self.names.contains(&***name));
+        self.held.extend(unnamed.cloned());
+    }
+
+    fn since(
+        &self,
+        kind: Type,
+        before: &Resources,
+        now: &Resources,
+        node: &str,
+    ) -> (Changed, Vec<Arc<str>>) {
         let mut changed = BTreeMap::new();
         let mut gone = Vec::new();
         for item in before.diff(now) {
@@ -299,14 +433,14 @@ impl Subscription {
                 | DiffItem::Update {
                     new: (name, resource),
                     ..
-                } if self.wants(name) => {
+                } if self.wants(kind, name, resource, node) => {
                     changed.extend(
                         kind.project(resource)
                             .map(|resource| (Arc::clone(name), resource)),
                     );
                 }
                 DiffItem::Remove(name, resource)
-                    if self.wants(name) && kind.project(resource).is_some() =>
+                    if self.has_name(name) && kind.project(resource).is_some() =>
                 {
                     gone.push(Arc::clone(name));
                 }
@@ -317,7 +451,12 @@ impl Subscription {
     }
 
     /// Everything that is wanted, except what the client brought in the same version.
-    fn since_brought(&mut self, kind: Type, now: &Resources) -> (Changed, Vec<Arc<str>>) {
+    fn since_brought(
+        &mut self,
+        kind: Type,
+        now: &Resources,
+        node: &str,
+    ) -> (Changed, Vec<Arc<str>>) {
         let brought = std::mem::take(&mut self.brought);
         let is_there = |name: &str| {
             now.get(name)
@@ -325,9 +464,11 @@ impl Subscription {
         };
         let gone = brought
             .keys()
-            .filter(|name| self.wants(name) && !is_there(name));
+            .filter(|name| self.has_name(name) && !is_there(name));
         let gone = gone.map(|name| Arc::from(name.as_str())).collect();
-        let wanted = now.iter().filter(|(name, _)| self.wants(name));
+        let wanted = now
+            .iter()
+            .filter(|(name, resource)| self.wants(kind, name, resource, node));
         let changed = wanted
             .filter_map(|(name, resource)| Some((Arc::clone(name), kind.project(resource)?)))
             .filter(|(name, resource)| {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 /// All open discovery streams.
 #[derive(Debug, Default, Serialize)]
@@ -12,6 +13,18 @@ pub struct SyncStatus {
     streams: BTreeMap<u64, StreamStatus>,
     #[serde(skip)]
     next: u64,
+    #[serde(skip)]
+    taken: Taken,
+}
+
+/// The newest generation that everybody who is served has taken; the highest there is while nobody is served.
+#[derive(Debug)]
+struct Taken(watch::Sender<u64>);
+
+impl Default for Taken {
+    fn default() -> Self {
+        Self(watch::Sender::new(u64::MAX))
+    }
 }
 
 /// One discovery stream.
@@ -21,6 +34,8 @@ pub struct StreamStatus {
     pub node: Arc<str>,
     /// What the client calls itself.
     pub client: String,
+    /// Everything up to this generation about workloads is known to the client.
+    pub knows: u64,
     /// By type URL.
     pub types: BTreeMap<&'static str, TypeStatus>,
 }
@@ -46,15 +61,44 @@ impl SyncStatus {
             StreamStatus {
                 node,
                 client: String::new(),
+                knows: 0,
                 types: BTreeMap::new(),
             },
         );
+        self.settle();
         self.next
     }
 
     /// Forgets a stream.
     pub fn close(&mut self, stream: u64) {
         self.streams.remove(&stream);
+        self.settle();
+    }
+
+    /// The newest generation that everybody who is served has taken, as far as it is about workloads. A client that
+    /// goes away is not waited for.
+    pub fn taken(&self) -> watch::Receiver<u64> {
+        self.taken.0.subscribe()
+    }
+
+    pub(super) fn knows(&mut self, stream: u64, generation: u64) {
+        let Some(status) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        if status.knows < generation {
+            status.knows = generation;
+            self.settle();
+        }
+    }
+
+    fn settle(&self) {
+        let least = self.streams.values().map(|stream| stream.knows).min();
+        let now = least.unwrap_or(u64::MAX);
+        self.taken.0.send_if_modified(|taken| {
+            let changed = *taken != now;
+            *taken = now;
+            changed
+        });
     }
 
     /// The streams.

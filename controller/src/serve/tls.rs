@@ -10,12 +10,15 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tls::ca::{Authority, SignError};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{debug, error, info, warn};
+
+use super::visitor::{Connection, Reception, Visitor};
+use crate::metrics::Metrics;
 
 /// The serving certificate, renewed from the mesh's own authority before it ends.
 #[derive(Debug)]
@@ -75,19 +78,18 @@ impl ServingCertificates {
     }
 }
 
-/// Accepts connections for ever; handshakes run beside each other, and one that fails is only noted.
+/// Accepts connections for ever; handshakes run beside each other, and one that fails is only noted. How many there are
+/// of callers that are not known is bounded, and a new one is never what waits.
 pub(super) fn incoming(
     listener: TcpListener,
     certificates: Arc<ServingCertificates>,
-) -> ReceiverStream<std::io::Result<TlsStream<TcpStream>>> {
+    metrics: Metrics,
+) -> ReceiverStream<std::io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(ACCEPTED);
     tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(Arc::clone(&certificates.config));
-        let slots = Arc::new(Semaphore::new(HANDSHAKES));
+        let reception = Reception::new(metrics);
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
-            };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = sender.closed() => return,
@@ -100,24 +102,51 @@ pub(super) fn incoming(
                     continue;
                 }
             };
+            let visitor = reception.admit(peer);
             let (acceptor, sender) = (acceptor.clone(), sender.clone());
+            let reception = reception.clone();
             tokio::spawn(async move {
-                if let Err(error) = tcp.set_nodelay(true) {
-                    debug!(%peer, %error, "cannot set TCP_NODELAY");
-                }
-                match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
-                    Ok(Ok(stream)) => {
-                        // Closed only when the server stops.
-                        let _stopping = sender.send(Ok(stream)).await;
-                    }
-                    Ok(Err(error)) => info!(%peer, %error, "TLS handshake failed"),
-                    Err(_elapsed) => info!(%peer, "TLS handshake took too long"),
-                }
-                drop(slot);
+                let Some(stream) = handshake(&acceptor, tcp, &visitor, &reception).await else {
+                    return;
+                };
+                let connection = visitor.clone().connection(stream);
+                // Closed only when the server stops.
+                let _stopping = sender.send(Ok(connection)).await;
+                reception.watch(visitor).await;
             });
         }
     });
     ReceiverStream::new(receiver)
+}
+
+async fn handshake(
+    acceptor: &TlsAcceptor,
+    tcp: TcpStream,
+    visitor: &Visitor,
+    reception: &Reception,
+) -> Option<TlsStream<TcpStream>> {
+    let peer = visitor.peer();
+    if let Err(error) = tcp.set_nodelay(true) {
+        debug!(%peer, %error, "cannot set TCP_NODELAY");
+    }
+    let accepted = tokio::select! {
+        accepted = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)) => accepted,
+        // Counted where the other one was let in.
+        () = visitor.told_to_leave() => return None,
+    };
+    match accepted {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            info!(%peer, %error, "TLS handshake failed");
+            reception.count("handshake_failed");
+            None
+        }
+        Err(_elapsed) => {
+            info!(%peer, "TLS handshake took too long");
+            reception.count("handshake_timeout");
+            None
+        }
+    }
 }
 
 fn issue(authority: &Authority, names: &[String]) -> Result<Arc<CertifiedKey>, ServingError> {
@@ -153,8 +182,6 @@ const SERVING_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 const RENEW_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A client that does not finish its handshake by then is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at the same time.
-const HANDSHAKES: usize = 256;
 /// Connections that wait for the server to take them.
 const ACCEPTED: usize = 64;
 /// Out of descriptors: give connections time to close.

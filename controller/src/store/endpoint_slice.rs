@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_api::EndpointSlice;
-
-use super::NamespacedName;
+use manifest::NamespacedName;
 
 /// What the mesh needs to know of a slice.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +27,36 @@ pub struct SliceEndpoint {
     pub addresses: Vec<IpAddr>,
     /// The pod behind it, if the slice names one.
     pub pod: Option<NamespacedName>,
-    /// Absent means ready (`discovery.k8s.io/v1`).
-    pub ready: bool,
+    /// The node it is on, empty where the slice does not say.
+    pub node: Arc<str>,
+    /// Whether new connections may go there.
+    pub readiness: Readiness,
+}
+
+/// Whether new connections may go to an endpoint. The better sorts first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Readiness {
+    /// They may.
+    Ready,
+    /// It is ending and still serves: they may where no other endpoint is ready.
+    Draining,
+    /// They may not.
+    NotReady,
+}
+
+impl Readiness {
+    /// Reads the conditions of an endpoint as kube-proxy does: what is absent counts as ready, as serving
+    /// and as not terminating (`discovery.k8s.io/v1`).
+    pub fn of(ready: Option<bool>, serving: Option<bool>, terminating: Option<bool>) -> Self {
+        match (
+            ready.unwrap_or(true),
+            serving.unwrap_or(true) && terminating.unwrap_or(false),
+        ) {
+            (true, _) => Self::Ready,
+            (false, true) => Self::Draining,
+            (false, false) => Self::NotReady,
+        }
+    }
 }
 
 impl SliceFacts {
@@ -63,11 +91,13 @@ impl SliceFacts {
                     let namespace = target.namespace.as_deref().unwrap_or(&key.namespace);
                     Some(NamespacedName::new(namespace, target.name.as_deref()?))
                 }),
-                ready: endpoint
+                node: endpoint.node_name.as_deref().unwrap_or_default().into(),
+                readiness: endpoint
                     .conditions
                     .as_ref()
-                    .and_then(|c| c.ready)
-                    .unwrap_or(true),
+                    .map_or(Readiness::Ready, |conditions| {
+                        Readiness::of(conditions.ready, conditions.serving, conditions.terminating)
+                    }),
             }
         });
         Some(Self {

@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use k8s_api::authorization_policy::AuthorizationPolicySpec;
 use k8s_api::peer_authentication::Mode;
 use k8s_api::{AuthorizationPolicy, PeerAuthentication};
-
-use super::{Labels, NamespacedName};
-use crate::object::{BrokenPolicy, Origin};
-use crate::source::FieldLines;
+use manifest::{BrokenPolicy, FieldLines, Labels, NamespacedName, Origin};
 
 /// What the index needs to know of a `PeerAuthentication`.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +56,7 @@ impl PeerAuthenticationFacts {
     /// A policy that cannot be read: whoever wrote it may have wanted STRICT.
     pub fn broken(policy: &BrokenPolicy) -> Self {
         Self {
-            key: NamespacedName::new(policy.key.namespace(), policy.key.name()),
+            key: policy.key.clone(),
             created: None,
             selector: policy.selector.clone().unwrap_or_default(),
             mode: Mode::Strict,
@@ -136,7 +133,7 @@ impl PolicyFacts {
 
     /// A policy that cannot be read.
     pub fn broken(policy: &BrokenPolicy, origin: Origin) -> Self {
-        let key = NamespacedName::new(policy.key.namespace(), policy.key.name());
+        let key = policy.key.clone();
         let wish = PolicyWish::Broken {
             selector: policy.selector.clone(),
             reason: policy.reason.clone(),

@@ -1,17 +1,21 @@
 //! Facts of a `Service`.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_api::{IntOrString, Service};
 use k8s_openapi::api::core::v1::ServicePort;
+use manifest::{Labels, NamespacedName, USE_WAYPOINT};
 
-use super::{Labels, NamespacedName};
+use super::{GATEWAY_NAME, USE_WAYPOINT_NAMESPACE};
 
 /// What the mesh needs to know of a Service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceFacts {
     /// Who it is.
     pub key: NamespacedName,
+    /// The labels that name its waypoint.
+    pub labels: Labels,
     /// The pods behind it; empty when its endpoints are written by hand.
     pub selector: Labels,
     /// Its virtual addresses; none for a headless Service.
@@ -28,6 +32,8 @@ pub struct ServiceFacts {
     pub publish_not_ready: bool,
     /// Whether only endpoints of the client's own node count.
     pub node_local: bool,
+    /// How long a client keeps its endpoint after its last connection, with `sessionAffinity: ClientIP`.
+    pub session_timeout: Option<Duration>,
     /// `spec.trafficDistribution`, else Istio's annotation of the same meaning.
     pub traffic_distribution: Option<String>,
 }
@@ -70,6 +76,14 @@ impl ServiceFacts {
         }
         Self {
             key: NamespacedName::of(&service.metadata),
+            labels: service
+                .metadata
+                .labels
+                .iter()
+                .flatten()
+                .filter(|(name, _)| WAYPOINT_LABELS.contains(&name.as_str()))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
             selector: spec.selector.unwrap_or_default(),
             headless: listed.iter().any(|ip| ip == "None"),
             addresses: listed.iter().filter_map(|ip| ip.parse().ok()).collect(),
@@ -83,6 +97,13 @@ impl ServiceFacts {
             ip_families: spec.ip_families.unwrap_or_default(),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
             node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            session_timeout: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+                let configured = spec
+                    .session_affinity_config
+                    .and_then(|config| config.client_ip?.timeout_seconds)
+                    .and_then(|seconds| u64::try_from(seconds).ok());
+                configured.map_or(SESSION_TIMEOUT, Duration::from_secs)
+            }),
             traffic_distribution: spec.traffic_distribution.or(annotation),
         }
     }
@@ -115,5 +136,9 @@ fn port(port: &ServicePort) -> Option<ServicePortFacts> {
     })
 }
 
+/// The labels that decide which waypoint a Service has.
+const WAYPOINT_LABELS: &[&str] = &[USE_WAYPOINT, USE_WAYPOINT_NAMESPACE, GATEWAY_NAME];
+/// What Kubernetes fills in for `sessionAffinityConfig.clientIP.timeoutSeconds`.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(10_800);
 /// Istio's way to say `trafficDistribution` on clusters that lack the field.
 const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";

@@ -175,3 +175,29 @@ async fn everything_else_is_refused_with_its_reason() {
     assert_eq!(refused.code(), Code::PermissionDenied);
     controller.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_is_an_identity_gets_its_own_without_naming_it_and_no_other() {
+    let home = Home::new();
+    home.write("mesh.yaml", MESH);
+    let controller = home.start(&[]).await;
+    let unnamed = |identity: &str| IstioCertificateRequest {
+        metadata: None,
+        ..request(identity, 0)
+    };
+    for named in [unnamed(CART), request(CART, 0)] {
+        let chain = ask(&controller, "token-cart", named)
+            .await
+            .expect("granted");
+        assert_eq!(leaf(&chain[0]).0, [CART]);
+    }
+    let other = ask(&controller, "token-cart", request(WEB, 0)).await;
+    let other = other.expect_err("not its own");
+    assert_eq!(other.code(), Code::PermissionDenied, "{other}");
+    let agent = ask(&controller, "token-1", unnamed(CART)).await;
+    let agent = agent.expect_err("an agent has no identity of its own");
+    assert_eq!(agent.code(), Code::InvalidArgument, "{agent}");
+    let report = controller.report("token-cart", "n1", &[A]).await;
+    assert_eq!(report.expect_err("no agent").code(), Code::PermissionDenied);
+    controller.stop().await;
+}

@@ -7,6 +7,26 @@ use tonic::Code;
 
 use super::support::*;
 
+/// A pod that is no agent may ask for its own certificate, and is told nothing of its node or its neighbours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workload_is_not_told_what_the_agent_of_its_node_is() {
+    let home = Home::new();
+    home.write("mesh.yaml", MESH);
+    let controller = home.start(&[]).await;
+    let refused = controller.try_discovery("token-cart").await.err();
+    assert_eq!(
+        refused.map(|status| status.code()),
+        Some(Code::PermissionDenied)
+    );
+    let metrics = controller.page("/stats/prometheus").await;
+    assert!(
+        metrics.contains("keelson_controller_connected_nodes 0")
+            && metrics.contains("keelson_controller_unauthenticated_calls_total 1"),
+        "{metrics}"
+    );
+    controller.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_gets_policies_then_workloads_then_its_own_pods_and_every_change() {
     let home = Home::new();
@@ -143,15 +163,16 @@ async fn names_can_be_subscribed_and_left() {
         resource_names_unsubscribe: remove.iter().map(ToString::to_string).collect(),
         ..Default::default()
     };
-    node.send(request(&[A, "nobody"], &[])).await;
-    assert_eq!(node.take().await, format!("Workload +{A} -nobody"));
-    node.send(request(&[B], &[A])).await;
-    assert_eq!(node.take().await, format!("Workload +{B}"));
+    node.send(request(&[B, "nobody"], &[])).await;
+    let both = format!("Workload +{A} +{B} -nobody");
+    assert_eq!(node.take().await, both, "its own node's come unasked");
+    node.send(request(&["none"], &[B])).await;
+    assert_eq!(node.take().await, "Workload -none");
     home.write(
         "mesh.yaml",
         &MESH.replace("1.10", "1.12").replace("2.10", "2.12"),
     );
-    assert_eq!(node.take().await, format!("Workload +{B}"));
+    assert_eq!(node.take().await, format!("Workload +{A}"));
     assert!(node.is_quiet().await);
     controller.stop().await;
 }
@@ -255,4 +276,34 @@ async fn tunnels(node: &mut Discovery) -> Vec<(String, TunnelProtocol)> {
         }
     });
     read.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn convergence_is_measured_from_a_change_and_not_from_a_streams_beginning() {
+    let home = Home::new();
+    home.write("mesh.yaml", MESH);
+    let controller = home.start(&[]).await;
+    let mut agent = controller.discovery("token-1").await;
+    agent.subscribe(ADDRESS).await;
+    agent.take().await;
+    let count = |page: &str, metric: &str| {
+        let line = page.lines().find(|line| line.starts_with(metric));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+    };
+    const ACKS: &str = "keelson_controller_xds_acks_total{type=\"istio.workload.Address\"}";
+    const CONVERGED: &str = "keelson_controller_config_convergence_seconds_count";
+    let acked = |wanted| move |page: &str| count(page, ACKS) == Some(wanted);
+    controller
+        .until("acked", acked(1), "/stats/prometheus")
+        .await;
+    let page = controller.page("/stats/prometheus").await;
+    assert_eq!(count(&page, CONVERGED), Some(0), "{page}");
+    home.write("mesh.yaml", &MESH.replace("10.244.2.10", "10.244.2.11"));
+    agent.take().await;
+    controller
+        .until("acked", acked(2), "/stats/prometheus")
+        .await;
+    let page = controller.page("/stats/prometheus").await;
+    assert_eq!(count(&page, CONVERGED), Some(1), "{page}");
+    controller.stop().await;
 }

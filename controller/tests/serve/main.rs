@@ -9,4 +9,5 @@
 mod certificates;
 mod discovery;
 mod restart;
+mod silence;
 mod support;

@@ -100,11 +100,11 @@ fn what_is_wrong_with_the_options_is_said_before_a_port_opens() {
     };
     let missing = home.path().join("missing");
     check(
-        &|o| o.manifests.clone_from(&missing),
+        &|o| o.manifests = Some(missing.clone()),
         &["--manifests", "missing"],
     );
     check(
-        &|o| o.node_tokens.clone_from(&missing),
+        &|o| o.node_tokens = Some(missing.clone()),
         &["--node-tokens", "missing", "<token> <node>"],
     );
     check(

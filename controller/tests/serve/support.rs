@@ -13,6 +13,8 @@ use proto::envoy::discovery::aggregated_discovery_service_client::AggregatedDisc
 use proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use proto::istio::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use runtime::admin::{Exposure, Server};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -43,7 +45,7 @@ impl Home {
         std::fs::create_dir(dir.path().join("manifests")).expect("a folder");
         std::fs::write(
             dir.path().join("tokens"),
-            "# token node\ntoken-1 n1\ntoken-2 n2\n",
+            "# token node\ntoken-1 n1\ntoken-2 n2\ntoken-cart n1 spiffe://cluster.local/ns/shop/sa/cart\n",
         )
         .expect("writes");
         Self { dir }
@@ -120,6 +122,29 @@ impl Controller {
             .expect("no error");
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A TLS connection over which nothing is said.
+    pub(crate) async fn handshake(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(self.root.as_bytes()) {
+            roots.add(root.expect("PEM")).expect("a root");
+        }
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("a version")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        let tcp = TcpStream::connect(self.address).await.expect("connects");
+        let name = "localhost".try_into().expect("a name");
+        connector.connect(name, tcp).await.expect("a handshake")
+    }
+
     pub(crate) async fn channel(&self) -> Channel {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.root))
@@ -169,6 +194,7 @@ impl Controller {
             captured,
             agent_version: "test".into(),
             abi_version: 1,
+            ..NodeReport::default()
         };
         NodeServiceClient::new(self.channel().await)
             .report(bearer(report, token))
@@ -178,7 +204,8 @@ impl Controller {
 
     pub(crate) async fn page(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.admin).await.expect("connects");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("writes");
         let mut text = String::new();
         stream.read_to_string(&mut text).await.expect("reads");

@@ -38,9 +38,71 @@ pub struct Service {
     pub id: u32,
     /// Slots of the version, at least one.
     pub slots: u32,
+    /// For how long a client keeps its endpoint after its last connection; 0 where each is drawn anew.
+    pub session_seconds: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Service>() == 8 && align_of::<Service>() == 4);
+const _: () = assert!(size_of::<Service>() == 16 && align_of::<Service>() == 4);
+
+/// Key of `MEMBERS`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct MemberKey {
+    /// [`Service::id`].
+    pub service: u32,
+    /// An endpoint of that version.
+    pub endpoint: Endpoint,
+}
+
+const _: () = assert!(size_of::<MemberKey>() == 24 && align_of::<MemberKey>() == 4);
+
+/// Key of `SESSIONS`: a client and a service port with session affinity.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct SessionKey {
+    /// [`crate::Pod::id`] of the client.
+    pub pod: u32,
+    /// The service port, as it is dialled.
+    pub dialled: Endpoint,
+}
+
+const _: () = assert!(size_of::<SessionKey>() == 24 && align_of::<SessionKey>() == 4);
+
+/// Value of `SESSIONS`: the endpoint that the client keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Session {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// Zero.
+    pub reserved: u32,
+    /// When the client last opened a connection, ns since boot (`bpf_ktime_get_ns`).
+    pub used: u64,
+}
+
+const _: () = assert!(size_of::<Session>() == 32 && align_of::<Session>() == 8);
+
+impl Session {
+    /// A session whose last connection is opened at `used`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(endpoint: Endpoint, used: u64) -> Self {
+        Self {
+            endpoint,
+            reserved: 0,
+            used,
+        }
+    }
+
+    /// Whether the client still has the endpoint at `now`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_kept(&self, now: u64, session_seconds: u32) -> bool {
+        now.saturating_sub(self.used) < session_seconds as u64 * 1_000_000_000
+    }
+}
 
 /// Key of `SLOTS`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,15 +189,39 @@ impl DirectVerdict {
     }
 }
 
-/// What a client's socket carries (`SOCKETS`): it talks directly, and this is what it dialled.
+/// Value of `DENIALS`: how many connections were refused by one verdict. The agent makes it before the
+/// verdict, so that none is missed; it is told of a few, and reads the number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Denial {
+    /// Connections refused.
+    pub count: u64,
+    /// When the time began in which `told` counts, ns since boot.
+    pub since: u64,
+    /// Events since then.
+    pub told: u64,
+}
+
+const _: () = assert!(size_of::<Denial>() == 24 && align_of::<Denial>() == 8);
+
+/// In this time at most [`DENIALS_TOLD`] refusals by one verdict are told of one by one, in nanoseconds.
+pub const DENIAL_WINDOW_NS: u64 = 1_000_000_000;
+/// See [`DENIAL_WINDOW_NS`].
+pub const DENIALS_TOLD: u64 = 32;
+
+/// In place of a server's [`crate::Pod::id`]: the connection is left alone.
+pub const NOBODY: u32 = 0;
+
+/// What a client's socket carries (`SOCKETS`): it talks directly or was left alone, and this is what it
+/// dialled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct DirectSocket {
     /// What the application dialled, which `getpeername` shows.
     pub dialled: Endpoint,
-    /// [`crate::Pod::id`] of the client.
+    /// [`crate::Pod::id`] of the client, or [`LEG_SOURCE`].
     pub source: u32,
-    /// [`crate::Pod::id`] of the server.
+    /// [`crate::Pod::id`] of the server, or [`NOBODY`].
     pub destination: u32,
     /// Zero.
     pub reserved: u32,
@@ -144,6 +230,10 @@ pub struct DirectSocket {
 }
 
 const _: () = assert!(size_of::<DirectSocket>() == 40 && align_of::<DirectSocket>() == 8);
+
+/// Instead of a client's [`crate::Pod::id`]: the socket is an agent's, and the connection its leg to a server
+/// that is bound to an interface.
+pub const LEG_SOURCE: u32 = 0;
 
 /// Value of `FLOWS`: proof that a socket of a captured pod sent a SYN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -154,7 +244,7 @@ pub struct DirectFlow {
     pub moved: u64,
     /// When, ns since boot.
     pub time: u64,
-    /// [`crate::Pod::id`] of the client.
+    /// [`crate::Pod::id`] of the client, or [`LEG_SOURCE`].
     pub source: u32,
     /// [`crate::Pod::id`] of the server.
     pub destination: u32,
@@ -178,7 +268,8 @@ impl DirectFlow {
     }
 }
 
-/// What the kernel tells of a direct connection (`EVENTS`, a ring buffer).
+/// What the kernel tells of a direct connection or one that is left alone (`EVENTS` and `DENIED`, ring
+/// buffers).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Event {
@@ -186,7 +277,7 @@ pub struct Event {
     pub kind: u32,
     /// [`crate::Pod::id`] of the client.
     pub source: u32,
-    /// [`crate::Pod::id`] of the server.
+    /// [`crate::Pod::id`] of the server, or [`NOBODY`].
     pub destination: u32,
     /// The connection; the source port is 0 where it was refused before it had one.
     pub flow: Flow,
@@ -204,7 +295,7 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 96 && align_of::<Event>() == 8);
 
-/// What happened to a direct connection.
+/// What happened to a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum EventKind {
@@ -214,4 +305,34 @@ pub enum EventKind {
     Closed = 2,
     /// Refused by policy.
     Denied = 3,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Endpoint, Session};
+    use crate::Addr;
+
+    #[test]
+    fn a_session_ends_its_time_after_the_last_connection() {
+        const SECOND: u64 = 1_000_000_000;
+        let endpoint = Endpoint::new(Addr::v4(1), 80);
+        for (used, now, seconds, kept) in [
+            (5 * SECOND, 5 * SECOND, 1, true),
+            (5 * SECOND, 6 * SECOND - 1, 1, true),
+            (5 * SECOND, 6 * SECOND, 1, false),
+            (0, 10_800 * SECOND - 1, 10_800, true),
+            (0, 10_800 * SECOND, 10_800, false),
+            (0, u64::MAX, u32::MAX, false),
+            (0, 0, 0, false),
+            // Another CPU may have noted a later time than this one reads.
+            (5 * SECOND + 1, 5 * SECOND, 1, true),
+        ] {
+            let session = Session::new(endpoint, used);
+            assert_eq!(
+                session.is_kept(now, seconds),
+                kept,
+                "{used} {now} {seconds}"
+            );
+        }
+    }
 }

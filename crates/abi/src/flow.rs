@@ -2,8 +2,9 @@
 
 use crate::Addr;
 
-/// Key of `PROBES`: a connection as the side that opened it sees it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// Key of `PROBES` and others: a connection as the side that opened it sees it; in `PLAIN_FLOWS` as the
+/// captured pod sees it, whoever opened it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct Flow {
     /// Source address.

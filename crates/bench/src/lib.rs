@@ -8,6 +8,7 @@ mod ebpf;
 pub mod load;
 pub mod machine;
 pub mod modes;
+pub mod output;
 mod progress;
 pub mod push;
 pub mod report;

@@ -1,9 +1,8 @@
 //! One line for a person after each measurement.
 
-#![expect(clippy::print_stdout, reason = "this is what a person watches")]
-
 use std::time::{Duration, Instant};
 
+use crate::output::line;
 use crate::report::quantity;
 use crate::results::{Failed, Run};
 use crate::scenario::Figure;
@@ -18,7 +17,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(all: usize) -> Self {
-        println!();
+        line(format_args!(""));
         Self {
             done: 0,
             all,
@@ -32,11 +31,14 @@ impl Progress {
     }
 
     pub(crate) fn started(mode: &str, took: Duration) {
-        println!("  {mode:<14} stands ({:.1} s)", took.as_secs_f64());
+        line(format_args!(
+            "  {mode:<14} stands ({:.1} s)",
+            took.as_secs_f64()
+        ));
     }
 
     pub(crate) fn skipped(mode: &str, reason: &str) {
-        println!("  {mode:<14} takes no part: {reason}");
+        line(format_args!("  {mode:<14} takes no part: {reason}"));
     }
 
     pub(crate) fn measured(&mut self, run: &Run) {
@@ -59,24 +61,24 @@ impl Progress {
             said.push(format!("others had {:.2} processors: left out", run.others));
         }
         let prefix = self.prefix();
-        println!(
+        line(format_args!(
             "{prefix} {:<9} {:<8} {:<14} {}",
             run.placement.title(),
             run.scenario.name(),
             run.mode,
             said.join("  ")
-        );
+        ));
     }
 
     pub(crate) fn failed(&mut self, failed: &Failed) {
         let prefix = self.prefix();
-        println!(
+        line(format_args!(
             "{prefix} {:<9} {:<8} {:<14} FAILED: {}",
             failed.placement.title(),
             failed.scenario.name(),
             failed.mode,
             failed.error
-        );
+        ));
     }
 
     /// How many are done, and how long the rest will take at this pace.

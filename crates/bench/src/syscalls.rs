@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use perf_event::events::Tracepoint;
 use perf_event::{Builder, Counter};
 
@@ -17,11 +19,9 @@ impl Counting {
     /// `raw_syscalls:sys_enter`).
     ///
     /// # Errors
-    /// There is no tracefs with the tracepoint, or a counter is not granted.
+    /// The kernel does not know the tracepoint, or a counter is not granted.
     pub(crate) fn start(pids: &[i32]) -> Result<Self> {
-        let id = fs::read_to_string(Path::new(TRACEPOINTS).join("raw_syscalls/sys_enter/id"))
-            .with_context(|| format!("{TRACEPOINTS}: is tracefs mounted?"))?;
-        let id = id.trim().parse().context("a tracepoint's number")?;
+        let id = tracepoint()?;
         let mut counters = Vec::new();
         for thread in pids.iter().copied().flat_map(threads) {
             let mut builder = Builder::new(Tracepoint::with_id(id));
@@ -48,6 +48,43 @@ impl Counting {
     }
 }
 
+/// The number of the tracepoint. Where nobody has mounted tracefs, as on a bare Debian, it is mounted
+/// for the time of reading, where nobody else sees it.
+fn tracepoint() -> Result<u64> {
+    let mounted = [TRACEFS, "/sys/kernel/debug/tracing"]
+        .iter()
+        .find_map(|tracefs| number(Path::new(tracefs)).ok());
+    mounted.map_or_else(number_by_own_mount, Ok)
+}
+
+fn number(tracefs: &Path) -> Result<u64> {
+    let path = tracefs.join("events/raw_syscalls/sys_enter/id");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    text.trim().parse().context("a tracepoint's number")
+}
+
+/// In a mount namespace of a thread of its own, which ends with the thread.
+fn number_by_own_mount() -> Result<u64> {
+    let read = || {
+        let nothing: Option<&str> = None;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
+            .context("a mount namespace of its own")?;
+        mount(nothing, "/", nothing, private, nothing).context("keeping mounts to itself")?;
+        mount(
+            Some("tracefs"),
+            TRACEFS,
+            Some("tracefs"),
+            MsFlags::empty(),
+            nothing,
+        )
+        .with_context(|| format!("mounting tracefs on {TRACEFS}"))?;
+        number(Path::new(TRACEFS))
+    };
+    std::thread::scope(|scope| scope.spawn(read).join())
+        .unwrap_or_else(|_panic| bail!("the thread that reads a tracepoint ended"))
+}
+
 fn threads(pid: i32) -> Vec<i32> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
@@ -58,11 +95,24 @@ fn threads(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-const TRACEPOINTS: &str = "/sys/kernel/tracing/events";
+const TRACEFS: &str = "/sys/kernel/tracing";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_number_is_the_same_where_nobody_has_mounted_tracefs() {
+        let before = fs::read_to_string("/proc/self/mounts").unwrap();
+        let own = number_by_own_mount().unwrap();
+        assert!(own > 0);
+        assert_eq!(tracepoint().unwrap(), own);
+        assert_eq!(
+            fs::read_to_string("/proc/self/mounts").unwrap(),
+            before,
+            "nobody else sees it"
+        );
+    }
 
     #[test]
     fn threads_that_end_are_no_failure() {

@@ -136,6 +136,13 @@ impl Cluster {
         }
     }
 
+    /// Removes a pod without a word to the agent.
+    pub(crate) fn lose(&mut self, pod: &Pod) -> Result<()> {
+        drop(self.pods.remove(&pod.key()));
+        pod.cgroup().kill()?;
+        pod.destroy()
+    }
+
     fn ensure(&mut self, key: &str, manifest: &core::Pod) -> Result<()> {
         if !self.pods.contains_key(key) {
             let pod = self.sandbox(manifest)?;

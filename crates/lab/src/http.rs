@@ -1,4 +1,4 @@
-//! The smallest HTTP client that reads the programs' admin pages.
+//! The smallest HTTP client that reads the programs' admin pages and changes what can be changed there.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -15,15 +15,17 @@ pub struct Response {
     pub body: String,
 }
 
-/// Sends one GET from the calling thread's namespace and reads the answer to its end.
+/// Sends one request without a body from the calling thread's namespace and reads the answer to its end.
 ///
 /// # Errors
 /// No connection, no answer within five seconds, or an answer that is not HTTP.
-pub(crate) fn get(server: SocketAddr, path: &str) -> Result<Response> {
-    let attempted = || format!("GET http://{server}{path}");
+pub(crate) fn ask(method: &str, server: SocketAddr, path: &str) -> Result<Response> {
+    let attempted = || format!("{method} http://{server}{path}");
     let mut stream = TcpStream::connect_timeout(&server, TIMEOUT).with_context(attempted)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {server}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
     stream
         .write_all(request.as_bytes())
         .with_context(attempted)?;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::address;
 use crate::cluster::Cluster;
+use crate::keep;
 use crate::netns::Netns;
 use crate::node::{Node, UPLINK};
 use crate::objects;
@@ -236,6 +237,21 @@ impl Lab {
         self.reconcile()
     }
 
+    /// Removes a pod as somebody does who tidies up a node by hand: its processes, interface and namespace go,
+    /// and nobody tells the agent. Its manifest goes too. Other holders of the pod keep its namespace alive.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub fn lose_pod(&self, pod: Pod) -> Result<()> {
+        objects::delete(&self.manifests_dir(), |document| {
+            objects::kind(document) == "Pod"
+                && objects::name(document) == pod.name()
+                && objects::namespace(document) == pod.namespace()
+        })?;
+        self.cluster().lose(&pod)?;
+        self.reconcile()
+    }
+
     /// Makes what runs equal to what the live folder says; called by everything that changes it.
     ///
     /// # Errors
@@ -286,6 +302,13 @@ impl Lab {
     }
 }
 
+/// Before the processes and what else a lab is made of go one after the other, somebody may want to look at them.
+impl Drop for Lab {
+    fn drop(&mut self) {
+        keep::hold(&self.id);
+    }
+}
+
 /// Asks again until the answer is yes.
 ///
 /// # Errors
@@ -295,6 +318,7 @@ pub fn wait_until(
     timeout: Duration,
     mut condition: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
+    let timeout = patient(timeout);
     let deadline = Instant::now() + timeout;
     loop {
         let answer = condition();
@@ -310,6 +334,12 @@ pub fn wait_until(
         }
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// What should take no longer than `limit` may take `KEELSON_PATIENCE` times as long, where that is set.
+pub(crate) fn patient(limit: Duration) -> Duration {
+    let factor = std::env::var("KEELSON_PATIENCE").ok();
+    limit * factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }
 
 fn split_key(pod: &str) -> Result<(&str, &str)> {

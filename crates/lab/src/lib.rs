@@ -27,6 +27,7 @@ mod cgroup;
 mod cluster;
 mod cni;
 mod http;
+mod keep;
 mod kube_proxy;
 mod lab;
 mod mesh;
@@ -38,6 +39,7 @@ mod pod;
 mod pod_spec;
 mod process;
 mod programs;
+mod record;
 mod remove;
 mod run_dir;
 mod standing;
@@ -49,6 +51,7 @@ pub use capture::{Capture, CaptureCounts, CaptureOptions, Frame};
 pub use cgroup::Cgroup;
 pub use cni::Enrolment;
 pub use http::Response;
+pub use keep::{KEEP, hold};
 pub use lab::{Builder, Lab, wait_until};
 pub use mesh::{AGENT_ADMIN, CONTROLLER_ADMIN, cgroup2_root};
 pub use netns::Netns;
@@ -62,5 +65,6 @@ pub use programs::{
     AgentOptions, ControllerOptions, directory as programs_directory, find as find_program,
     use_directory as use_programs_directory,
 };
+pub use record::ProcessRecord;
 pub use remove::{all, interrupted, remove, remove_all_stale, unique_id};
 pub use standing::{Standing, StandingNode, StandingPod};

@@ -44,6 +44,21 @@ impl Netns {
         })
     }
 
+    /// The namespace that a process stands in. It may have no name in `/run/netns`.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn of_process(pid: i32) -> Result<Self> {
+        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let file = File::open(&path)
+            .with_context(|| format!("the network namespace of process {pid} cannot be opened"))?;
+        Ok(Self {
+            name: format!("of process {pid}").into(),
+            path: path.into(),
+            file: Arc::new(file),
+        })
+    }
+
     /// Its name, as `ip netns list` shows it.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -179,7 +179,15 @@ impl Node {
     /// # Errors
     /// No answer, or one that is not HTTP.
     pub fn http_get(&self, server: SocketAddr, path: &str) -> Result<Response> {
-        self.run(|| http::get(server, path))?
+        self.run(|| http::ask("GET", server, path))?
+    }
+
+    /// As [`Node::http_get`], with a POST.
+    ///
+    /// # Errors
+    /// As [`Node::http_get`].
+    pub fn http_post(&self, server: SocketAddr, path: &str) -> Result<Response> {
+        self.run(|| http::ask("POST", server, path))?
     }
 }
 

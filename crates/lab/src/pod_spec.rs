@@ -68,6 +68,19 @@ impl PodSpec {
         self
     }
 
+    /// Ports on which the kubelet probes it: those of sidecars, which the lab does not run.
+    #[must_use]
+    pub fn probed(self, ports: &[u16]) -> Self {
+        let sidecar = |port: &u16| {
+            json!({
+                "name": format!("probed-{port}"), "image": "lab", "restartPolicy": "Always",
+                "readinessProbe": {"tcpSocket": {"port": port}},
+            })
+        };
+        let sidecars: Vec<Value> = ports.iter().map(sidecar).collect();
+        self.with(&["spec", "initContainers"], json!(sidecars))
+    }
+
     pub(crate) fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }

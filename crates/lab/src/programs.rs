@@ -2,10 +2,11 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -99,7 +100,7 @@ pub fn directory() -> Result<PathBuf> {
 /// The path of one of the workspace's programs.
 ///
 /// # Errors
-/// It has not been built.
+/// It has not been built, or one of its sources has changed since: nobody shall test what is not there any more.
 pub fn find(program: &str) -> Result<PathBuf> {
     let path = directory()?.join(program);
     if !path.is_file() {
@@ -108,7 +109,49 @@ pub fn find(program: &str) -> Result<PathBuf> {
             path.display()
         );
     }
+    if let Some(source) = newer_source(&path)? {
+        bail!(
+            "{} is older than its source {}: `cargo xtask build` makes it anew (with --release for a release)",
+            path.display(),
+            source.display()
+        );
+    }
     Ok(path)
+}
+
+/// A source that has changed since the program was built. Cargo lists the sources beside a program that it built; one
+/// without a list comes from elsewhere and is taken as it is.
+fn newer_source(program: &Path) -> Result<Option<PathBuf>> {
+    let Ok(list) = fs::read_to_string(program.with_extension("d")) else {
+        return Ok(None);
+    };
+    let built = fs::metadata(program).and_then(|metadata| metadata.modified());
+    let built = built.with_context(|| format!("looking at {}", program.display()))?;
+    Ok(sources(&list).find_map(|path| newer(path, built)))
+}
+
+/// The path itself if it is a file that has changed after `built`, or such a file below it.
+fn newer(path: PathBuf, built: SystemTime) -> Option<PathBuf> {
+    let metadata = fs::metadata(&path).ok()?;
+    if metadata.is_dir() {
+        let mut entries = fs::read_dir(&path).ok()?.flatten();
+        return entries.find_map(|entry| newer(entry.path(), built));
+    }
+    metadata
+        .modified()
+        .is_ok_and(|changed| changed > built)
+        .then_some(path)
+}
+
+/// The sources in one of cargo's lists, `program: source source`, where a blank in a path is written `\ `.
+fn sources(list: &str) -> impl Iterator<Item = PathBuf> {
+    let (_, sources) = list.split_once(": ").unwrap_or_default();
+    let sources = sources.replace("\\ ", "\0");
+    let sources: Vec<_> = sources
+        .split_whitespace()
+        .map(|path| PathBuf::from(path.replace('\0', " ")))
+        .collect();
+    sources.into_iter()
 }
 
 /// Replaces the bare name of a program of this workspace by its path.
@@ -129,4 +172,39 @@ pub(crate) fn resolve(command: Command) -> Result<Command> {
         resolved.current_dir(directory);
     }
     Ok(resolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_older_than_a_source_is_noticed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let at = |name: &str| dir.path().join(name);
+        let (program, source, other) = (at("keelson-x"), at("a b.rs"), at("dir/c.rs"));
+        let built = SystemTime::now() - Duration::from_secs(60);
+        let set = |path: &Path, time| fs::File::create(path)?.set_modified(time);
+        fs::create_dir(at("dir"))?;
+        for path in [&program, &source, &other] {
+            set(path, built)?;
+        }
+        assert_eq!(newer_source(&program)?, None, "there is no list");
+        let spelt = source.display().to_string().replace(' ', "\\ ");
+        let gone = at("gone.rs");
+        let (gone, directory) = (gone.display(), at("dir"));
+        let list = format!(
+            "{}: {gone} {spelt} {}\n",
+            program.display(),
+            directory.display()
+        );
+        fs::write(at("keelson-x.d"), list)?;
+        assert_eq!(newer_source(&program)?, None);
+        for source in [source, other] {
+            set(&source, SystemTime::now())?;
+            assert_eq!(newer_source(&program)?, Some(source.clone()));
+            set(&source, built)?;
+        }
+        Ok(())
+    }
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::record::ProcessRecord;
+
 /// The files of one lab.
 #[derive(Debug, Clone)]
 pub(crate) struct RunDir {
@@ -29,7 +31,7 @@ impl RunDir {
             Err(error) => return Err(error).with_context(|| format!("making {}", path.display())),
         }
         let dir = Self { path };
-        fs::write(dir.path.join(OWNER), Owner::current()?.to_text())?;
+        fs::write(dir.path.join(OWNER), ProcessRecord::current()?.to_text())?;
         for part in ["manifests", "logs", "nodes", "controller", "hosts"] {
             fs::create_dir(dir.path.join(part))?;
         }
@@ -103,7 +105,7 @@ impl RunDir {
     /// The process that owns this lab, if that is written down and the process lives.
     pub(crate) fn live_owner(&self) -> Option<i32> {
         let text = fs::read_to_string(self.path.join(OWNER)).ok()?;
-        let owner = Owner::parse(&text)?;
+        let owner = ProcessRecord::parse(&text)?;
         owner.lives().then_some(owner.pid)
     }
 }
@@ -140,47 +142,6 @@ fn check_id(id: &str) -> Result<()> {
     Ok(())
 }
 
-/// A process, told apart from a later one with the same pid by its start time.
-#[derive(Debug, PartialEq, Eq)]
-struct Owner {
-    pid: i32,
-    started: u64,
-}
-
-impl Owner {
-    fn current() -> Result<Self> {
-        let pid = std::process::id().cast_signed();
-        let started = start_time(pid).context("reading this process's start time")?;
-        Ok(Self { pid, started })
-    }
-
-    fn to_text(&self) -> String {
-        format!("{} {}\n", self.pid, self.started)
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (pid, started) = text.trim().split_once(' ')?;
-        Some(Self {
-            pid: pid.parse().ok()?,
-            started: started.parse().ok()?,
-        })
-    }
-
-    fn lives(&self) -> bool {
-        start_time(self.pid) == Some(self.started)
-    }
-}
-
-/// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot; `None` for a zombie or nobody.
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name in field 2 may hold spaces and parentheses; the rest does not.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    (state != "Z").then_some(())?;
-    fields.nth(18)?.parse().ok()
-}
-
 const BASE: &str = "/run/keelson-lab";
 const OWNER: &str = "owner";
 
@@ -190,18 +151,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-
-    #[test]
-    fn this_process_lives_and_an_earlier_one_with_its_pid_does_not() {
-        let me = Owner::current().unwrap();
-        assert!(me.lives());
-        assert_eq!(Owner::parse(&me.to_text()), Some(Owner { ..me }));
-        let earlier = Owner {
-            started: me.started - 1,
-            ..me
-        };
-        assert!(!earlier.lives());
-    }
 
     #[test]
     fn a_lab_that_is_being_made_is_not_taken_for_one_whose_owner_died() {

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 struct FakeAgent {
     requests: Arc<Mutex<Vec<(Value, usize)>>>,
     refusals: Arc<Mutex<Vec<&'static str>>>,
+    known: Arc<Mutex<Vec<Value>>>,
 }
 
 impl FakeAgent {
@@ -30,7 +31,12 @@ impl FakeAgent {
                 let mut line = String::new();
                 BufReader::new(&stream).read_line(&mut line).unwrap();
                 let running = pods.processes().unwrap().len();
-                let request = serde_json::from_str(&line).unwrap();
+                let request: Value = serde_json::from_str(&line).unwrap();
+                if request.get("list").is_some() {
+                    writeln!(stream, "{}", agent.list()).unwrap();
+                    continue;
+                }
+                agent.known.lock().unwrap().push(request["add"].clone());
                 agent.requests.lock().unwrap().push((request, running));
                 let answer = match agent.refusals.lock().unwrap().pop() {
                     Some(reason) => json!({"error": reason}),
@@ -41,6 +47,15 @@ impl FakeAgent {
         });
         lab.install_cni(node);
         Ok(())
+    }
+
+    /// What it says of the pods that it was told of.
+    fn list(&self) -> Value {
+        let known = self.known.lock().unwrap();
+        let listed = known.iter().filter(|pod| pod.is_object()).map(|pod| {
+            json!({"namespace": pod["namespace"], "name": pod["name"], "state": "captured", "reason": "fake"})
+        });
+        json!({"ok": {"pods": listed.collect::<Vec<_>>()}})
     }
 
     fn requests(&self) -> Vec<(Value, usize)> {
@@ -96,7 +111,7 @@ fn a_pod_does_not_start_where_an_agent_should_be_and_is_not() -> Result<()> {
     lab.install_cni("n1");
     let error = lab.create(&sleeper("a")).unwrap_err();
     assert!(
-        format!("{error:#}").contains("no agent listens"),
+        format!("{error:#}").contains("does not run on this node"),
         "{error:#}"
     );
     assert!(lab.pod("shop/a")?.cgroup().processes()?.is_empty());

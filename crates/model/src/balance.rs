@@ -5,16 +5,17 @@
 //! decided elsewhere.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 use thiserror::Error;
 
 use crate::address::Family;
+use crate::reason::Reason;
 use crate::service::{HealthPolicy, Mode, Scope, Service, ServiceKey, ServicePort};
 use crate::state::MeshState;
-use crate::workload::{Health, Workload};
+use crate::workload::{Health, PortMapping, Workload};
 
 /// An endpoint that was drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub enum Missing {
     Network,
     /// None has an address of a family that the service may be reached by.
     Address,
-    /// None serves the port, which is a named one.
+    /// None serves the port.
     TargetPort,
     /// None is ready.
     Health,
@@ -63,8 +64,8 @@ pub enum Missing {
 
 /// Draws the endpoint that takes a connection from `source` to `port` of `service`.
 ///
-/// `family` is the family that the client asked for. An endpoint without an address of it is used
-/// by the other family, if the service may be reached by that.
+/// `family` is the family that the client asked for. Where no endpoint serves that, one is used by
+/// the other family, if the service may be reached by that.
 ///
 /// # Errors
 /// No endpoint can take the connection.
@@ -79,7 +80,7 @@ pub fn pick<R: Rng + ?Sized>(
     pick_among(state, service, port, family, source, rng, |_, _| true)
 }
 
-/// Like [`pick`], among those endpoints (workload, target port) that `allowed` accepts; among all if
+/// Like [`pick`], among those endpoints (workload, address and port) that `allowed` accepts; among all if
 /// it accepts none.
 ///
 /// For a caller that has drawn already and knows that the ticket fell on one of these: drawing among
@@ -94,7 +95,7 @@ pub fn pick_among<R: Rng + ?Sized>(
     family: Family,
     source: &Workload,
     rng: &mut R,
-    allowed: impl Fn(&Workload, u16) -> bool,
+    allowed: impl Fn(&Workload, SocketAddr) -> bool,
 ) -> Result<Endpoint, NoEndpoint> {
     let key = service.key();
     let drawn = Wanted::new(service, &key, port, family, source)
@@ -121,12 +122,13 @@ pub fn candidates(
     let listed = Wanted::new(service, &key, port, family, source).and_then(|wanted| {
         let endpoints = state.endpoints(&key);
         let (rank, _) = wanted.best(endpoints)?;
-        let of_rank = endpoints.iter().filter_map(|workload| {
-            let candidate = wanted.candidate(workload).ok()?;
-            let weight = candidate.weight;
-            (candidate.rank == rank).then(|| (candidate.endpoint(workload), weight))
-        });
-        Ok(of_rank.collect())
+        let mut listed = Vec::new();
+        for workload in endpoints {
+            wanted.each_of_rank(workload, rank, |candidate| {
+                listed.push((candidate.endpoint(workload), candidate.weight));
+            });
+        }
+        Ok(listed)
     });
     listed.map_err(|reason| NoEndpoint {
         service: key,
@@ -144,6 +146,23 @@ struct Wanted<'a> {
     source: &'a Workload,
 }
 
+/// An endpoint that can take the connection.
+#[derive(Clone, Copy)]
+struct Candidate {
+    ip: IpAddr,
+    target_port: u16,
+    weight: u64,
+    rank: Rank,
+}
+
+/// How well an endpoint suits; more is better. One of the family that the client asked for suits
+/// better than any other, as without a mesh, where only those are reached.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    same_family: bool,
+    nearness: usize,
+}
+
 impl Candidate {
     fn endpoint(self, workload: &Arc<Workload>) -> Endpoint {
         Endpoint {
@@ -152,15 +171,10 @@ impl Candidate {
             target_port: self.target_port,
         }
     }
-}
 
-/// An endpoint that can take the connection.
-struct Candidate {
-    ip: IpAddr,
-    target_port: u16,
-    weight: u64,
-    /// How near it is; more is nearer.
-    rank: usize,
+    fn address(self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.target_port)
+    }
 }
 
 impl<'a> Wanted<'a> {
@@ -184,62 +198,100 @@ impl<'a> Wanted<'a> {
         &self,
         endpoints: &[Arc<Workload>],
         rng: &mut R,
-        allowed: impl Fn(&Workload, u16) -> bool,
+        allowed: impl Fn(&Workload, SocketAddr) -> bool,
     ) -> Result<Endpoint, Missing> {
         // Twice over the endpoints instead of once into a list: no allocation, one random number.
         let (rank, all) = self.best(endpoints)?;
-        let of_rank = |workload| {
-            let candidate = self.candidate(workload).ok()?;
-            (candidate.rank == rank).then_some(candidate)
-        };
-        let part: u64 = endpoints
-            .iter()
-            .filter_map(|workload| of_rank(workload).map(|candidate| (workload, candidate)))
-            .filter(|(workload, candidate)| allowed(workload, candidate.target_port))
-            .map(|(_, candidate)| candidate.weight)
-            .fold(0, u64::saturating_add);
-        let mut ticket = rng.random_range(0..if part == 0 { all } else { part });
+        let mut part = 0_u64;
         for workload in endpoints {
-            let Some(candidate) = of_rank(workload) else {
-                continue;
-            };
-            if part != 0 && !allowed(workload, candidate.target_port) {
-                continue;
-            }
-            match ticket.checked_sub(candidate.weight) {
-                Some(rest) => ticket = rest,
-                None => return Ok(candidate.endpoint(workload)),
+            self.each_of_rank(workload, rank, |candidate| {
+                if allowed(workload, candidate.address()) {
+                    part = part.saturating_add(candidate.weight);
+                }
+            });
+        }
+        let mut ticket = rng.random_range(0..if part == 0 { all } else { part });
+        let mut drawn = None;
+        for workload in endpoints {
+            self.each_of_rank(workload, rank, |candidate| {
+                if drawn.is_some() || (part != 0 && !allowed(workload, candidate.address())) {
+                    return;
+                }
+                match ticket.checked_sub(candidate.weight) {
+                    Some(rest) => ticket = rest,
+                    None => drawn = Some(candidate.endpoint(workload)),
+                }
+            });
+            if drawn.is_some() {
+                break;
             }
         }
         // The weights of the first pass add up to more than any ticket.
-        Err(Missing::Capacity)
+        drawn.ok_or(Missing::Capacity)
     }
 
     /// The highest rank, and the sum of the weights of that rank; never zero.
-    fn best(&self, endpoints: &[Arc<Workload>]) -> Result<(usize, u64), Missing> {
-        let mut best: Option<(usize, u64)> = None;
+    fn best(&self, endpoints: &[Arc<Workload>]) -> Result<(Rank, u64), Missing> {
+        let mut best: Option<(Rank, u64)> = None;
         let mut missing = Missing::Workload;
         for workload in endpoints {
-            match self.candidate(workload) {
+            self.each(workload, |candidate| match candidate {
                 Err(reason) => missing = missing.max(reason),
                 Ok(Candidate { rank, weight, .. }) => match &mut best {
                     Some((top, total)) if *top == rank => *total = total.saturating_add(weight),
                     Some((top, _)) if *top > rank => {}
                     _ => best = Some((rank, weight)),
                 },
-            }
+            });
         }
         best.ok_or(missing)
     }
 
-    fn candidate(&self, workload: &Workload) -> Result<Candidate, Missing> {
+    fn each_of_rank(&self, workload: &Workload, rank: Rank, mut take: impl FnMut(Candidate)) {
+        self.each(workload, |candidate| {
+            if let Ok(candidate) = candidate
+                && candidate.rank == rank
+            {
+                take(candidate);
+            }
+        });
+    }
+
+    /// Every way in which a workload serves the port, or what it lacks.
+    fn each(&self, workload: &Workload, mut take: impl FnMut(Result<Candidate, Missing>)) {
+        let mappings = workload.mappings(self.key, self.port.port);
+        let serves = |family| {
+            mappings
+                .clone()
+                .any(|mapping| mapping.family.is_none_or(|served| served == family))
+        };
+        // What is said of the family that was asked for counts; of another one only if nothing is.
+        let said = serves(self.family);
+        let mut any = false;
+        for mapping in mappings.clone() {
+            any = true;
+            if !said || mapping.family.is_none_or(|family| family == self.family) {
+                take(self.candidate(workload, mapping));
+            }
+        }
+        if !any {
+            let declared = PortMapping::new(self.port.port, self.port.target_port);
+            take(self.candidate(workload, &declared));
+        }
+    }
+
+    fn candidate(&self, workload: &Workload, mapping: &PortMapping) -> Result<Candidate, Missing> {
         if workload.network != self.source.network {
             return Err(Missing::Network);
         }
-        let ip = self.address(workload).ok_or(Missing::Address)?;
-        let target_port = self.target_port(workload).ok_or(Missing::TargetPort)?;
+        let ip = self
+            .address(workload, mapping.family)
+            .ok_or(Missing::Address)?;
+        if mapping.target_port == 0 {
+            return Err(Missing::TargetPort);
+        }
         let balancing = &self.service.load_balancing;
-        if workload.status == Health::Unhealthy
+        if mapping.status.unwrap_or(workload.status) == Health::Unhealthy
             && balancing.health_policy == HealthPolicy::OnlyHealthy
         {
             return Err(Missing::Health);
@@ -247,7 +299,7 @@ impl<'a> Wanted<'a> {
         if workload.capacity == 0 {
             return Err(Missing::Capacity);
         }
-        let rank = match balancing.mode {
+        let nearness = match balancing.mode {
             Mode::Any | Mode::Passthrough => 0,
             Mode::Failover => nearness(&balancing.routing_preference, self.source, workload).rank,
             Mode::Strict => {
@@ -260,25 +312,26 @@ impl<'a> Wanted<'a> {
         };
         Ok(Candidate {
             ip,
-            target_port,
+            target_port: mapping.target_port,
             weight: u64::from(workload.capacity),
-            rank,
+            rank: Rank {
+                same_family: Family::of(ip) == self.family,
+                nearness,
+            },
         })
     }
 
-    fn address(&self, workload: &Workload) -> Option<IpAddr> {
-        let accepted = |ip: &IpAddr| self.service.ip_families.accepts(*ip);
+    /// The address to use: of the family that was asked for, or else of another one, if the
+    /// service may be reached by that and the port is served there.
+    fn address(&self, workload: &Workload, served: Option<Family>) -> Option<IpAddr> {
+        let accepted = |ip: &IpAddr| {
+            self.service.ip_families.accepts(*ip)
+                && served.is_none_or(|family| family == Family::of(*ip))
+        };
         workload
             .address(self.family)
             .filter(accepted)
             .or_else(|| workload.addresses.iter().copied().find(accepted))
-    }
-
-    /// The endpoint knows its own port best; it is the only one that does if the port is named.
-    fn target_port(&self, workload: &Workload) -> Option<u16> {
-        workload
-            .target_port(self.key, self.port.port)
-            .or_else(|| Some(self.port.target_port).filter(|&port| port != 0))
     }
 }
 
@@ -319,17 +372,17 @@ fn in_common(scope: Scope, source: &Workload, workload: &Workload) -> bool {
 }
 
 impl Missing {
-    /// A short and stable name, for metrics and logs.
-    pub fn code(self) -> &'static str {
+    /// The word for metrics and logs.
+    pub fn reason(self) -> Reason {
         match self {
-            Self::Port => "no_such_port",
-            Self::Workload => "no_endpoint",
-            Self::Network => "endpoint_in_other_network",
-            Self::Address => "endpoint_without_address",
-            Self::TargetPort => "endpoint_without_port",
-            Self::Health => "endpoint_unhealthy",
-            Self::Capacity => "endpoint_weighted_zero",
-            Self::Locality => "endpoint_too_far",
+            Self::Port => Reason::NoSuchPort,
+            Self::Workload => Reason::NoEndpoint,
+            Self::Network => Reason::EndpointInOtherNetwork,
+            Self::Address => Reason::EndpointWithoutAddress,
+            Self::TargetPort => Reason::EndpointWithoutPort,
+            Self::Health => Reason::EndpointUnhealthy,
+            Self::Capacity => Reason::EndpointWeightedZero,
+            Self::Locality => Reason::EndpointTooFar,
         }
     }
 }
@@ -341,7 +394,7 @@ impl fmt::Display for Missing {
             Self::Workload => "nothing runs behind it",
             Self::Network => "its endpoints are in other networks, which cannot be reached yet",
             Self::Address => "no endpoint has an address of the service's families",
-            Self::TargetPort => "the port is named and no endpoint has a port of that name",
+            Self::TargetPort => "no endpoint serves the port",
             Self::Health => "no endpoint is ready",
             Self::Capacity => "every endpoint is weighted zero",
             Self::Locality => "no endpoint is near enough for the service's strict locality",

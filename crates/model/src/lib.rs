@@ -3,10 +3,10 @@
 
 pub mod address;
 pub mod balance;
-
 pub mod identity;
 pub mod outbound;
 pub mod policy;
+pub mod reason;
 pub mod service;
 pub mod state;
 mod text;
@@ -14,8 +14,9 @@ pub mod workload;
 
 pub use address::{Family, GatewayAddress, GatewayDestination, NetworkAddress};
 pub use identity::{Identity, TrustDomain};
-pub use policy::{Policy, PolicyKey};
+pub use policy::{Policy, PolicyKey, PolicyKind};
+pub use reason::{Ending, Flag, Reason, Security};
 pub use service::{Service, ServiceKey};
-pub use state::MeshState;
+pub use state::{MeshState, Tombstone};
 pub use text::NameError;
 pub use workload::{Workload, WorkloadUid};

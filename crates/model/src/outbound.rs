@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
 use thiserror::Error;
@@ -12,8 +13,9 @@ use thiserror::Error;
 use crate::address::{Family, GatewayAddress, GatewayDestination};
 use crate::balance::{self, Endpoint, NoEndpoint};
 use crate::identity::Identity;
+use crate::reason::Reason;
 use crate::service::{Mode, Service};
-use crate::state::MeshState;
+use crate::state::{MeshState, Tombstone};
 use crate::workload::{TunnelProtocol, Workload, WorkloadUid};
 
 /// Where a connection goes, and how.
@@ -73,6 +75,16 @@ pub enum RouteError {
         /// Whose port.
         workload: WorkloadUid,
     },
+    /// Its address was a captured workload's, and nobody has said that it is free.
+    #[error(
+        "{ip} was the address of captured workload {workload}, and its node has not let go of it"
+    )]
+    Tombstone {
+        /// The address.
+        ip: IpAddr,
+        /// Whose address it was, as `namespace/name`.
+        workload: String,
+    },
 }
 
 /// The port of an agent's listener for what pods open.
@@ -87,7 +99,8 @@ pub const HBONE_PORT: u16 = 15008;
 /// The order is that of Istio's ambient mode: a service by its address goes to its waypoint or to
 /// one of its endpoints; a workload by its address goes to its waypoint or to the workload; what
 /// is not known goes on as it is. Of a service's range and a workload's address in it, the
-/// address wins.
+/// address wins. An address that is or was a captured workload's is never dialled in plain,
+/// whatever else leads there.
 ///
 /// # Errors
 /// The connection has to be refused.
@@ -110,7 +123,7 @@ pub fn route_among<R: Rng + ?Sized>(
     source: &Workload,
     destination: SocketAddr,
     rng: &mut R,
-    allowed: impl Fn(&Workload, u16) -> bool,
+    allowed: impl Fn(&Workload, SocketAddr) -> bool,
 ) -> Result<Route, RouteError> {
     let ip = destination.ip().to_canonical();
     let destination = SocketAddr::new(ip, destination.port());
@@ -120,13 +133,29 @@ pub fn route_among<R: Rng + ?Sized>(
     if let Some(service) = state.service_by_exact_vip(network, ip, client) {
         return to_service(state, source, service, destination, rng, allowed);
     }
+    if let Some(tombstone) = state.tombstone_by_ip(network, ip) {
+        return Err(RouteError::of(tombstone, ip));
+    }
     if let Some(workload) = state.workload_by_ip(network, ip) {
-        return to_address(source, workload, destination);
+        return to_address(state, source, workload, destination);
     }
     if let Some(service) = state.service_by_range(network, ip, client) {
         return to_service(state, source, service, destination, rng, allowed);
     }
-    Ok(plain(destination, None, None))
+    plain(state, source, destination, None, None)
+}
+
+/// For how long a client that dials `destination` keeps its endpoint after its last connection; not
+/// at all where no service, or one without session affinity, takes the connection.
+pub fn session_timeout(
+    state: &MeshState,
+    source: &Workload,
+    destination: SocketAddr,
+) -> Option<Duration> {
+    let ip = destination.ip().to_canonical();
+    state
+        .service_by_exact_vip(&source.network, ip, Some(&source.namespace))
+        .and_then(|service| service.session_timeout)
 }
 
 fn to_service<R: Rng + ?Sized>(
@@ -135,7 +164,7 @@ fn to_service<R: Rng + ?Sized>(
     service: &Arc<Service>,
     destination: SocketAddr,
     rng: &mut R,
-    allowed: impl Fn(&Workload, u16) -> bool,
+    allowed: impl Fn(&Workload, SocketAddr) -> bool,
 ) -> Result<Route, RouteError> {
     let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
     if let Some(waypoint) = service
@@ -150,15 +179,16 @@ fn to_service<R: Rng + ?Sized>(
         });
     }
     if service.load_balancing.mode == Mode::Passthrough {
-        return Ok(plain(destination, None, Some(service)));
+        return plain(state, source, destination, None, Some(service));
     }
     let family = Family::of(destination.ip());
     let port = destination.port();
     let endpoint = balance::pick_among(state, service, port, family, source, rng, allowed)?;
-    to_endpoint(source, endpoint, Some(service))
+    to_endpoint(state, source, endpoint, Some(service))
 }
 
 fn to_address(
+    state: &MeshState,
     source: &Workload,
     workload: &Arc<Workload>,
     destination: SocketAddr,
@@ -176,10 +206,11 @@ fn to_address(
         ip: destination.ip(),
         target_port: destination.port(),
     };
-    to_endpoint(source, endpoint, None)
+    to_endpoint(state, source, endpoint, None)
 }
 
 fn to_endpoint(
+    state: &MeshState,
     source: &Workload,
     endpoint: Endpoint,
     service: Option<&Arc<Service>>,
@@ -200,7 +231,7 @@ fn to_endpoint(
     }
     let kind = match workload.tunnel {
         _ if to_self => RouteKind::ToSelf { dial: target },
-        TunnelProtocol::None => RouteKind::Plain { dial: target },
+        TunnelProtocol::None => return plain(state, source, target, Some(workload), service),
         TunnelProtocol::Hbone => RouteKind::Hbone {
             dial: SocketAddr::new(ip, HBONE_PORT),
             authority: target,
@@ -214,16 +245,33 @@ fn to_endpoint(
     })
 }
 
+/// As it is, unless the address is a captured workload's all the same: an endpoint that was written
+/// by hand, or a service that passes everything through, may name any address.
 fn plain(
+    state: &MeshState,
+    source: &Workload,
     dial: SocketAddr,
     destination: Option<Arc<Workload>>,
     service: Option<&Arc<Service>>,
-) -> Route {
-    Route {
+) -> Result<Route, RouteError> {
+    let (network, ip) = (&source.network, dial.ip());
+    if let Some(tombstone) = state.tombstone_by_ip(network, ip) {
+        return Err(RouteError::of(tombstone, ip));
+    }
+    let owner = state.workload_by_ip(network, ip);
+    if let Some(owner) = owner.filter(|owner| owner.tunnel == TunnelProtocol::Hbone) {
+        let endpoint = Endpoint {
+            workload: Arc::clone(owner),
+            ip,
+            target_port: dial.port(),
+        };
+        return to_endpoint(state, source, endpoint, service);
+    }
+    Ok(Route {
         kind: RouteKind::Plain { dial },
         destination,
         service: service.cloned(),
-    }
+    })
 }
 
 fn expected(workload: &Workload, service: Option<&Arc<Service>>) -> Vec<Identity> {
@@ -258,12 +306,20 @@ fn is_reserved(port: u16) -> bool {
 }
 
 impl RouteError {
-    /// A short and stable name, for metrics and logs.
-    pub fn code(&self) -> &'static str {
+    fn of(tombstone: &Tombstone, ip: IpAddr) -> Self {
+        Self::Tombstone {
+            ip,
+            workload: format!("{}/{}", tombstone.namespace, tombstone.name),
+        }
+    }
+
+    /// The word for metrics and logs.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NoEndpoint(none) => none.reason.code(),
-            Self::Waypoint { .. } => "waypoint_unreachable",
-            Self::ReservedPort { .. } => "reserved_port",
+            Self::NoEndpoint(none) => none.reason.reason(),
+            Self::Waypoint { .. } => Reason::WaypointUnreachable,
+            Self::ReservedPort { .. } => Reason::ReservedPort,
+            Self::Tombstone { .. } => Reason::AddressTombstone,
         }
     }
 }

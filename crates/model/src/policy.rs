@@ -3,6 +3,7 @@
 //! The form is that of Istio's `istio.security.Authorization`. Which policies apply to a workload
 //! is the business of [`crate::state`].
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -25,13 +26,40 @@ mod verdict;
 
 pub use verdict::{AllowReason, DenyReason, RefusingPolicy, Verdict};
 
-/// Names a policy in the whole mesh: `namespace/name`.
+/// Names a policy in the whole mesh, by the object that it was made of.
+///
+/// Written and read as the resource that carries it is named, `namespace/name`. What is not an `AuthorizationPolicy` has
+/// a prefix there that no object's name can have (Istio: architecture/ambient/peer-authentication.md), so objects of two
+/// kinds may have the same name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyKey {
+    /// What it was made of.
+    pub kind: PolicyKind,
     /// Namespace of the object.
     pub namespace: Arc<str>,
-    /// Name of the object.
+    /// Name of the object; of [`PolicyKind::StaticStrict`], which is of no single one, the resource's.
     pub name: Arc<str>,
+}
+
+/// What a policy was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyKind {
+    /// An `AuthorizationPolicy`.
+    AuthorizationPolicy,
+    /// A `PeerAuthentication` that selects workloads and of which some ports differ.
+    PeerAuthentication,
+    /// No object of its own: all workloads name it that are STRICT on every port. [`Workload::strict_by`] says which
+    /// `PeerAuthentication` is the cause.
+    ///
+    /// [`Workload::strict_by`]: crate::Workload::strict_by
+    StaticStrict,
+}
+
+/// An object that a user wrote, for people: `PeerAuthentication shop/default`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyObject<'k> {
+    kind: &'static str,
+    key: &'k PolicyKey,
 }
 
 /// A compiled L4 policy.
@@ -231,26 +259,71 @@ impl Connection<'_> {
 }
 
 impl PolicyKey {
-    /// A key of its parts.
-    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+    /// A key of the two parts of its resource's name.
+    pub fn new(namespace: impl Into<Arc<str>>, resource: impl Into<Arc<str>>) -> Self {
+        let resource = resource.into();
+        let (kind, name) = match resource.strip_prefix(CONVERTED) {
+            Some(name) => (PolicyKind::PeerAuthentication, name.into()),
+            None if *resource == *STATIC_STRICT => (PolicyKind::StaticStrict, resource),
+            None => (PolicyKind::AuthorizationPolicy, resource),
+        };
         Self {
+            kind,
+            namespace: namespace.into(),
+            name,
+        }
+    }
+
+    /// The key of what is made of the `PeerAuthentication` of this name.
+    pub fn peer_authentication(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self {
+            kind: PolicyKind::PeerAuthentication,
             namespace: namespace.into(),
             name: name.into(),
         }
     }
+
+    /// The second part of its resource's name.
+    pub fn resource(&self) -> Cow<'_, str> {
+        match self.kind {
+            PolicyKind::AuthorizationPolicy | PolicyKind::StaticStrict => (&*self.name).into(),
+            PolicyKind::PeerAuthentication => format!("{CONVERTED}{}", self.name).into(),
+        }
+    }
+
+    /// The object that it was made of, if it is one object's.
+    pub fn object(&self) -> Option<PolicyObject<'_>> {
+        let kind = match self.kind {
+            PolicyKind::AuthorizationPolicy => "AuthorizationPolicy",
+            PolicyKind::PeerAuthentication => "PeerAuthentication",
+            PolicyKind::StaticStrict => return None,
+        };
+        Some(PolicyObject { kind, key: self })
+    }
 }
+
+/// Istio's name of the policy of all workloads that are STRICT on every port.
+pub const STATIC_STRICT: &str = "istio_converted_static_strict";
+/// What Istio puts before the name of a `PeerAuthentication` that is converted.
+const CONVERTED: &str = "converted_peer_authentication_";
 
 impl FromStr for PolicyKey {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        split(text, "namespace/name").map(|(namespace, name)| Self { namespace, name })
+        split(text, "namespace/name").map(|(namespace, name)| Self::new(namespace, name))
     }
 }
 
 impl fmt::Display for PolicyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        write!(f, "{}/{}", self.namespace, self.resource())
+    }
+}
+
+impl fmt::Display for PolicyObject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.key.namespace, self.key.name)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
@@ -41,6 +42,9 @@ pub struct Service {
     pub weighted_waypoints: Vec<WeightedWaypoint>,
     /// How an endpoint is chosen.
     pub load_balancing: LoadBalancing,
+    /// A client keeps its endpoint for so long after its last connection; unset means that each
+    /// connection is drawn anew.
+    pub session_timeout: Option<Duration>,
     /// Address families that it may be reached by.
     pub ip_families: IpFamilies,
     /// Preferred over others with the same hostname or address.

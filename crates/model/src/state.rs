@@ -8,26 +8,32 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::address::NetworkAddress;
+use crate::address::{GatewayAddress, GatewayDestination, NetworkAddress};
 use crate::policy::{Connection, DenyReason, Policy, PolicyKey, Verdict, decide};
 use crate::service::{Service, ServiceKey};
 use crate::text::Interner;
 use crate::workload::{Workload, WorkloadUid};
 
+pub mod carried;
+mod known;
 mod network;
 mod policies;
 mod sorted;
 #[cfg(test)]
 mod tests;
+mod tombstone;
 
+pub use known::{AddressClass, Known};
 use network::Network;
 use policies::Policies;
 use sorted::Sorted;
+pub use tombstone::Tombstone;
 
 /// Everything that is known of the mesh.
 #[derive(Clone, Debug, Default)]
 pub struct MeshState {
     workloads: imbl::HashMap<WorkloadUid, Arc<Workload>>,
+    tombstones: imbl::HashMap<WorkloadUid, Arc<Tombstone>>,
     services: imbl::HashMap<ServiceKey, Arc<Service>>,
     /// By service, whether the service itself is known or not: they arrive in any order.
     endpoints: imbl::HashMap<ServiceKey, Sorted<Workload>>,
@@ -90,16 +96,30 @@ impl MeshState {
         self.services.insert(service.key(), service);
     }
 
+    /// Adds a tombstone, or replaces the one with the same uid.
+    pub fn insert_tombstone(&mut self, tombstone: Tombstone) {
+        self.remove_tombstone(&tombstone.uid.clone());
+        let tombstone = Arc::new(tombstone);
+        self.networks
+            .entry(Arc::clone(&tombstone.network))
+            .or_default()
+            .add_tombstone(&tombstone);
+        self.tombstones.insert(tombstone.uid.clone(), tombstone);
+    }
+
     /// Adds a policy, or replaces the one with the same key.
     pub fn insert_policy(&mut self, policy: Policy) {
         self.policies.insert(policy);
     }
 
-    /// Removes a workload by its uid or a service by its key, as xDS names them. Says whether
-    /// there was one.
+    /// Removes a workload or a tombstone by its uid or a service by its key, as xDS names them.
+    /// Says whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
         if let Some(workload) = self.workloads.remove(name) {
             self.unlink_workload(&workload);
+            return true;
+        }
+        if self.remove_tombstone(name) {
             return true;
         }
         let service = name
@@ -127,6 +147,13 @@ impl MeshState {
     /// before those that share it with their node, and the latest before older ones.
     pub fn workload_by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.networks.get(network)?.workload(ip.to_canonical())
+    }
+
+    /// The tombstone of an address, if it has one and belongs to nobody.
+    pub fn tombstone_by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Tombstone>> {
+        let (network, ip) = (self.networks.get(network)?, ip.to_canonical());
+        let is_buried = network.class(ip) == Some(AddressClass::Tombstone);
+        network.tombstone(ip).filter(|_| is_buried)
     }
 
     /// The service that has a virtual address: exactly, or else in its longest range.
@@ -181,6 +208,16 @@ impl MeshState {
         self.workloads.values()
     }
 
+    /// A tombstone by its uid.
+    pub fn tombstone(&self, uid: &str) -> Option<&Arc<Tombstone>> {
+        self.tombstones.get(uid)
+    }
+
+    /// All tombstones, in no order.
+    pub fn tombstones(&self) -> impl ExactSizeIterator<Item = &Arc<Tombstone>> {
+        self.tombstones.values()
+    }
+
     /// All services, in no order.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
         self.services.values()
@@ -205,13 +242,42 @@ impl MeshState {
     }
 
     /// Decides whether a connection to a workload may go on. A policy that is named and not known
-    /// denies.
+    /// denies, and a waypoint is never left out.
     pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Verdict {
+        if let Some(waypoint) = &workload.waypoint
+            && !self.is_from(waypoint, &workload.network, connection)
+        {
+            return Verdict::Deny(DenyReason::WaypointRequired {
+                waypoint: waypoint.clone(),
+            });
+        }
         match self.check_known(workload) {
-            Ok(()) => decide(self.applying(workload), connection),
+            Ok(()) => {
+                decide(self.applying(workload), connection).made_by(workload.strict_by.as_deref())
+            }
             Err(UnknownPolicy { policy, .. }) => {
                 Verdict::Deny(DenyReason::UnknownPolicy { policy })
             }
+        }
+    }
+
+    /// Whether a connection proves that a gateway opened it.
+    fn is_from(
+        &self,
+        gateway: &GatewayAddress,
+        network: &str,
+        connection: &Connection<'_>,
+    ) -> bool {
+        let Some(source) = connection.source else {
+            return false;
+        };
+        let is_source = |workload: &Arc<Workload>| workload.identity() == *source;
+        match &gateway.destination {
+            GatewayDestination::Hostname(key) => self.endpoints(key).iter().any(is_source),
+            GatewayDestination::Address(address) if *address.network == *network => self
+                .workload_by_ip(network, address.ip)
+                .is_some_and(is_source),
+            GatewayDestination::Address(_) => false,
         }
     }
 
@@ -243,6 +309,16 @@ impl MeshState {
         self.change_network(&workload.network, |network| {
             network.remove_workload(workload);
         });
+    }
+
+    fn remove_tombstone(&mut self, uid: &str) -> bool {
+        let Some(tombstone) = self.tombstones.remove(uid) else {
+            return false;
+        };
+        self.change_network(&tombstone.network, |network| {
+            network.remove_tombstone(&tombstone);
+        });
+        true
     }
 
     fn unlink_service(&mut self, service: &Arc<Service>) {

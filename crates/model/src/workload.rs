@@ -63,6 +63,8 @@ pub struct Workload {
     pub services: BTreeMap<ServiceKey, Vec<PortMapping>>,
     /// Policies for it besides those of its namespace and of the mesh.
     pub authorization_policies: Vec<PolicyKey>,
+    /// The `PeerAuthentication` that makes it STRICT on every port, where that is known.
+    pub strict_by: Option<Box<PolicyKey>>,
     /// Whether it is ready.
     pub status: Health,
     /// The cluster that it runs in.
@@ -137,13 +139,29 @@ pub enum ApplicationProtocol {
     Proxy,
 }
 
-/// A port of a service at one workload.
+/// A port of a service at one workload; a port that the service declares by number needs none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct PortMapping {
     /// The port that clients of the service use.
     pub service_port: u16,
     /// The port of the workload.
     pub target_port: u16,
+    /// The family of the addresses that serve it; all of the workload's if it is not said.
+    pub family: Option<Family>,
+    /// Whether it is ready; as the workload is if it is not said.
+    pub status: Option<Health>,
+}
+
+impl PortMapping {
+    /// A port that is served on all addresses of the workload and as ready as the workload is.
+    pub fn new(service_port: u16, target_port: u16) -> Self {
+        Self {
+            service_port,
+            target_port,
+            family: None,
+            status: None,
+        }
+    }
 }
 
 /// Where something is; empty where that is not known.
@@ -167,14 +185,22 @@ impl Workload {
         }
     }
 
-    /// The workload's own port for a port of a service, if it serves that.
-    pub fn target_port(&self, service: &ServiceKey, service_port: u16) -> Option<u16> {
+    /// Whether others may have its addresses at the same time.
+    pub fn is_sharer(&self) -> bool {
+        self.network_mode == NetworkMode::HostNetwork
+    }
+
+    /// How the workload serves a port of a service: usually in one way, in none if it is not said.
+    pub fn mappings(
+        &self,
+        service: &ServiceKey,
+        service_port: u16,
+    ) -> impl Iterator<Item = &PortMapping> + Clone {
         self.services
-            .get(service)?
-            .iter()
-            .find(|mapping| mapping.service_port == service_port)
-            .map(|mapping| mapping.target_port)
-            .filter(|&port| port != 0)
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter(move |mapping| mapping.service_port == service_port && mapping.target_port != 0)
     }
 
     /// Its first address of a family.
@@ -245,6 +271,7 @@ impl Default for Workload {
             application_tunnel: None,
             services: BTreeMap::new(),
             authorization_policies: Vec::new(),
+            strict_by: None,
             status: Health::default(),
             cluster_id: "Kubernetes".into(),
             locality: Locality::default(),

@@ -18,10 +18,7 @@ fn workload(i: u32) -> Workload {
     let namespace = format!("namespace-{}", i % 50);
     let name = format!("deployment-{}-6d4f8b7c9d-{i:05}", i % SERVICES);
     let [_, a, b, c] = i.to_be_bytes();
-    let ports = vec![PortMapping {
-        service_port: 80,
-        target_port: 8080,
-    }];
+    let ports = vec![PortMapping::new(80, 8080)];
     Workload {
         uid: WorkloadUid::from(format!("Kubernetes//Pod/{namespace}/{name}")),
         addresses: vec![

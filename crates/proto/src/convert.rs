@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::{istio, type_url};
 
+pub mod extension;
 mod security;
 mod service;
 mod workload;
@@ -25,6 +26,9 @@ pub use security::UNENFORCEABLE;
 pub enum Address {
     /// A workload.
     Workload(model::Workload),
+    /// Addresses that were a captured workload's. To whoever does not know of tombstones it is a workload
+    /// that is reached by tunnel only.
+    Tombstone(model::Tombstone),
     /// A service.
     Service(model::Service),
 }
@@ -102,7 +106,7 @@ pub fn address(bytes: &[u8]) -> Result<Address, ConvertError> {
 
     let address = istio::workload::Address::decode(bytes).map_err(|e| at("address", e))?;
     match address.r#type {
-        Some(Type::Workload(workload)) => workload.try_into().map(Address::Workload),
+        Some(Type::Workload(workload)) => workload::address(workload),
         Some(Type::Service(service)) => service.try_into().map(Address::Service),
         None => Err(at("type", Problem::Missing)),
     }

@@ -8,5 +8,11 @@ pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
 pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
 /// `keelson.agent.v1.NodePod`: a pod of the asking node.
 pub const NODE_POD: &str = "type.googleapis.com/keelson.agent.v1.NodePod";
+/// `keelson.agent.v1.Announced`: a workload that all nodes know to be captured.
+pub const ANNOUNCED: &str = "type.googleapis.com/keelson.agent.v1.Announced";
 /// `google.protobuf.StringValue`: the content of our extensions.
 pub const STRING_VALUE: &str = "type.googleapis.com/google.protobuf.StringValue";
+/// `keelson.agent.v1.Endpoints`: content of an extension of a workload.
+pub const ENDPOINTS: &str = "type.googleapis.com/keelson.agent.v1.Endpoints";
+/// `keelson.agent.v1.SessionAffinity`: content of an extension of a service.
+pub const SESSION_AFFINITY: &str = "type.googleapis.com/keelson.agent.v1.SessionAffinity";

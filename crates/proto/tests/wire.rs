@@ -374,7 +374,8 @@ fn node_fields() {
         .int(7, 1)
         .bytes(8, "label")
         .bytes(9, "td")
-        .int(10, 2);
+        .int(10, 2)
+        .int(11, 8086);
     let expected = agent::NodePod {
         uid: "uid".to_owned(),
         namespace: "shop".to_owned(),
@@ -386,6 +387,7 @@ fn node_fields() {
         reason: "label".to_owned(),
         trust_domain: "td".to_owned(),
         same_node: agent::SameNode::Mtls.into(),
+        probe_ports: vec![8086],
     };
     assert_eq!(agent::NodePod::decode(&*pod.0).unwrap(), expected);
 
@@ -393,12 +395,28 @@ fn node_fields() {
         .bytes(1, "node-1")
         .bytes(2, "uid")
         .bytes(3, "1.0")
-        .int(4, 3);
+        .int(4, 3)
+        .message(
+            5,
+            wire()
+                .bytes(1, "shop")
+                .bytes(2, "cart")
+                .bytes(3, "u")
+                .bytes(4, [10, 0, 0, 1]),
+        )
+        .int(6, 1);
     let expected = agent::NodeReport {
         node: "node-1".to_owned(),
         captured: vec!["uid".to_owned()],
         agent_version: "1.0".to_owned(),
         abi_version: 3,
+        pods: vec![agent::CapturedPod {
+            namespace: "shop".to_owned(),
+            name: "cart".to_owned(),
+            pod_uid: "u".to_owned(),
+            addresses: vec![vec![10, 0, 0, 1]],
+        }],
+        partial: true,
     };
     assert_eq!(agent::NodeReport::decode(&*report.0).unwrap(), expected);
 }

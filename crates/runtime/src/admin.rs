@@ -1,6 +1,8 @@
 //! What an operator asks a running daemon over HTTP: readiness, metrics, log level, and pages that the program adds.
 //!
-//! The server speaks HTTP/1.1 without authentication, so it binds to loopback unless it is told otherwise.
+//! The server speaks HTTP/1.1 and binds to loopback unless it is told otherwise. Pages are for root and for the user
+//! that the program runs as, which the kernel knows of every connection on this host; readiness, metrics and the list of
+//! pages are for every user. A GET changes nothing.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,12 +26,15 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::drain::DrainSignal;
+use crate::guests::{Guest, Guests, Limits};
 use crate::log::LogHandle;
 use crate::metrics::{self, Metrics};
 
+mod caller;
 mod readiness;
 mod reply;
 
+use caller::Stranger;
 pub use readiness::{Condition, Readiness};
 pub use reply::{Query, Reply};
 
@@ -65,9 +70,19 @@ pub enum AdminError {
 }
 
 struct Route {
+    audience: Audience,
     methods: &'static [Method],
     help: &'static str,
     handler: Handler,
+}
+
+/// Who may read a page.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Audience {
+    /// Every user, so that probes and scrapers need no rights. It is answered however busy the server is.
+    Anyone,
+    /// Root, and the user that this program runs as.
+    Owner,
 }
 
 /// A bound admin server that does not answer yet; add pages, then [`Server::run`] it.
@@ -158,11 +173,20 @@ impl Server {
         self.routes.insert(
             path,
             Route {
+                audience: Audience::Owner,
                 methods,
                 help,
                 handler,
             },
         );
+        self
+    }
+
+    /// Opens a page to every user of this host.
+    fn open_to_anyone(mut self, path: &str) -> Self {
+        if let Some(route) = self.routes.get_mut(path) {
+            route.audience = Audience::Anyone;
+        }
         self
     }
 
@@ -172,6 +196,7 @@ impl Server {
         self.page("/healthz/ready", "ready or what is awaited", move |_| {
             readiness.reply()
         })
+        .open_to_anyone("/healthz/ready")
     }
 
     /// Adds `/stats/prometheus`.
@@ -182,18 +207,23 @@ impl Server {
             "metrics (OpenMetrics text)",
             move |_| Reply::new(metrics::CONTENT_TYPE, metrics.encode()),
         )
+        .open_to_anyone("/stats/prometheus")
     }
 
-    /// Adds `/logging`: shows the filter, and with `?level=` replaces it.
+    /// Adds `/logging`: shows the filter, and a POST with `?level=` replaces it.
     #[must_use]
     pub fn with_log(self, log: LogHandle) -> Self {
         self.route(
             "/logging",
             READ_WRITE,
-            "log filter; ?level=debug,h2=info replaces it",
+            "log filter; POST ?level=debug,h2=info replaces it",
             move |query| {
                 let reply = match query.get("level") {
                     None => Reply::text(format!("{}\n", log.current())),
+                    Some(_) if !query.may_change() => {
+                        Reply::text("use POST to change the filter\n")
+                            .status(StatusCode::METHOD_NOT_ALLOWED)
+                    }
                     Some(filter) => match log.set(filter) {
                         Ok(()) => Reply::text(format!("{}\n", log.current())),
                         Err(error) => Reply::failure(StatusCode::BAD_REQUEST, &error),
@@ -207,23 +237,24 @@ impl Server {
     /// Answers until the drain begins; open requests get to their end.
     pub async fn run(self, drain: DrainSignal) {
         let pages = Arc::new(Pages::new(self.routes));
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let guests = Guests::new(WAITING);
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
-            };
             let accepted = tokio::select! {
                 () = drain.draining() => return,
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    let pages = Arc::clone(&pages);
+                Ok((stream, peer)) => {
+                    // Without room the connection that has been idle for longest goes.
+                    let (guest, _crowded) = guests.admit(peer.ip());
+                    let visit = Visit {
+                        peer,
+                        local: stream.local_addr().unwrap_or(self.address),
+                        guest,
+                        pages: Arc::clone(&pages),
+                    };
                     let signal = drain.clone();
-                    drain.spawn("admin connection", async move {
-                        serve(stream, pages, signal).await;
-                        drop(slot);
-                    });
+                    drain.spawn("admin connection", serve(stream, visit, signal));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the admin server cannot accept a connection");
@@ -253,6 +284,9 @@ impl fmt::Debug for Server {
 struct Pages {
     routes: BTreeMap<&'static str, Route>,
     help: String,
+    /// Who is answered at the same time, beside those who ask what is for everybody.
+    slots: Semaphore,
+    own_user: u32,
 }
 
 impl Pages {
@@ -262,19 +296,60 @@ impl Pages {
             help.push_str(&format!("{path:<24} {}\n", route.help));
         }
         help.push_str("/help                    this list\n");
-        Self { routes, help }
+        Self {
+            routes,
+            help,
+            slots: Semaphore::new(MAX_ANSWERS),
+            own_user: nix::unistd::geteuid().as_raw(),
+        }
+    }
+}
+
+/// One connection.
+struct Visit {
+    peer: SocketAddr,
+    local: SocketAddr,
+    guest: Guest,
+    pages: Arc<Pages>,
+}
+
+impl Visit {
+    async fn answer(&self, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
+        // Who is being answered is not idle.
+        self.guest.stay();
+        let response = self.page(request).await;
+        self.guest.wait();
+        response
     }
 
-    async fn answer(&self, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn page(&self, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
+        if let Err(stranger) = caller::check_headers(request.method(), request.headers()) {
+            return refuse(stranger, &request, self.peer);
+        }
+        let pages = &self.pages;
         let path = request.uri().path();
         if matches!(path, "/" | "/help") {
-            return Reply::text(self.help.clone()).into_response();
+            return Reply::text(pages.help.clone()).into_response();
         }
-        let Some(route) = self.routes.get(path) else {
-            let body = format!("no page {path}; there are:\n{}", self.help);
+        let Some(route) = pages.routes.get(path) else {
+            let body = format!("no page {path}; there are:\n{}", pages.help);
             return Reply::text(body)
                 .status(StatusCode::NOT_FOUND)
                 .into_response();
+        };
+        let _slot = match route.audience {
+            Audience::Anyone => None,
+            Audience::Owner if !self.is_owner() => {
+                return refuse(Stranger::User, &request, self.peer);
+            }
+            Audience::Owner => match pages.slots.try_acquire() {
+                Ok(slot) => Some(slot),
+                Err(_none) => {
+                    return Reply::text("too many requests at the same time\n")
+                        .status(StatusCode::SERVICE_UNAVAILABLE)
+                        .into_response();
+                }
+            },
         };
         // hyper sends no body in answer to HEAD.
         let asked = match request.method() {
@@ -284,12 +359,37 @@ impl Pages {
         if !route.methods.contains(asked) {
             return not_allowed(path, route.methods);
         }
-        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let query = Query::parse(request.uri().query().unwrap_or_default())
+            .with_change(*asked != Method::GET);
         match tokio::time::timeout(ANSWER_TIMEOUT, (route.handler)(query)).await {
             Ok(reply) => reply.into_response(),
             Err(elapsed) => Reply::failure(StatusCode::GATEWAY_TIMEOUT, &elapsed).into_response(),
         }
     }
+
+    /// Who cannot be recognised is a stranger.
+    fn is_owner(&self) -> bool {
+        match caller::user(self.local, self.peer) {
+            Ok(user) => user.is_some_and(|user| user == ROOT || user == self.pages.own_user),
+            Err(error) => {
+                tracing::warn!(%error, "cannot find out who asks for an admin page");
+                false
+            }
+        }
+    }
+}
+
+fn refuse(
+    stranger: Stranger,
+    request: &http::Request<Incoming>,
+    peer: SocketAddr,
+) -> Response<Full<Bytes>> {
+    tracing::info!(%peer, method = %request.method(), path = request.uri().path(), reason = %stranger, "refused an admin page");
+    let status = match stranger {
+        Stranger::Host => StatusCode::MISDIRECTED_REQUEST,
+        Stranger::Origin | Stranger::User => StatusCode::FORBIDDEN,
+    };
+    Reply::failure(status, &stranger).into_response()
 }
 
 fn not_allowed(path: &str, methods: &[Method]) -> Response<Full<Bytes>> {
@@ -307,10 +407,12 @@ fn not_allowed(path: &str, methods: &[Method]) -> Response<Full<Bytes>> {
     response
 }
 
-async fn serve(stream: TcpStream, pages: Arc<Pages>, drain: DrainSignal) {
+async fn serve(stream: TcpStream, visit: Visit, drain: DrainSignal) {
+    let leave = visit.guest.leave();
+    let visit = Arc::new(visit);
     let service = service_fn(move |request| {
-        let pages = Arc::clone(&pages);
-        async move { Ok::<_, Infallible>(pages.answer(request).await) }
+        let visit = Arc::clone(&visit);
+        async move { Ok::<_, Infallible>(visit.answer(request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -319,6 +421,10 @@ async fn serve(stream: TcpStream, pages: Arc<Pages>, drain: DrainSignal) {
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
+        () = leave.cancelled() => {
+            tracing::debug!("an idle admin connection made room for another");
+            return;
+        }
         () = drain.draining() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -336,8 +442,15 @@ pub const READ_WRITE: &[Method] = &[Method::GET, Method::POST];
 
 /// Clients that may wait to be accepted.
 const BACKLOG: u32 = 128;
-/// Idle and stuck clients hold a slot; more connections than this wait in the accept queue.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections that are idle, or have not taken their answer yet. They are all of this host, so by source makes no
+/// difference.
+const WAITING: Limits = Limits {
+    total: 64,
+    per_source: 64,
+};
+/// Requests for pages of the owner that are answered at the same time.
+const MAX_ANSWERS: usize = 64;
+const ROOT: u32 = 0;
 /// A client that sends no request head for this long is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A page that takes longer is answered with 504.

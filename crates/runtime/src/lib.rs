@@ -5,7 +5,9 @@
 pub mod admin;
 pub mod drain;
 pub mod file;
+pub mod guests;
 pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod signals;
+pub mod threads;

@@ -16,6 +16,7 @@ pub fn eventually<T>(
     timeout: Duration,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    let timeout = patient(timeout);
     let deadline = Instant::now() + timeout;
     loop {
         match attempt() {
@@ -26,6 +27,13 @@ pub fn eventually<T>(
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
     }
+}
+
+/// How long to wait for what should take no longer than `limit` on a machine as fast as most: `KEELSON_PATIENCE`
+/// times as long, where that is set, as it is on a machine without acceleration.
+fn patient(limit: Duration) -> Duration {
+    let factor = std::env::var("KEELSON_PATIENCE").ok();
+    limit * factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }
 
 /// A TCP port that was free on loopback of the calling thread's namespace a moment ago.

@@ -255,10 +255,12 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(random_serial());
-        params.not_before = (now - LEAF_BACKDATE).into();
         // X.509 counts seconds: round up, so that a life of seconds is not cut by one of them.
         let end = now + ttl.max(Duration::from_secs(1)) + Duration::from_millis(999);
-        params.not_after = end.min(self.not_after).into();
+        let end = end.min(self.not_after);
+        let life = end.duration_since(now).unwrap_or_default();
+        params.not_before = (now - LEAF_BACKDATE.min(life / 4)).into();
+        params.not_after = end.into();
         Ok(params)
     }
 

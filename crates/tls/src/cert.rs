@@ -40,6 +40,7 @@ impl Default for TlsOptions {
 #[derive(Debug)]
 pub struct WorkloadCert {
     info: SvidInfo,
+    clock: Arc<dyn Clock>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -53,6 +54,7 @@ impl WorkloadCert {
         let provider = Arc::new(provider());
         Ok(Self {
             info: svid.info(),
+            clock: Arc::clone(&options.clock),
             server: Arc::new(server_config(svid, options, Arc::clone(&provider))?),
             client: Arc::new(client_config(svid, options, provider)?),
         })
@@ -70,6 +72,12 @@ impl WorkloadCert {
         &self.info
     }
 
+    /// What its dates are compared with.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
+    }
+
     /// For accepting: a client certificate of our trust domain is required.
     #[must_use]
     pub fn server(&self) -> Arc<ServerConfig> {
@@ -80,6 +88,22 @@ impl WorkloadCert {
     #[must_use]
     pub fn client(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.client)
+    }
+
+    /// As [`Self::server`], for somebody who makes the records itself: sessions give their keys away.
+    #[must_use]
+    pub fn server_with_keys(&self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::clone(&self.server);
+        config.enable_secret_extraction = true;
+        Arc::new(config)
+    }
+
+    /// As [`Self::client`], for somebody who makes the records itself: sessions give their keys away.
+    #[must_use]
+    pub fn client_with_keys(&self) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.client);
+        config.enable_secret_extraction = true;
+        Arc::new(config)
     }
 
     /// As [`Self::server`], for HBONE only.
@@ -132,8 +156,6 @@ fn server_config(
         .with_client_cert_verifier(Arc::new(clients))
         .with_single_cert(svid.chain.clone(), svid.key.clone_key())?;
     config.alpn_protocols = vec![THIN.to_vec(), HBONE.to_vec()];
-    // A tunnel makes its records itself, with keys that stay in this process.
-    config.enable_secret_extraction = true;
     if !options.resumption {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -156,8 +178,6 @@ fn client_config(
         .with_custom_certificate_verifier(Arc::new(servers))
         .with_client_auth_cert(svid.chain.clone(), svid.key.clone_key())?;
     config.alpn_protocols = vec![THIN.to_vec(), HBONE.to_vec()];
-    // A tunnel makes its records itself, with keys that stay in this process.
-    config.enable_secret_extraction = true;
     config.enable_sni = false;
     if !options.resumption {
         config.resumption = Resumption::disabled();

@@ -20,7 +20,7 @@ mod verifier;
 
 pub use cert::{HBONE, THIN, TlsOptions, WorkloadCert, server_name};
 pub use clock::{Clock, SystemClock, TokioClock};
-pub use peer::{PeerError, peer_identity, verify_expected};
+pub use peer::{PeerError, peer_identity, valid_until, verify_expected};
 pub use refusal::{PeerRefusal, TlsFailure, classify, classify_io};
 pub use roots::{Roots, RootsError};
 pub use source::{IssueError, SvidSource};

@@ -1,16 +1,21 @@
 //! Whether a peer's certificate is good enough, and whom it names. Pure: chain and clock in, identity or reason out.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use model::Reason;
 use model::identity::{Identity, TrustDomain};
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::asn1_rs::Tag;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::roots::Roots;
+use crate::svid::from_unix;
 
-/// Why a peer is refused. Each has its own [`PeerError::code`].
+/// Why a peer is refused. Each has its own [`PeerError::reason`].
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PeerError {
     /// The peer presented no certificate.
@@ -31,23 +36,32 @@ pub enum PeerError {
         /// How long from now.
         until: Duration,
     },
-    /// All its identities are in other trust domains.
+    /// Its identity is in another trust domain.
     #[error("the peer is {got}, which is not in our trust domain {expected}")]
     OtherTrustDomain {
         /// Ours.
         expected: TrustDomain,
-        /// The peer's first identity.
+        /// The peer's identity.
         got: Identity,
     },
     /// It is somebody else than the one we wanted to talk to.
-    #[error("expected {}, but the peer is {}", list(expected), list(got))]
+    #[error("expected {}, but the peer is {got}", list(expected))]
     UnexpectedIdentity {
         /// Any of these would have been right.
         expected: Vec<Identity>,
         /// What the peer's certificate names.
-        got: Vec<Identity>,
+        got: Identity,
     },
-    /// No URI SAN of the form `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+    /// More than one URI SAN, which no SVID has (X.509-SVID, section 2): whom it is, is for nobody to choose.
+    #[error(
+        "the peer's certificate has several URI names, and an identity is exactly one: {}",
+        list(got)
+    )]
+    ManyNames {
+        /// All of them.
+        got: Vec<String>,
+    },
+    /// The URI SAN is not of the form `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
     #[error(
         "the peer's certificate names no SPIFFE identity (URI names: {})",
         list(got)
@@ -70,64 +84,79 @@ pub enum PeerError {
 impl PeerError {
     /// The word for metrics and logs.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NoCertificate => "no_certificate",
-            Self::UnknownRoot => "unknown_root",
-            Self::Expired { .. } => "expired",
-            Self::NotYetValid { .. } => "not_yet_valid",
-            Self::OtherTrustDomain { .. } => "other_trust_domain",
-            Self::UnexpectedIdentity { .. } => "unexpected_identity",
-            Self::NoSpiffeId { .. } => "no_spiffe_id",
-            Self::WrongPurpose(_) => "wrong_purpose",
-            Self::KeyNotProven => "key_not_proven",
-            Self::Malformed(_) => "malformed",
+            Self::NoCertificate => Reason::NoCertificate,
+            Self::UnknownRoot => Reason::UnknownRoot,
+            Self::Expired { .. } => Reason::Expired,
+            Self::NotYetValid { .. } => Reason::NotYetValid,
+            Self::OtherTrustDomain { .. } => Reason::OtherTrustDomain,
+            Self::UnexpectedIdentity { .. } => Reason::UnexpectedIdentity,
+            Self::ManyNames { .. } => Reason::ManyNames,
+            Self::NoSpiffeId { .. } => Reason::NoSpiffeId,
+            Self::WrongPurpose(_) => Reason::WrongPurpose,
+            Self::KeyNotProven => Reason::KeyNotProven,
+            Self::Malformed(_) => Reason::Malformed,
         }
     }
 }
 
-/// The peer's identity: the first SPIFFE name of its leaf in `trust_domain`.
+/// The peer's identity: the SPIFFE name of its leaf, which must be in `trust_domain`.
 ///
 /// For a chain that the handshake has verified (`peer_certificates()` of a rustls connection).
 ///
 /// # Errors
-/// No chain, no SPIFFE name, or none in this trust domain.
+/// No chain, no SPIFFE name, several names, or one of another trust domain.
 pub fn peer_identity(
     chain: &[CertificateDer<'_>],
     trust_domain: &TrustDomain,
 ) -> Result<Identity, PeerError> {
     let leaf = chain.first().ok_or(PeerError::NoCertificate)?;
-    identity_in(&parse(leaf)?, trust_domain)
+    identity_in(leaf, trust_domain)
 }
 
-/// Which of the `expected` identities the peer has: any URI SAN may equal any of them.
+/// Which of the `expected` identities the peer has.
 ///
 /// To be called after the handshake and before any byte is sent. An empty list expects nobody and refuses.
 ///
 /// # Errors
-/// No chain, no SPIFFE name, or nobody that we expect.
+/// No chain, no SPIFFE name, several names, or nobody that we expect.
 pub fn verify_expected(
     chain: &[CertificateDer<'_>],
     expected: &[Identity],
 ) -> Result<Identity, PeerError> {
     let leaf = chain.first().ok_or(PeerError::NoCertificate)?;
-    let got = identities(&parse(leaf)?)?;
-    match got.iter().find(|identity| expected.contains(identity)) {
-        Some(identity) => Ok(identity.clone()),
-        None => Err(not_expected(expected, got)),
+    let got = identity(leaf)?;
+    if expected.contains(&got) {
+        return Ok(got);
     }
+    Err(not_expected(expected, got))
+}
+
+/// When the first certificate of a chain ends. What the peer presents beside its leaf counts, too.
+///
+/// # Errors
+/// No chain, or a leaf that cannot be read.
+pub fn valid_until(chain: &[CertificateDer<'_>]) -> Result<SystemTime, PeerError> {
+    let (leaf, others) = chain.split_first().ok_or(PeerError::NoCertificate)?;
+    let end =
+        |certificate: &X509Certificate<'_>| from_unix(certificate.validity().not_after.timestamp());
+    let others = others.iter().filter_map(|other| read(other).ok());
+    Ok(others
+        .map(|other| end(&other))
+        .fold(end(&read(leaf)?), SystemTime::min))
 }
 
 /// Somebody of another trust domain is told apart from somebody else of ours.
-fn not_expected(expected: &[Identity], got: Vec<Identity>) -> PeerError {
-    let is_known = |domain: &TrustDomain| expected.iter().any(|one| one.trust_domain == *domain);
-    match (expected.first(), got.first()) {
-        (Some(one), Some(stranger)) if !got.iter().any(|got| is_known(&got.trust_domain)) => {
-            PeerError::OtherTrustDomain {
-                expected: one.trust_domain.clone(),
-                got: stranger.clone(),
-            }
-        }
+fn not_expected(expected: &[Identity], got: Identity) -> PeerError {
+    let is_known = expected
+        .iter()
+        .any(|one| one.trust_domain == got.trust_domain);
+    match expected.first() {
+        Some(one) if !is_known => PeerError::OtherTrustDomain {
+            expected: one.trust_domain.clone(),
+            got,
+        },
         _ => PeerError::UnexpectedIdentity {
             expected: expected.to_vec(),
             got,
@@ -135,16 +164,17 @@ fn not_expected(expected: &[Identity], got: Vec<Identity>) -> PeerError {
     }
 }
 
-/// Chain, dates, purpose (only if the leaf names one, as Istio does) and the presence of a SPIFFE name.
-pub(crate) fn verify_chain<'a>(
-    leaf: &'a CertificateDer<'a>,
+/// Chain, dates, purpose (only if the leaf names one, as Istio does) and the one SPIFFE name.
+pub(crate) fn verify_chain(
+    leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     roots: &Roots,
     usage: KeyUsage,
     algorithms: &WebPkiSupportedAlgorithms,
     now: UnixTime,
-) -> Result<EndEntityCert<'a>, PeerError> {
-    let parsed = parse(leaf)?;
+) -> Result<(), PeerError> {
+    let parsed =
+        EndEntityCert::try_from(leaf).map_err(|error| PeerError::Malformed(error.to_string()))?;
     parsed
         .verify_for_usage(
             algorithms.all,
@@ -156,46 +186,56 @@ pub(crate) fn verify_chain<'a>(
             None,
         )
         .map_err(|error| chain_error(&error))?;
-    identities(&parsed)?;
-    Ok(parsed)
+    identity(leaf)?;
+    Ok(())
 }
 
 pub(crate) fn identity_in(
-    leaf: &EndEntityCert<'_>,
+    leaf: &CertificateDer<'_>,
     trust_domain: &TrustDomain,
 ) -> Result<Identity, PeerError> {
-    let mut first = None;
-    for identity in identities(leaf)? {
-        if identity.trust_domain == *trust_domain {
-            return Ok(identity);
-        }
-        first.get_or_insert(identity);
+    let got = identity(leaf)?;
+    if got.trust_domain == *trust_domain {
+        return Ok(got);
     }
-    match first {
-        Some(got) => Err(PeerError::OtherTrustDomain {
-            expected: trust_domain.clone(),
-            got,
-        }),
-        None => Err(PeerError::NoSpiffeId { got: Vec::new() }),
+    Err(PeerError::OtherTrustDomain {
+        expected: trust_domain.clone(),
+        got,
+    })
+}
+
+/// The SPIFFE identity of the leaf: its only URI SAN.
+fn identity(leaf: &CertificateDer<'_>) -> Result<Identity, PeerError> {
+    let got = uri_names(&read(leaf)?)?;
+    match got.as_slice() {
+        [_, _, ..] => Err(PeerError::ManyNames { got }),
+        [name] if let Ok(identity) = name.parse() => Ok(identity),
+        _ => Err(PeerError::NoSpiffeId { got }),
     }
 }
 
-/// Every SPIFFE identity of the leaf, at least one.
-pub(crate) fn identities(leaf: &EndEntityCert<'_>) -> Result<Vec<Identity>, PeerError> {
-    let identities: Vec<Identity> = leaf
-        .valid_uri_names()
-        .filter_map(|name| name.parse().ok())
-        .collect();
-    if identities.is_empty() {
-        return Err(PeerError::NoSpiffeId {
-            got: leaf.valid_uri_names().map(str::to_owned).collect(),
-        });
-    }
-    Ok(identities)
+/// All URI SANs, also those that are no text.
+fn uri_names(leaf: &X509Certificate<'_>) -> Result<Vec<String>, PeerError> {
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|error| PeerError::Malformed(error.to_string()))?;
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    let uris = names.filter_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        GeneralName::Invalid(URI_TAG, bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        _ => None,
+    });
+    Ok(uris.collect())
 }
 
-pub(crate) fn parse<'a>(leaf: &'a CertificateDer<'a>) -> Result<EndEntityCert<'a>, PeerError> {
-    EndEntityCert::try_from(leaf).map_err(|error| PeerError::Malformed(error.to_string()))
+/// Of `uniformResourceIdentifier` in a `GeneralName` (RFC 5280 section 4.2.1.6).
+const URI_TAG: Tag = Tag(6);
+
+fn read<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PeerError> {
+    match X509Certificate::from_der(certificate) {
+        Ok((_, read)) => Ok(read),
+        Err(error) => Err(PeerError::Malformed(error.to_string())),
+    }
 }
 
 fn chain_error(error: &webpki::Error) -> PeerError {

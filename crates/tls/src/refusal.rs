@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::Reason;
 use rustls::{AlertDescription, CertificateError, Error, OtherError};
 use rustls_pki_types::UnixTime;
 
@@ -39,7 +40,9 @@ pub enum PeerRefusal {
     #[error("our certificate is expired or not yet valid by its clock")]
     NotInDate,
     /// `certificate_unknown` or `access_denied`: the chain is good, the name is not.
-    #[error("it does not accept our identity (another trust domain, or no SPIFFE name)")]
+    #[error(
+        "it does not accept our identity (another trust domain, or not exactly one SPIFFE name)"
+    )]
     Identity,
     /// `unsupported_certificate`.
     #[error("our certificate is not meant for this use")]
@@ -67,12 +70,12 @@ pub enum PeerRefusal {
 impl TlsFailure {
     /// The word for metrics and logs.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Peer(error) => error.code(),
-            Self::RefusedByPeer(refusal) => refusal.code(),
-            Self::Protocol(_) => "tls_protocol",
-            Self::Io(_) => "tls_io",
+            Self::Peer(error) => error.reason(),
+            Self::RefusedByPeer(refusal) => refusal.reason(),
+            Self::Protocol(_) => Reason::TlsProtocol,
+            Self::Io(_) => Reason::TlsIo,
         }
     }
 }
@@ -80,19 +83,19 @@ impl TlsFailure {
 impl PeerRefusal {
     /// The word for metrics and logs.
     #[must_use]
-    pub fn code(self) -> &'static str {
+    pub fn reason(self) -> Reason {
         match self {
-            Self::NoCertificate => "refused_by_peer_no_certificate",
-            Self::UnknownRoot => "refused_by_peer_unknown_root",
-            Self::NotInDate => "refused_by_peer_not_in_date",
-            Self::Identity => "refused_by_peer_identity",
-            Self::WrongPurpose => "refused_by_peer_wrong_purpose",
-            Self::Revoked => "refused_by_peer_revoked",
-            Self::Malformed => "refused_by_peer_malformed",
-            Self::Signature => "refused_by_peer_signature",
-            Self::Protocol => "refused_by_peer_alpn",
-            Self::Version => "refused_by_peer_version",
-            Self::Other(_) => "refused_by_peer_other",
+            Self::NoCertificate => Reason::RefusedByPeerNoCertificate,
+            Self::UnknownRoot => Reason::RefusedByPeerUnknownRoot,
+            Self::NotInDate => Reason::RefusedByPeerNotInDate,
+            Self::Identity => Reason::RefusedByPeerIdentity,
+            Self::WrongPurpose => Reason::RefusedByPeerWrongPurpose,
+            Self::Revoked => Reason::RefusedByPeerRevoked,
+            Self::Malformed => Reason::RefusedByPeerMalformed,
+            Self::Signature => Reason::RefusedByPeerSignature,
+            Self::Protocol => Reason::RefusedByPeerAlpn,
+            Self::Version => Reason::RefusedByPeerVersion,
+            Self::Other(_) => Reason::RefusedByPeerOther,
         }
     }
 }

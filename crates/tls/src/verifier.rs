@@ -46,7 +46,7 @@ impl ServerCertVerifier for Servers {
             &self.algorithms,
             now,
         )
-        .map(|_| ServerCertVerified::assertion())
+        .map(|()| ServerCertVerified::assertion())
         .map_err(refuse)
     }
 
@@ -93,7 +93,7 @@ impl ClientCertVerifier for Clients {
             &self.algorithms,
             now,
         )
-        .and_then(|leaf| peer::identity_in(&leaf, &self.trust_domain))
+        .and_then(|()| peer::identity_in(leaf, &self.trust_domain))
         .map(|_| ClientCertVerified::assertion())
         .map_err(refuse)
     }

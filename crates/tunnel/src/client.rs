@@ -20,8 +20,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::forwarded;
 use crate::keepalive::Keepalive;
+use crate::life::{Certificates, Life, Side};
 use crate::proxy_status::ProxyStatus;
-use crate::secure::{self, ClientIo, Failure, Flush, Secured};
+use crate::secure::{self, ClientIo, Failure, Flush, Peer, Secured};
 use crate::settings::Settings;
 use crate::stream::{self, StreamEnd, TunnelStream};
 use crate::thin::{self, Gone, Handle};
@@ -121,17 +122,21 @@ pub async fn establish(
 ) -> Result<(Tunnel, Driver<ClientIo>), ConnectError> {
     let limit = settings.handshake_timeout;
     let handshakes = async {
-        let (secured, peer) = secure::connect(tcp, cert, expected, settings.thin)
+        let (secured, peer) = secure::connect(tcp, cert, expected, &settings)
             .await
             .map_err(ConnectError::Secure)?;
+        let Peer {
+            identity,
+            certificates,
+        } = peer;
+        let shared = Shared::new(Some(identity), Some(certificates), settings);
         match secured {
             Secured::Http2(io) => {
                 let (failure, flush) = (io.failure(), io.defer());
-                start(io, Some(peer), settings, failure, Some(flush)).await
+                start(io, shared, failure, Some(flush)).await
             }
             Secured::Thin(link) => {
                 let (handle, driver) = thin::Driver::client(link, &settings);
-                let shared = Shared::new(Some(peer), settings);
                 Ok(pair(Sender::Thin(handle), Wire::Thin(driver), shared))
             }
         }
@@ -155,31 +160,31 @@ pub async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    start(io, peer, settings, Failure::default(), None).await
+    let shared = Shared::new(peer, None, settings);
+    start(io, shared, Failure::default(), None).await
 }
 
 async fn start<IO>(
     io: IO,
-    peer: Option<Identity>,
-    settings: Settings,
+    shared: Arc<Shared>,
     failure: Failure,
     flush: Option<Flush>,
 ) -> Result<(Tunnel, Driver<IO>), ConnectError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    let settings = &shared.settings;
     let (sender, mut connection) = settings
         .client_builder()
         .handshake(io)
         .await
         .map_err(ConnectError::H2)?;
     let wire = Wire::Http2 {
-        keepalive: Keepalive::new(connection.ping_pong(), &settings),
+        keepalive: Keepalive::new(connection.ping_pong(), settings),
         connection: Box::new(connection),
         failure,
         flush,
     };
-    let shared = Shared::new(peer, settings);
     Ok(pair(Sender::Http2(sender), wire, shared))
 }
 
@@ -245,13 +250,16 @@ impl Tunnel {
         }
     }
 
-    /// Whether the tunnel takes no new streams: it is lost, or the peer sent GOAWAY. Streams that
-    /// are open may still live.
+    /// Whether the tunnel takes no new streams: it is lost or old, a certificate has ended, or the
+    /// peer sent GOAWAY. Streams that are open may still live.
     pub fn is_closed(&self) -> bool {
         self.closed().is_some()
     }
 
     fn closed(&self) -> Option<OpenError> {
+        if self.shared.life.is_over() {
+            return Some(OpenError::Retired);
+        }
         match &self.sender {
             Sender::Http2(sender) => {
                 let mut context = Context::from_waker(Waker::noop());
@@ -470,6 +478,7 @@ struct Shared {
     idle_since: AtomicU64,
     lost: OnceLock<Lost>,
     peer: Option<Identity>,
+    life: Life,
     settings: Settings,
 }
 
@@ -500,13 +509,18 @@ fn closed(handle: &Handle) -> OpenError {
 struct Away;
 
 impl Shared {
-    fn new(peer: Option<Identity>, settings: Settings) -> Arc<Self> {
+    fn new(
+        peer: Option<Identity>,
+        certificates: Option<Certificates>,
+        settings: Settings,
+    ) -> Arc<Self> {
         Arc::new(Self {
             streams: AtomicUsize::new(0),
             created: Instant::now(),
             idle_since: AtomicU64::new(0),
             lost: OnceLock::new(),
             peer,
+            life: Life::new(Side::Client, settings.max_age, certificates),
             settings,
         })
     }

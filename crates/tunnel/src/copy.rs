@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 
 use futures::future::LocalBoxFuture;
 use h2::{Reason, RecvStream, SendStream};
+use model::Ending;
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -276,30 +277,30 @@ impl Counters {
 }
 
 impl Abort {
-    /// A word for metrics and logs.
-    pub fn as_str(self) -> &'static str {
+    /// The word for metrics and logs.
+    pub fn ending(self) -> Ending {
         match self {
-            Self::Policy => "policy",
-            Self::Drain => "drain",
-            Self::Limit => "limit",
+            Self::Policy => Ending::Policy,
+            Self::Drain => Ending::Drain,
+            Self::Limit => Ending::Limit,
         }
     }
 }
 
 impl End {
-    /// A word for metrics and logs.
-    pub fn as_str(&self) -> &'static str {
+    /// The word for metrics and logs.
+    pub fn ending(&self) -> Ending {
         match self {
-            Self::Clean => "clean",
+            Self::Clean => Ending::Clean,
             Self::Tcp {
                 side: Side::First, ..
-            } => "first_reset",
+            } => Ending::FirstReset,
             Self::Tcp {
                 side: Side::Second, ..
-            } => "second_reset",
-            Self::StreamReset(_) => "stream_reset",
-            Self::TunnelLost(_) => "tunnel_lost",
-            Self::Aborted(abort) => abort.as_str(),
+            } => Ending::SecondReset,
+            Self::StreamReset(_) => Ending::StreamReset,
+            Self::TunnelLost(_) => Ending::TunnelLost,
+            Self::Aborted(abort) => abort.ending(),
         }
     }
 

@@ -14,6 +14,8 @@ pub mod busy;
 pub mod client;
 pub mod copy;
 pub mod forwarded;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod pool;
 pub mod proxy_status;
 pub mod secure;
@@ -21,6 +23,7 @@ pub mod server;
 pub mod settings;
 
 mod keepalive;
+mod life;
 mod quoted;
 mod stream;
 mod thin;

@@ -17,6 +17,8 @@ pub enum ErrorType {
     ConnectionRefused,
     /// The application did not accept in time.
     ConnectionTimeout,
+    /// No route leads to the application.
+    DestinationIpUnroutable,
     /// The application's side ended before it was connected.
     ConnectionTerminated,
     /// A limit on connections is reached.
@@ -46,6 +48,7 @@ impl ErrorType {
             Self::DestinationUnavailable => "destination_unavailable",
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectionTimeout => "connection_timeout",
+            Self::DestinationIpUnroutable => "destination_ip_unroutable",
             Self::ConnectionTerminated => "connection_terminated",
             Self::ConnectionLimitReached => "connection_limit_reached",
             Self::HttpRequestDenied => "http_request_denied",
@@ -123,8 +126,8 @@ fn take_member(input: &str) -> Option<(ProxyStatus, &str)> {
             None => (String::new(), after),
         };
         match key {
-            "error" => status.error = Some(value),
-            "details" => status.details = Some(value),
+            "error" => status.error = is_token(&value).then_some(value),
+            "details" => status.details = Some(line(&value)),
             _ => {}
         }
         rest = after;
@@ -183,6 +186,18 @@ fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Details as they may stand in a log: one line, and no longer than ours.
+fn line(text: &str) -> String {
+    let visible = |character: char| {
+        if character.is_control() {
+            ' '
+        } else {
+            character
+        }
+    };
+    cut(text, MAX_DETAILS).chars().map(visible).collect()
+}
+
 /// The longest beginning of `text` of at most `limit` bytes that ends between characters.
 fn cut(text: &str, limit: usize) -> &str {
     text.get(..text.floor_char_boundary(limit)).unwrap_or(text)
@@ -197,8 +212,9 @@ fn is_token(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn check(text: &str, error: Option<&str>, details: Option<&str>) {
         let expected = ProxyStatus {
@@ -240,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_peer_says_is_one_line_and_its_error_is_a_word() {
+        let said = ProxyStatus::parse("x; error=h=we; details=%\"no%0a2026-01-01 forged%00\"");
+        let details = "no 2026-01-01 forged ".to_owned();
+        let expected = ProxyStatus {
+            error: None,
+            details: Some(details),
+        };
+        assert_eq!(said, Some(expected));
+        let long = format!("x; details=\"{}\"", "a".repeat(MAX_DETAILS + 1));
+        let details = ProxyStatus::parse(&long).and_then(|status| status.details);
+        assert_eq!(details.map(|details| details.len()), Some(MAX_DETAILS));
+        assert_eq!(ProxyStatus::parse("x; error=\"two words\""), None);
+    }
+
+    #[test]
     fn details_are_cut_between_characters() {
         let long = ProxyStatus::new(ErrorType::HttpRequestDenied, "ü".repeat(1000));
         let value = long.to_value().unwrap();
@@ -254,7 +285,7 @@ mod tests {
         }
 
         #[test]
-        fn every_reason_round_trips(details in ".{0,120}") {
+        fn every_reason_round_trips(details in "\\PC{0,120}") {
             let status = ProxyStatus::new(ErrorType::HttpRequestDenied, details);
             let value = status.to_value().unwrap();
             prop_assert_eq!(ProxyStatus::parse(value.to_str().unwrap()), Some(status));

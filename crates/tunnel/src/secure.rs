@@ -6,18 +6,23 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use model::Identity;
+use model::{Identity, Reason};
 use rustls::client::UnbufferedClientConnection;
+use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use thiserror::Error;
 use tls::{
-    TlsFailure, WorkloadCert, classify, classify_io, peer_identity, server_name, verify_expected,
+    PeerError, TlsFailure, WorkloadCert, classify, classify_io, peer_identity, server_name,
+    valid_until, verify_expected,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 mod connection;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
+mod layer;
 mod link;
 mod protection;
 mod records;
@@ -28,6 +33,9 @@ use connection::Connection;
 pub(crate) use connection::Flush;
 pub(crate) use link::{FLIGHT, Link};
 use records::Session;
+
+use crate::life::Certificates;
+use crate::settings::{RecordLayer, Settings};
 
 /// Why there is no TLS connection to go on with.
 #[derive(Clone, Debug, Error)]
@@ -47,11 +55,11 @@ pub enum SecureError {
 impl SecureError {
     /// The word for metrics and logs.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Tls(failure) => failure.code(),
-            Self::Alpn => "alpn",
-            Self::Keys => "keys",
+            Self::Tls(failure) => failure.reason(),
+            Self::Alpn => Reason::Alpn,
+            Self::Keys => Reason::Keys,
         }
     }
 }
@@ -62,6 +70,12 @@ pub(crate) enum Secured<IO> {
     Http2(IO),
     /// The framing of [`crate::thin`].
     Thin(Link),
+}
+
+/// Who the peer of a connection is.
+pub(crate) struct Peer {
+    pub(crate) identity: Identity,
+    pub(crate) certificates: Certificates,
 }
 
 /// The client's TLS connection. It remembers how it failed: in TLS 1.3 a server's refusal of our
@@ -82,13 +96,13 @@ pub(crate) async fn connect(
     tcp: TcpStream,
     cert: &WorkloadCert,
     expected: &[Identity],
-    thin: bool,
-) -> Result<(Secured<ClientIo>, Identity), SecureError> {
+    settings: &Settings,
+) -> Result<(Secured<ClientIo>, Peer), SecureError> {
     no_delay(&tcp);
-    let config = if thin {
-        cert.client()
-    } else {
-        cert.hbone_client()
+    let config = match (settings.thin, settings.records) {
+        (false, _) => cert.hbone_client(),
+        (true, RecordLayer::Rustls) => cert.client(),
+        (true, RecordLayer::Own) => cert.client_with_keys(),
     };
     let session = UnbufferedClientConnection::new(config, server_name())
         .map_err(|error| SecureError::Tls(classify(&error)))?;
@@ -96,10 +110,13 @@ pub(crate) async fn connect(
         .await
         .map_err(|(error, _tcp)| SecureError::Tls(classify_io(&error)))?;
     let peer = tls
-        .with(|session| verify_expected(session.peer_certificates().unwrap_or_default(), expected))
+        .with(|session| {
+            let chain = session.peer_certificates().unwrap_or_default();
+            Peer::new(verify_expected(chain, expected)?, chain, cert)
+        })
         .map_err(|error| SecureError::Tls(TlsFailure::Peer(error)))?;
     let failure = Failure::default();
-    let secured = agreed(tls, |tls| ClientIo { tls, failure })?;
+    let secured = agreed(tls, settings, |tls| ClientIo { tls, failure })?;
     Ok((secured, peer))
 }
 
@@ -107,13 +124,13 @@ pub(crate) async fn connect(
 pub(crate) async fn accept(
     tcp: TcpStream,
     cert: &WorkloadCert,
-    thin: bool,
-) -> Result<(Secured<ServerIo>, Identity), SecureError> {
+    settings: &Settings,
+) -> Result<(Secured<ServerIo>, Peer), SecureError> {
     no_delay(&tcp);
-    let config = if thin {
-        cert.server()
-    } else {
-        cert.hbone_server()
+    let config = match (settings.thin, settings.records) {
+        (false, _) => cert.hbone_server(),
+        (true, RecordLayer::Rustls) => cert.server(),
+        (true, RecordLayer::Own) => cert.server_with_keys(),
     };
     let session = UnbufferedServerConnection::new(config)
         .map_err(|error| SecureError::Tls(classify(&error)))?;
@@ -126,9 +143,28 @@ pub(crate) async fn accept(
     };
     let own = &cert.identity().trust_domain;
     let peer = tls
-        .with(|session| peer_identity(session.peer_certificates().unwrap_or_default(), own))
+        .with(|session| {
+            let chain = session.peer_certificates().unwrap_or_default();
+            Peer::new(peer_identity(chain, own)?, chain, cert)
+        })
         .map_err(|error| SecureError::Tls(TlsFailure::Peer(error)))?;
-    Ok((agreed(tls, ServerIo)?, peer))
+    Ok((agreed(tls, settings, ServerIo)?, peer))
+}
+
+impl Peer {
+    fn new(
+        identity: Identity,
+        chain: &[CertificateDer<'_>],
+        own: &WorkloadCert,
+    ) -> Result<Self, PeerError> {
+        Ok(Self {
+            identity,
+            certificates: Certificates {
+                ends: valid_until(chain)?.min(own.info().not_after),
+                clock: own.clock(),
+            },
+        })
+    }
 }
 
 /// How long a refused peer may take to hang up.
@@ -154,12 +190,16 @@ fn no_delay(tcp: &TcpStream) {
 
 fn agreed<S: Session, IO>(
     tls: Connection<S>,
+    settings: &Settings,
     http2: impl FnOnce(Connection<S>) -> IO,
 ) -> Result<Secured<IO>, SecureError> {
     let chosen = tls.with(|session| session.alpn_protocol().map(<[u8]>::to_vec));
     match chosen.as_deref() {
         Some(tls::HBONE) => Ok(Secured::Http2(http2(tls))),
-        Some(tls::THIN) => tls.into_link().map(Secured::Thin).ok_or(SecureError::Keys),
+        Some(tls::THIN) => tls
+            .into_link(settings.records)
+            .map(Secured::Thin)
+            .ok_or(SecureError::Keys),
         _ => Err(SecureError::Alpn),
     }
 }

@@ -1,13 +1,14 @@
 //! How this node accepts a tunnel and answers the requests in it.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use model::Identity;
 use thiserror::Error;
@@ -15,14 +16,15 @@ use tls::WorkloadCert;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep_until, timeout};
 
 use crate::authority::{Authority, AuthorityError};
 use crate::client::{BAGGAGE, Cause, Lost, TRACEPARENT, header_text};
 use crate::forwarded::Forwarded;
 use crate::keepalive::Keepalive;
+use crate::life::{Certificates, Life, Side};
 use crate::proxy_status::{self, ErrorType, ProxyStatus};
-use crate::secure::{self, Flush, SecureError, Secured, ServerIo};
+use crate::secure::{self, Flush, Peer, SecureError, Secured, ServerIo};
 use crate::settings::Settings;
 use crate::stream::{self, StreamEnd, TunnelStream};
 use crate::thin::{self, Opened, ThinStream};
@@ -39,6 +41,9 @@ where
     permits: Arc<Semaphore>,
     permit: Option<OwnedSemaphorePermit>,
     peer: Option<Identity>,
+    life: Life,
+    /// When the peer is asked to make another tunnel; nothing, once it has been.
+    retirement: Option<Pin<Box<Sleep>>>,
     settings: Settings,
     ended: bool,
 }
@@ -117,6 +122,10 @@ pub enum NextError {
         #[source]
         source: AuthorityError,
     },
+    /// A certificate of the tunnel has ended, and the peer asks for more all the same. The request has
+    /// been refused as one that nobody has looked at. The tunnel goes on, for the streams that are open.
+    #[error("a certificate of the tunnel has ended; a new tunnel is needed")]
+    Expired,
     /// The peer answered no ping for this long. The tunnel is over.
     #[error("the peer did not answer a ping within {0:?}")]
     Unresponsive(Duration),
@@ -137,19 +146,22 @@ pub async fn accept(
     settings: Settings,
 ) -> Result<ServerTunnel, AcceptError> {
     let handshakes = async {
-        let (secured, peer) = secure::accept(tcp, cert, settings.thin)
+        let (secured, peer) = secure::accept(tcp, cert, &settings)
             .await
             .map_err(AcceptError::Secure)?;
-        match secured {
+        let wire = match secured {
             Secured::Http2(io) => {
                 let flush = io.defer();
-                start(io, Some(peer), settings, Some(flush)).await
+                start(io, settings, Some(flush)).await?
             }
-            Secured::Thin(link) => {
-                let wire = Wire::Thin(thin::Driver::server(link, &settings));
-                Ok(ServerTunnel::new(wire, Some(peer), settings))
-            }
-        }
+            Secured::Thin(link) => Wire::Thin(thin::Driver::server(link, &settings)),
+        };
+        let Peer {
+            identity,
+            certificates,
+        } = peer;
+        let (peer, certificates) = (Some(identity), Some(certificates));
+        Ok(ServerTunnel::new(wire, peer, certificates, settings))
     };
     let limit = settings.handshake_timeout;
     timeout(limit, handshakes)
@@ -170,17 +182,17 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let limit = settings.handshake_timeout;
-    timeout(limit, start(io, peer, settings, None))
+    let wire = timeout(limit, start(io, settings, None))
         .await
-        .map_err(|_elapsed| AcceptError::Timeout(limit))?
+        .map_err(|_elapsed| AcceptError::Timeout(limit))??;
+    Ok(ServerTunnel::new(wire, peer, None, settings))
 }
 
 async fn start<IO>(
     io: IO,
-    peer: Option<Identity>,
     settings: Settings,
     flush: Option<Flush>,
-) -> Result<ServerTunnel<IO>, AcceptError>
+) -> Result<Wire<IO>, AcceptError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -189,25 +201,32 @@ where
         .handshake(io)
         .await
         .map_err(AcceptError::H2)?;
-    let wire = Wire::Http2 {
+    Ok(Wire::Http2 {
         keepalive: Keepalive::new(connection.ping_pong(), &settings),
         connection: Box::new(connection),
         flush,
-    };
-    Ok(ServerTunnel::new(wire, peer, settings))
+    })
 }
 
 impl<IO> ServerTunnel<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    fn new(wire: Wire<IO>, peer: Option<Identity>, settings: Settings) -> Self {
+    fn new(
+        wire: Wire<IO>,
+        peer: Option<Identity>,
+        certificates: Option<Certificates>,
+        settings: Settings,
+    ) -> Self {
+        let life = Life::new(Side::Server, settings.max_age, certificates);
         let streams = usize::try_from(settings.max_concurrent_streams).unwrap_or(usize::MAX);
         Self {
             wire,
             permits: Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS))),
             permit: None,
             peer,
+            retirement: Some(Box::pin(sleep_until(life.retires))),
+            life,
             settings,
             ended: false,
         }
@@ -217,7 +236,7 @@ where
     /// this again at once. Nothing is lost when the future is dropped.
     ///
     /// # Errors
-    /// See [`NextError`]: those with a 400 concern one request, the others are followed by `None`.
+    /// See [`NextError`]: those that were answered concern one request, the others are followed by `None`.
     pub async fn next(&mut self) -> Option<Result<Incoming, NextError>> {
         if self.ended {
             return None;
@@ -229,6 +248,12 @@ where
             return end.map(Err);
         }
         match poll_fn(|cx| self.poll_request(cx)).await {
+            Ok(unanswered) if self.life.has_ended() => {
+                unanswered.refuse();
+                // The timer may have slept with the machine.
+                self.graceful_shutdown();
+                Some(Err(NextError::Expired))
+            }
             Ok(Unanswered::Http2(request, respond)) => self.admit(request, respond),
             Ok(Unanswered::Thin(opened)) => self.admit_thin(opened),
             Err(end) => {
@@ -259,6 +284,16 @@ where
         }
     }
 
+    /// Asks the peer for another tunnel when this one is old.
+    fn poll_retirement(&mut self, cx: &mut Context<'_>) {
+        if let Some(timer) = &mut self.retirement
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            self.retirement = None;
+            self.graceful_shutdown();
+        }
+    }
+
     /// Drives the tunnel, without taking requests, until a stream of it ends.
     async fn wait_for_permit(&mut self) -> Result<(), Option<NextError>> {
         let permits = Arc::clone(&self.permits);
@@ -269,6 +304,7 @@ where
                 self.permit = permit.ok();
                 return Poll::Ready(self.permit.as_ref().map(|_| ()).ok_or(None));
             }
+            self.poll_retirement(cx);
             match &mut self.wire {
                 Wire::Http2 {
                     connection,
@@ -295,6 +331,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Unanswered, Option<NextError>>> {
+        self.poll_retirement(cx);
         let (connection, keepalive, flush) = match &mut self.wire {
             Wire::Http2 {
                 connection,
@@ -464,6 +501,16 @@ impl Incoming {
 enum Unanswered {
     Http2(Request<RecvStream>, SendResponse<Bytes>),
     Thin(Opened),
+}
+
+impl Unanswered {
+    /// Says that it may be asked for elsewhere (RFC 9113 section 8.7).
+    fn refuse(self) {
+        match self {
+            Self::Http2(_request, mut respond) => respond.send_reset(Reason::REFUSED_STREAM),
+            Self::Thin(opened) => opened.stream.reset(Reason::REFUSED_STREAM),
+        }
+    }
 }
 
 fn failed(error: h2::Error) -> NextError {

@@ -30,6 +30,8 @@
 mod copy;
 mod driver;
 mod frame;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod message;
 mod mux;
 mod stream;

@@ -1,5 +1,5 @@
-//! Programs that a node needs once: `connect4`, `connect6`, `getpeername4`, `getpeername6`, the
-//! socket tracker and the probe noter.
+//! Programs that a node needs once: `connect4`, `connect6`, `getpeername4`, `getpeername6`,
+//! `setsockopt`, the socket tracker and the probe noter.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -7,8 +7,8 @@ mod programs {
     #![expect(unsafe_code, reason = "program symbols are exported by name")]
 
     use aya_ebpf::{
-        macros::{cgroup_sock_addr, sock_ops},
-        programs::{SockAddrContext, SockOpsContext},
+        macros::{cgroup_sock_addr, cgroup_sockopt, sock_ops},
+        programs::{SockAddrContext, SockOpsContext, SockoptContext},
     };
     use ebpf::hook;
 
@@ -30,6 +30,11 @@ mod programs {
     #[cgroup_sock_addr(getpeername6)]
     fn getpeername6_dialled(ctx: SockAddrContext) -> i32 {
         hook::connect::getpeername6(ctx.sock_addr)
+    }
+
+    #[cgroup_sockopt(setsockopt)]
+    fn setsockopt_path(ctx: SockoptContext) -> i32 {
+        hook::option::set(ctx.sockopt)
     }
 
     #[sock_ops]

@@ -1,4 +1,5 @@
-//! The program that the node's end of each pod's interface needs: the source address guard.
+//! The programs that each pod's interface needs: the guard on the node's end, the inbound half of the
+//! wall on the pod's own.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -31,6 +32,13 @@ mod programs {
             }
         };
         hook::veth::guard(&ctx, pod, &own)
+    }
+
+    #[classifier]
+    fn tcx_inbound_wall(ctx: TcContext) -> i32 {
+        // SAFETY: as above.
+        let pod = unsafe { (&raw const POD).read_volatile() };
+        hook::wall::arriving(&ctx, pod)
     }
 
     /// A program that could panic loops here, and the verifier refuses to load it.

@@ -4,48 +4,65 @@
 //! mark to `lo`, where `sk_lookup` hands the connection to the agent, which reads the original
 //! destination with `getsockname`. A connection that goes directly to a pod of this node is the
 //! exception: a service's address becomes the endpoint's, and what was dialled is kept with the
-//! socket, where `getpeername4` and `getpeername6` find it. Kernel: `bpf_setsockopt` here since 5.8, `SO_BINDTOIFINDEX` in it
-//! since 6.1, `bpf_set_retval` since 5.18. Run on: 6.18.
+//! socket, where `getpeername4` and `getpeername6` find it. A destination that the mesh does not carry
+//! is left alone: the kernel connects, or says why it cannot, as without a mesh. Kernel: `bpf_setsockopt`
+//! here since 5.8, `SO_BINDTOIFINDEX` in it since 6.1, `bpf_set_retval` since 5.18,
+//! `bpf_skc_to_mptcp_sock` since 5.19. Run on: 6.1, 6.12, 6.18.
 
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
 use abi::{
-    APP_MARK, Addr, DIRECT, DRAWN, DirectSocket, DirectVerdict, Endpoint, Event, EventKind, Flow,
-    ListenerKey, ListenerKind, OWN_ADDRESS, Pod, PodAddr, PodState, Reason, SlotKey, Target,
+    AGENT_MARK, APP_MARK, APP_MARK_MASK, Addr, DIRECT, DRAWN, DirectSocket, DirectVerdict,
+    Endpoint, Event, EventKind, Flow, LEG, LEG_SOURCE, ListenerKind, MemberKey, NOBODY,
+    OWN_ADDRESS, Pod, PodAddr, PodState, Reason, Service, Session, SessionKey, SlotKey, Target,
 };
 use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{
         bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_getsockopt,
-        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_set_retval, bpf_setsockopt, bpf_sk_release,
-        bpf_sk_storage_delete, bpf_sk_storage_get,
+        bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt, bpf_sk_storage_delete,
+        bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
     },
 };
 use core::ffi::c_void;
 
+use super::{
+    agent::with_listener,
+    log::{self, Hook},
+};
 use crate::{
     direct::{CUBIC, Path, choose, is_below, must_become_cubic},
+    liveness::Lacking,
     maps::{
-        AGENTS, LISTENERS, LOCAL_PODS, SERVICES, SLOTS, SOCKETS, address_flags, count, is_set, pod,
-        tell, verdict, worker,
+        self, AGENTS, LOCAL_PODS, MEMBERS, SERVICES, SESSIONS, SLOTS, SOCKETS, address_flags,
+        count, is_carried, is_set, pod, verdict,
     },
-    outbound::{Facts, Verdict, decide},
+    outbound::{Carry, CarryFacts, Facts, Verdict, carry, decide},
 };
 
-const IPPROTO_TCP: u32 = 6;
+pub(super) const IPPROTO_TCP: u32 = 6;
 /// Subflows are seen with protocol 6; the MPTCP socket itself may show this.
-const IPPROTO_MPTCP: u32 = 262;
-const SOCK_STREAM: u32 = 1;
+pub(super) const IPPROTO_MPTCP: u32 = 262;
+pub(super) const SOCK_STREAM: u32 = 1;
 const SOL_SOCKET: i32 = 1;
 const SOL_TCP: i32 = 6;
 const TCP_CONGESTION: i32 = 13;
 const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 const SO_MARK: i32 = 36;
 const SO_BINDTOIFINDEX: i32 = 62;
+const ENETUNREACH: i32 = 101;
 const ECONNREFUSED: i32 = 111;
 
 const ALLOW: i32 = 1;
 const REJECT: i32 = 0;
+
+/// What becomes of a call of `connect`, and why.
+type Outcome = Result<Reason, Refusal>;
+
+struct Refusal {
+    reason: Reason,
+    errno: i32,
+}
 
 struct Context {
     pod: Pod,
@@ -70,21 +87,20 @@ impl Facts for Context {
     }
 
     #[inline(always)]
-    fn agent_listens(&self) -> bool {
-        let key = ListenerKey {
-            pod: self.pod.id,
-            kind: ListenerKind::Outbound as u16,
-            worker: worker(),
-        };
-        let map = (&raw const LISTENERS).cast_mut().cast::<c_void>();
-        // SAFETY: `map` is the map's own symbol and `key` lives on this stack frame.
-        let socket = unsafe { bpf_map_lookup_elem(map, (&raw const key).cast()) };
-        if socket.is_null() {
-            return false;
-        }
-        // SAFETY: a non-null result of a lookup in a socket map is a referenced socket.
-        unsafe { bpf_sk_release(socket) };
-        true
+    fn agent(&self) -> Result<(), Lacking> {
+        with_listener(self.pod.id, ListenerKind::Outbound, |_| ())
+    }
+}
+
+impl CarryFacts for Context {
+    #[inline(always)]
+    fn is_carried(&self, addr: &Addr) -> bool {
+        is_carried(addr)
+    }
+
+    #[inline(always)]
+    fn has_family_of(&self, addr: &Addr) -> bool {
+        self.pod.has_family_of(addr)
     }
 }
 
@@ -98,25 +114,25 @@ impl crate::direct::Facts for DirectFacts {
     fn draw(&self, dialled: &Endpoint) -> Option<Target> {
         // SAFETY: the value is copied out at once; the agent replaces whole entries.
         let service = unsafe { SERVICES.get(dialled) }.copied()?;
-        if service.slots == 0 {
-            return None;
+        if service.session_seconds == 0 {
+            return draw_slot(&service);
         }
-        // SAFETY: the helper takes no argument.
-        let (column, random) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32()) };
-        let key = SlotKey {
-            service: service.id,
-            index: column % service.slots,
+        let key = SessionKey {
+            pod: self.pod,
+            dialled: *dialled,
         };
-        let slot = SLOTS.get_ptr(&key)?;
-        // SAFETY: the kernel gave a pointer to a live element; one field is copied out. A slot is
-        // never changed after it is written, only removed with its service's version.
-        unsafe {
-            Some(if is_below((*slot).threshold, random) {
-                (*slot).below
-            } else {
-                (*slot).above
-            })
+        // SAFETY: the helper takes no argument.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if let Some(target) = kept(&key, &service, now) {
+            return Some(target);
         }
+        let drawn = draw_slot(&service)?;
+        // Without room the next connection is drawn anew; of two that are opened at once the later
+        // one's endpoint is kept.
+        let _kept = SESSIONS
+            .insert(&key, Session::new(drawn.endpoint, now), 0)
+            .is_ok();
+        Some(drawn)
     }
 
     #[inline(always)]
@@ -131,6 +147,53 @@ impl crate::direct::Facts for DirectFacts {
     fn verdict(&self, destination: u32, port: u16) -> DirectVerdict {
         verdict(self.pod, destination, port)
     }
+}
+
+/// Draws an endpoint by weight.
+#[inline(always)]
+fn draw_slot(service: &Service) -> Option<Target> {
+    if service.slots == 0 {
+        return None;
+    }
+    // SAFETY: the helper takes no argument.
+    let (column, random) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32()) };
+    let key = SlotKey {
+        service: service.id,
+        index: column % service.slots,
+    };
+    let slot = SLOTS.get_ptr(&key)?;
+    // SAFETY: the kernel gave a pointer to a live element; one field is copied out. A slot is
+    // never changed after it is written, only removed with its service's version.
+    unsafe {
+        Some(if is_below((*slot).threshold, random) {
+            (*slot).below
+        } else {
+            (*slot).above
+        })
+    }
+}
+
+/// The endpoint that the client keeps, as long as it is one of the service.
+#[inline(always)]
+fn kept(key: &SessionKey, service: &Service, now: u64) -> Option<Target> {
+    let session = SESSIONS.get_ptr_mut(key)?;
+    // SAFETY: the kernel gave a pointer to an element, which is copied out. Should it become another
+    // client's meanwhile, the endpoint still has to be one of the service.
+    let endpoint = unsafe {
+        if !(*session).is_kept(now, service.session_seconds) {
+            return None;
+        }
+        (*session).endpoint
+    };
+    let member = MemberKey {
+        service: service.id,
+        endpoint,
+    };
+    // SAFETY: the value is copied out at once; it is one word.
+    let pod = unsafe { MEMBERS.get(&member) }.copied()?;
+    // SAFETY: as above; one aligned word is written.
+    unsafe { (*session).used = now };
+    Some(Target { endpoint, pod })
 }
 
 /// The body of `connect4`.
@@ -213,16 +276,53 @@ fn connect(raw: *mut bpf_sock_addr, destination: &Addr, rewrite: impl FnOnce(&Ad
     };
     // A socket that is dialled anew forgets what it dialled before.
     forget(raw);
+    let dialled = log::IS_ON.then(|| dialled(raw, destination));
+    let (verdict, reason) = match outcome(raw, &pod, destination, rewrite) {
+        Ok(reason) => (ALLOW, reason),
+        Err(Refusal { reason, errno }) => {
+            // SAFETY: the helper takes a value only. If it fails, the kernel answers EPERM: refused as well.
+            unsafe { bpf_set_retval(-errno) };
+            (REJECT, reason)
+        }
+    };
+    count(reason);
+    if let Some(Endpoint { addr, port, .. }) = dialled {
+        log::decided(Hook::Connect, pod.id, reason, &addr, port);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn outcome(
+    raw: *mut bpf_sock_addr,
+    pod: &Pod,
+    destination: &Addr,
+    rewrite: impl FnOnce(&Addr),
+) -> Outcome {
     // A socket that cannot be marked would bypass the agent: refuse.
-    match decide(PodState::from_raw(pod.state), destination, &Context { pod }) {
+    match decide(
+        PodState::from_raw(pod.state),
+        destination,
+        &Context { pod: *pod },
+    ) {
         Verdict::Pass(reason) => {
-            count(reason);
-            ALLOW
+            if matches!(reason, Reason::OutboundByAgent) && !by_agent(raw, pod, destination) {
+                return refuse(Reason::OutboundMarkFailed);
+            }
+            Ok(reason)
         }
         Verdict::Refuse(reason) => refuse(reason),
-        Verdict::Capture if is_set(DIRECT) => capture_or_direct(raw, &pod, destination, rewrite),
-        Verdict::Capture => capture(raw, APP_MARK),
+        Verdict::Capture if is_set(DIRECT) => capture_or_direct(raw, pod, destination, rewrite),
+        Verdict::Capture => capture_or_leave(raw, pod, &dialled(raw, destination)),
     }
+}
+
+/// What the application dials.
+#[inline(always)]
+fn dialled(raw: *mut bpf_sock_addr, destination: &Addr) -> Endpoint {
+    // SAFETY: as in `connect4`.
+    let port = u16::from_be(unsafe { (&raw const (*raw).user_port).read_volatile() } as u16);
+    Endpoint::new(*destination, port)
 }
 
 #[inline(always)]
@@ -231,29 +331,31 @@ fn capture_or_direct(
     pod: &Pod,
     destination: &Addr,
     rewrite: impl FnOnce(&Addr),
-) -> i32 {
-    // SAFETY: as in `connect4`.
-    let port = u16::from_be(unsafe { (&raw const (*raw).user_port).read_volatile() } as u16);
-    let dialled = Endpoint::new(*destination, port);
+) -> Outcome {
+    let dialled = dialled(raw, destination);
     match choose(pod.id, &dialled, &DirectFacts { pod: pod.id }) {
+        Path::Agent { drawn: true } if !pod.has_family_of(&dialled.addr) => {
+            answer(Reason::OutboundNoFamily, ENETUNREACH)
+        }
         Path::Agent { drawn: true } => capture(raw, APP_MARK | DRAWN),
-        Path::Agent { drawn: false } => capture(raw, APP_MARK),
+        Path::Agent { drawn: false } => capture_or_leave(raw, pod, &dialled),
         Path::ToSelf(endpoint) => {
-            if !remember(raw, pod.id, pod.id, &dialled) {
+            if !remember(raw, pod.id, pod.id, &dialled) || !unmark(raw) {
                 return refuse(Reason::OutboundDirectFailed);
             }
             redirect(raw, &endpoint, rewrite);
-            count(Reason::OutboundOwnAddress);
-            ALLOW
+            Ok(Reason::OutboundOwnAddress)
         }
+        // Who ends one path of a multipath connection does not end the connection: the agent carries it, so
+        // that it becomes one of plain TCP, which policy can end.
+        Path::Direct(_) if is_multipath(raw) => capture(raw, APP_MARK),
         Path::Direct(target) => {
-            if !remember(raw, pod.id, target.pod, &dialled) || !unbind(raw) {
+            if !remember(raw, pod.id, target.pod, &dialled) || !unmark(raw) || !unbind(raw) {
                 return refuse(Reason::OutboundDirectFailed);
             }
             prefer_cubic(raw, pod);
             redirect(raw, &target.endpoint, rewrite);
-            count(Reason::OutboundDirect);
-            ALLOW
+            Ok(Reason::OutboundDirect)
         }
         Path::Deny(target) => {
             deny(pod.id, &target, &dialled);
@@ -262,14 +364,85 @@ fn capture_or_direct(
     }
 }
 
+/// Whatever cannot be prepared is refused: an earlier mark would lead the connection to the agent.
 #[inline(always)]
-fn capture(raw: *mut bpf_sock_addr, mark: u32) -> i32 {
+fn capture_or_leave(raw: *mut bpf_sock_addr, pod: &Pod, dialled: &Endpoint) -> Outcome {
+    match carry(&dialled.addr, &Context { pod: *pod }) {
+        Carry::Agent => capture(raw, APP_MARK),
+        Carry::Native => {
+            if !unmark(raw) {
+                return refuse(Reason::OutboundMarkFailed);
+            }
+            // What nobody is told of is no reason to refuse.
+            if !remember(raw, pod.id, NOBODY, dialled) {
+                count(Reason::EventLost);
+            }
+            Ok(Reason::OutboundNative)
+        }
+        Carry::Unreachable => answer(Reason::OutboundNoFamily, ENETUNREACH),
+    }
+}
+
+/// Takes away the mark of an earlier attempt of the same socket.
+#[inline(always)]
+fn unmark(raw: *mut bpf_sock_addr) -> bool {
+    // SAFETY: as in `connect4`; the context's socket is valid during the hook.
+    let mark = unsafe {
+        let socket = (&raw const (*raw).__bindgen_anon_1.sk).read_volatile();
+        if socket.is_null() {
+            return false;
+        }
+        (&raw const (*socket).mark).read_volatile()
+    };
+    mark & APP_MARK_MASK != APP_MARK || set(raw, SO_MARK, 0)
+}
+
+#[inline(always)]
+fn capture(raw: *mut bpf_sock_addr, mark: u32) -> Outcome {
     // `SO_BINDTODEVICE` would keep the connection off `lo`.
     if set(raw, SO_MARK, mark) && unbind(raw) {
-        count(Reason::OutboundCaptured);
-        return ALLOW;
+        return Ok(Reason::OutboundCaptured);
     }
     refuse(Reason::OutboundMarkFailed)
+}
+
+/// Marks an agent's connection, so that nobody takes it for one that was never decided about, or has its leg
+/// to a server that is bound to an interface noted.
+#[inline(always)]
+fn by_agent(raw: *mut bpf_sock_addr, pod: &Pod, destination: &Addr) -> bool {
+    const NOTED: u32 = APP_MARK | LEG;
+    match mark(raw) {
+        0 => set(raw, SO_MARK, AGENT_MARK),
+        NOTED => {
+            // SAFETY: as in `connect4`.
+            let port =
+                u16::from_be(unsafe { (&raw const (*raw).user_port).read_volatile() } as u16);
+            let leg = Endpoint::new(*destination, port);
+            remember(raw, LEG_SOURCE, pod.id, &leg)
+        }
+        _ => true,
+    }
+}
+
+/// Whether the socket is a subflow of a multipath connection.
+#[inline(always)]
+fn is_multipath(raw: *mut bpf_sock_addr) -> bool {
+    // SAFETY: the context's socket is valid during the hook; only whether there is a result is looked at.
+    let whole = unsafe { bpf_skc_to_mptcp_sock(socket_of(raw)) };
+    !whole.is_null()
+}
+
+/// The socket's mark.
+#[inline(always)]
+fn mark(raw: *mut bpf_sock_addr) -> u32 {
+    // SAFETY: as in `connect4`; the context's socket is valid during the hook.
+    unsafe {
+        let socket = (&raw const (*raw).__bindgen_anon_1.sk).read_volatile();
+        if socket.is_null() {
+            return 0;
+        }
+        (&raw const (*socket).mark).read_volatile()
+    }
 }
 
 /// Undoes `SO_BINDTODEVICE`, which few sockets have.
@@ -378,7 +551,7 @@ fn deny(source: u32, target: &Target, dialled: &Endpoint) {
         source_port: 0,
         destination_port: target.endpoint.port,
     };
-    tell(&Event {
+    maps::deny(&Event {
         kind: EventKind::Denied as u32,
         source,
         destination: target.pod,
@@ -399,9 +572,12 @@ fn set(raw: *mut bpf_sock_addr, option: i32, value: u32) -> bool {
 }
 
 #[inline(always)]
-fn refuse(reason: Reason) -> i32 {
-    count(reason);
-    // SAFETY: the helper takes a value only. If it fails, the kernel answers EPERM: refused as well.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
-    REJECT
+fn refuse(reason: Reason) -> Outcome {
+    answer(reason, ECONNREFUSED)
+}
+
+/// `connect` fails with `errno`.
+#[inline(always)]
+fn answer(reason: Reason, errno: i32) -> Outcome {
+    Err(Refusal { reason, errno })
 }

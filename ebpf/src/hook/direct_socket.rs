@@ -1,4 +1,5 @@
-//! The life of a direct connection, as `sock_ops` sees it at the client's socket.
+//! The life of a direct connection, and of one that is left alone, as `sock_ops` sees it at the client's
+//! socket.
 //!
 //! When the source port is chosen and before the SYN leaves, the connection is noted in `FLOWS`:
 //! the server's `sk_lookup` takes only connections that are noted there, so that a packet with a
@@ -7,7 +8,10 @@
 
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
-use abi::{DirectFlow, DirectSocket, Event, EventKind, Flow, Reason};
+use abi::{
+    APP_MARK, APP_MARK_MASK, DirectFlow, DirectSocket, Event, EventKind, Flow, HeldKey, LEG_SOURCE,
+    NOBODY, Reason,
+};
 use aya_ebpf::{
     helpers::{
         bpf_get_netns_cookie, bpf_getsockopt, bpf_ktime_get_ns, bpf_setsockopt, bpf_sk_storage_get,
@@ -16,10 +20,13 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 
-use super::sock_ops_context::{local, remote};
+use super::{
+    late_connect,
+    sock_ops_context::{local, remote},
+};
 use crate::{
     direct::{CUBIC, must_become_cubic, payload},
-    maps::{FLOWS, SOCKETS, count, pod, tell},
+    maps::{FLOWS, HELD, SOCKETS, count, pod, tell},
 };
 
 const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 4;
@@ -28,21 +35,32 @@ const BPF_ANY: u64 = 0;
 const SOL_TCP: i32 = 6;
 const TCP_CONGESTION: i32 = 13;
 
-/// Notes the connection before its SYN leaves, and asks to be called at its end.
+/// Notes a direct connection before its SYN leaves, and asks to be called at its end.
 #[inline(always)]
 pub fn on_connect(ctx: &SockOpsContext) {
     let Some(socket) = stored(ctx) else {
+        late_connect::on_connect(ctx);
+        if late_connect::is_carried(ctx) {
+            // Where this fails the agent learns late of a client that gives up.
+            let _called = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG).is_ok();
+        }
         return;
     };
-    let flow = flow(ctx);
-    // SAFETY: the helper takes no argument.
-    let time = unsafe { bpf_ktime_get_ns() };
-    let note = DirectFlow::new(time, socket.source, socket.destination);
-    if FLOWS.insert(&flow, note, BPF_ANY).is_err() {
-        count(Reason::FlowLost);
+    if socket.destination != NOBODY {
+        note(ctx, &socket);
     }
     if ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG).is_err() {
         count(Reason::EventLost);
+    }
+}
+
+#[inline(always)]
+fn note(ctx: &SockOpsContext, socket: &DirectSocket) {
+    // SAFETY: the helper takes no argument.
+    let time = unsafe { bpf_ktime_get_ns() };
+    let note = DirectFlow::new(time, socket.source, socket.destination);
+    if FLOWS.insert(&flow(ctx), note, BPF_ANY).is_err() {
+        count(Reason::FlowLost);
     }
 }
 
@@ -54,14 +72,31 @@ pub fn on_established(ctx: &SockOpsContext) {
     }
 }
 
+/// Lets go of a connection whose SYN is held and whose client will not have it any more.
+#[inline(always)]
+pub fn on_given_up(ctx: &SockOpsContext) {
+    // SAFETY: the helper accepts the context of this program type.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
+    if let Some(pod) = pod(cookie) {
+        let key = HeldKey {
+            pod: pod.id,
+            flow: flow(ctx),
+        };
+        // Most connections are not held.
+        let _held = HELD.remove(&key).is_ok();
+    }
+}
+
 /// Takes the note of a connection that nobody accepted, and tells of the end of one that was established.
 #[inline(always)]
 pub fn on_close(ctx: &SockOpsContext) {
     let Some(socket) = stored(ctx) else {
         return;
     };
-    // That there is none (any more) is as good.
-    let _taken = FLOWS.remove(&flow(ctx)).is_ok();
+    if socket.destination != NOBODY {
+        // That there is none (any more) is as good.
+        let _taken = FLOWS.remove(&flow(ctx)).is_ok();
+    }
     if ctx.arg(0) != BPF_TCP_SYN_SENT {
         tell_of(ctx, &socket, EventKind::Closed);
     }
@@ -114,8 +149,8 @@ pub fn on_accepted(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn tell_of(ctx: &SockOpsContext, socket: &DirectSocket, kind: EventKind) {
-    // A pod that reached itself through its own service is nobody's connection.
-    if socket.source == socket.destination {
+    // A pod that reached itself through its own service is nobody's connection; a leg is a part of one.
+    if socket.source == socket.destination || socket.source == LEG_SOURCE {
         return;
     }
     // SAFETY: the helper takes no argument; the kernel passes a valid context.
@@ -166,5 +201,12 @@ fn stored(ctx: &SockOpsContext) -> Option<DirectSocket> {
         return None;
     }
     // SAFETY: the kernel gave a pointer to the socket's live storage of this type.
-    Some(unsafe { *stored.cast::<DirectSocket>() })
+    let stored = unsafe { *stored.cast::<DirectSocket>() };
+    // Left alone by us and captured by another version of ours, which is asked as well and tells of it.
+    // SAFETY: the socket is valid during the hook.
+    let mark = unsafe { (&raw const (*socket).mark).read_volatile() };
+    if stored.destination == NOBODY && mark & APP_MARK_MASK == APP_MARK {
+        return None;
+    }
+    Some(stored)
 }

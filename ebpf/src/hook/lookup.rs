@@ -2,24 +2,34 @@
 //!
 //! One instance per pod, with the pod's number in its read-only data: `bpf_get_netns_cookie` is not
 //! allowed here. Only TCP connections that no connected socket takes get here (kernel: `sk_lookup`
-//! since 5.9, `ingress_ifindex` since 5.17). Run on: 6.18.
+//! since 5.9, `ingress_ifindex` since 5.17). Run on: 6.1, 6.12, 6.18.
 
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
 use abi::{
-    Addr, DirectVerdict, FLOW_WINDOW_NS, Flow, LOOPBACK_IFINDEX, ListenerKey, ListenerKind,
-    OWN_ADDRESS, PROBE_WINDOW_NS, PodAddr, PortKey, Reason,
+    Addr, FLOW_WINDOW_NS, Flow, HeldKey, LEG_SOURCE, LOOPBACK_IFINDEX, ListenerKind, OWN_ADDRESS,
+    PROBE_WINDOW_NS, PodAddr, PortKey, Reason, sockets,
 };
-use aya_ebpf::{bindings::bpf_sk_lookup, helpers::bpf_ktime_get_ns, programs::SkLookupContext};
+use aya_ebpf::{
+    bindings::bpf_sk_lookup,
+    helpers::{bpf_ktime_get_ns, bpf_sk_assign},
+    programs::SkLookupContext,
+};
 
+use super::{
+    agent::with_listener_of,
+    log::{self, Hook},
+};
 use crate::{
-    inbound::{Connection, Facts, Verdict, decide},
-    maps::{FLOWS, INBOUND, LISTENERS, LISTENING, PROBES, address_flags, count, verdict, worker},
+    inbound::{Connection, Facts, Noted, Verdict, decide},
+    liveness::Lacking,
+    maps::{
+        FLOWS, HELD, INBOUND, LISTENING, PROBE_PORTS, PROBES, address_flags, count, verdict, worker,
+    },
 };
 
 const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
-const ENOENT: i32 = 2;
 /// Otherwise a reuseport group may pick the listener of an agent that is leaving.
 const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
 
@@ -53,17 +63,37 @@ impl Facts for Context {
     fn probe(&self) -> bool {
         // SAFETY: the value is copied out at once; it is one double word.
         let seen = unsafe { PROBES.get(&self.flow()) }.copied();
-        seen.is_some_and(|time| is_within(time, PROBE_WINDOW_NS))
+        if !seen.is_some_and(|time| is_within(time, PROBE_WINDOW_NS)) {
+            return false;
+        }
+        let key = PortKey {
+            pod: self.pod,
+            port: self.connection.local_port,
+            family: 0,
+        };
+        // SAFETY: only the entry's presence is read.
+        let declared = unsafe { PROBE_PORTS.get(&key) }.is_some();
+        if !declared {
+            count(Reason::ProbeUndeclared);
+        }
+        declared
     }
 
     #[inline(always)]
-    fn direct(&self) -> Option<DirectVerdict> {
+    fn noted(&self) -> Option<Noted> {
         // SAFETY: the value is copied out at once; the note is written whole before the SYN leaves.
         let note = unsafe { FLOWS.get(&self.flow()) }.copied()?;
         if note.destination != self.pod || !is_within(note.time, FLOW_WINDOW_NS) {
             return None;
         }
-        Some(verdict(note.source, self.pod, self.connection.local_port))
+        if note.source == LEG_SOURCE {
+            return Some(Noted::Leg);
+        }
+        Some(Noted::Direct(verdict(
+            note.source,
+            self.pod,
+            self.connection.local_port,
+        )))
     }
 
     #[inline(always)]
@@ -74,7 +104,7 @@ impl Facts for Context {
             family: self.family,
         };
         // SAFETY: the value is copied out at once; it is one word.
-        unsafe { LISTENING.get(&key) }.copied().unwrap_or(0) > 0
+        sockets(unsafe { LISTENING.get(&key) }.copied().unwrap_or(0)) > 0
     }
 }
 
@@ -91,8 +121,9 @@ impl Context {
     }
 }
 
+/// Whether a time is not longer ago than the window.
 #[inline(always)]
-fn is_within(time: u64, window: u64) -> bool {
+pub fn is_within(time: u64, window: u64) -> bool {
     // SAFETY: the helper takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
     // Another processor's clock may be a little ahead.
@@ -109,14 +140,36 @@ pub fn lookup(ctx: &SkLookupContext, pod: u32) -> u32 {
     }
     let context = read(raw, pod);
     // Whatever has no listener to go to is refused, never passed: see `Verdict::Agent`.
-    match decide(&context.connection, &context) {
-        Verdict::Pass(reason) => {
-            count(reason);
-            PASS
+    let (verdict, reason) = match decide(&context.connection, &context) {
+        Verdict::Pass(reason) => (PASS, reason),
+        Verdict::Drop(reason) => (DROP, reason),
+        Verdict::Agent(kind, reason) => {
+            let opener = match kind {
+                ListenerKind::Outbound => opener(&context),
+                _ => None,
+            };
+            match assign(ctx, pod, opener.unwrap_or_else(worker), kind) {
+                Ok(()) => (PASS, reason),
+                Err(reason) => (DROP, reason),
+            }
         }
-        Verdict::Drop(reason) => refuse(reason),
-        Verdict::Agent(kind, reason) => assign(ctx, pod, kind, reason),
-    }
+    };
+    count(reason);
+    let (peer, port) = (&context.connection.remote, context.remote_port);
+    log::decided(Hook::Lookup, pod, reason, peer, port);
+    verdict
+}
+
+/// The worker that has opened the other half of the connection.
+#[inline(always)]
+fn opener(context: &Context) -> Option<u16> {
+    let key = HeldKey {
+        pod: context.pod,
+        flow: context.flow(),
+    };
+    // SAFETY: the value is copied out at once.
+    let held = unsafe { HELD.get(&key) }.copied()?;
+    Some(held.worker as u16)
 }
 
 #[inline(always)]
@@ -166,24 +219,15 @@ unsafe fn words(field: *const [u32; 4]) -> [u32; 4] {
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, pod: u32, kind: ListenerKind, reason: Reason) -> u32 {
-    let key = ListenerKey {
-        pod,
-        kind: kind as u16,
-        worker: worker(),
-    };
-    match LISTENERS.redirect_sk_lookup(ctx, key, BPF_SK_LOOKUP_F_NO_REUSEPORT) {
-        Ok(()) => {
-            count(reason);
-            PASS
-        }
-        Err(e) if e == -ENOENT => refuse(Reason::InboundNoAgent),
-        Err(_) => refuse(Reason::InboundAssignFailed),
+fn assign(ctx: &SkLookupContext, pod: u32, worker: u16, kind: ListenerKind) -> Result<(), Reason> {
+    let assigned = with_listener_of(worker, pod, kind, |socket| {
+        // SAFETY: the kernel passes a valid context, and the socket is referenced during the call.
+        unsafe { bpf_sk_assign(ctx.lookup.cast(), socket, BPF_SK_LOOKUP_F_NO_REUSEPORT) }
+    });
+    match assigned {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(Reason::InboundAssignFailed),
+        Err(Lacking::Listener) => Err(Reason::InboundNoAgent),
+        Err(Lacking::Beat) => Err(Reason::InboundAgentHung),
     }
-}
-
-#[inline(always)]
-fn refuse(reason: Reason) -> u32 {
-    count(reason);
-    DROP
 }

@@ -1,78 +1,134 @@
 //! `tcx` ingress on the node's end of a pod's interface: a captured pod leaves it with its own
-//! addresses only, and no pod with those of another pod of the node.
+//! addresses only, and no pod with those of another pod of the node. Behind that stands the second wall
+//! ([`super::wall`]).
 //!
-//! Strict `rp_filter` does this for IPv4 where it is set; nothing in the kernel does it for IPv6.
-//! One instance per pod, with the pod's number in its read-only data. Kernel: tcx since 6.6. Run on:
-//! 6.18.
+//! Strict `rp_filter` checks sources for IPv4 where it is set; nothing in the kernel does it for IPv6.
+//! One instance per pod, with the pod's number in its read-only data. Kernel: tcx since 6.6, clsact
+//! before. Run on: 6.1, 6.12, 6.18.
 
-#![expect(unsafe_code, reason = "kernel helpers are raw")]
+#![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
 use abi::{Addr, OWNED_ADDRESS, PodAddr, Reason};
 use aya_ebpf::programs::TcContext;
 
+use super::{
+    log::{self, Hook},
+    wall::{self, wall},
+};
 use crate::{
+    headers::{of_v4, of_v6},
     maps::{INBOUND, LOCAL_PODS, address_flags, count},
-    source::{Own, Packet, may_leave, packet},
+    source::{Frame, Own, Packet, may_leave, packet},
+    wall::Way,
 };
 
-const ETHERNET_HEADER: usize = 14;
-const IPV4_SOURCE: usize = ETHERNET_HEADER + 12;
-const IPV6_SOURCE: usize = ETHERNET_HEADER + 8;
+pub(super) const ETHERNET_HEADER: usize = 14;
+pub(super) const IPV4_SOURCE: usize = ETHERNET_HEADER + 12;
+pub(super) const IPV4_DESTINATION: usize = ETHERNET_HEADER + 16;
+pub(super) const IPV6_SOURCE: usize = ETHERNET_HEADER + 8;
+pub(super) const IPV6_DESTINATION: usize = ETHERNET_HEADER + 24;
 
-/// `TCX_NEXT`: let the programs after this one decide, and the packet pass if there is none.
-const NEXT: i32 = -1;
-/// `TCX_DROP`.
-const DROP: i32 = 2;
+/// `TCX_NEXT`, in clsact `TC_ACT_UNSPEC`: let the programs after this one decide, and the packet pass if
+/// there is none.
+pub(super) const NEXT: i32 = -1;
+/// `TCX_DROP`, in clsact `TC_ACT_SHOT`.
+pub(super) const DROP: i32 = 2;
 
-/// The body of the program for the pod numbered `pod`, whose addresses are `own`.
+/// The body of the program for the pod numbered `pod`, whose addresses are `own`. It fails closed.
 #[inline(always)]
 pub fn guard(ctx: &TcContext, pod: u32, own: &Own) -> i32 {
-    // SAFETY: the kernel passes a valid context; `protocol` is the EtherType in network order.
-    let ethertype = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
-    let source = match packet(ethertype) {
-        Packet::Other => return NEXT,
-        Packet::V4 => match source_v4(ctx) {
-            Some(word) if own.is_v4(word) => return NEXT,
-            source => source.map(Addr::v4),
-        },
-        Packet::V6 => match source_v6(ctx) {
-            Some(words) if own.is_v6(&words) => return NEXT,
-            source => source.map(Addr::v6),
-        },
-    };
-    // A packet too short for its header is malformed: drop.
-    match source {
-        Some(source) if may_leave(&source, |addr| may_use(pod, addr)) => NEXT,
-        _ => {
-            count(Reason::SpoofedSource);
+    match check(ctx, pod, own) {
+        Ok(()) => NEXT,
+        Err(reason) => {
+            count(reason);
+            // What the wall refuses it has told of itself.
+            if matches!(reason, Reason::GuardProtocol | Reason::SpoofedSource) {
+                log::decided(Hook::Guard, pod, reason, &Addr::v4(0), 0);
+            }
             DROP
         }
     }
 }
 
-/// The source of an IPv4 packet, from the packet itself where it lies in one piece; a helper call
-/// costs more than all the rest.
 #[inline(always)]
-fn source_v4(ctx: &TcContext) -> Option<u32> {
-    if ctx.data() + IPV4_SOURCE + 4 <= ctx.data_end() {
-        // SAFETY: the verifier has seen the comparison; the place is aligned as the kernel aligns
-        // headers, and need not be.
-        return Some(unsafe { ((ctx.data() + IPV4_SOURCE) as *const u32).read_unaligned() });
+fn check(ctx: &TcContext, pod: u32, own: &Own) -> Result<(), Reason> {
+    let frame = frame(ctx);
+    if !frame.may_leave(|| is_captured(pod)) {
+        return Err(Reason::GuardProtocol);
     }
-    ctx.load::<u32>(IPV4_SOURCE).ok()
+    // A packet too short for its header is malformed: drop.
+    match packet(frame.ethertype) {
+        Packet::Arp | Packet::Other => Ok(()),
+        Packet::V4 => {
+            let source = word(ctx, IPV4_SOURCE).ok_or(Reason::SpoofedSource)?;
+            let addr = Addr::v4(source);
+            if !own.is_v4(source) && !may_leave(&addr, |addr| may_use(pod, addr)) {
+                return Err(Reason::SpoofedSource);
+            }
+            let peer = word(ctx, IPV4_DESTINATION).ok_or(Reason::SpoofedSource)?;
+            let transport = of_v4(&wall::Skb(ctx), ETHERNET_HEADER);
+            wall(ctx, Way::Out, pod, addr, Addr::v4(peer), transport)
+        }
+        Packet::V6 => {
+            let source = words(ctx, IPV6_SOURCE).ok_or(Reason::SpoofedSource)?;
+            let addr = Addr::v6(source);
+            if !own.is_v6(&source) && !may_leave(&addr, |addr| may_use(pod, addr)) {
+                return Err(Reason::SpoofedSource);
+            }
+            let peer = words(ctx, IPV6_DESTINATION).ok_or(Reason::SpoofedSource)?;
+            let transport = of_v6(&wall::Skb(ctx), ETHERNET_HEADER);
+            wall(ctx, Way::Out, pod, addr, Addr::v6(peer), transport)
+        }
+    }
 }
 
-/// As [`source_v4`], of an IPv6 packet.
 #[inline(always)]
-fn source_v6(ctx: &TcContext) -> Option<[u32; 4]> {
-    if ctx.data() + IPV6_SOURCE + 16 <= ctx.data_end() {
+pub(super) fn frame(ctx: &TcContext) -> Frame {
+    let skb = ctx.skb.skb;
+    // SAFETY: the kernel passes a valid context; `protocol` is the EtherType in network order.
+    let (ethertype, tagged, tag) = unsafe {
+        (
+            (&raw const (*skb).protocol).read_volatile(),
+            (&raw const (*skb).vlan_present).read_volatile(),
+            (&raw const (*skb).vlan_tci).read_volatile(),
+        )
+    };
+    Frame {
+        ethertype: u16::from_be(ethertype as u16),
+        tag: (tagged != 0).then_some(tag as u16),
+    }
+}
+
+/// A word of the packet, from the packet itself where it lies in one piece; a helper call costs more than
+/// all the rest.
+#[inline(always)]
+pub(super) fn word(ctx: &TcContext, at: usize) -> Option<u32> {
+    if ctx.data() + at + 4 <= ctx.data_end() {
+        // SAFETY: the verifier has seen the comparison; the place is aligned as the kernel aligns
+        // headers, and need not be.
+        return Some(unsafe { ((ctx.data() + at) as *const u32).read_unaligned() });
+    }
+    ctx.load::<u32>(at).ok()
+}
+
+/// As [`word`], an IPv6 address.
+#[inline(always)]
+pub(super) fn words(ctx: &TcContext, at: usize) -> Option<[u32; 4]> {
+    if ctx.data() + at + 16 <= ctx.data_end() {
         let word = |i: usize| {
             // SAFETY: as above.
-            unsafe { ((ctx.data() + IPV6_SOURCE + 4 * i) as *const u32).read_unaligned() }
+            unsafe { ((ctx.data() + at + 4 * i) as *const u32).read_unaligned() }
         };
         return Some([word(0), word(1), word(2), word(3)]);
     }
-    ctx.load::<[u32; 4]>(IPV6_SOURCE).ok()
+    ctx.load::<[u32; 4]>(at).ok()
+}
+
+/// Whether the pod belongs to the mesh.
+#[inline(always)]
+pub(super) fn is_captured(pod: u32) -> bool {
+    // SAFETY: only the entry's presence is read.
+    unsafe { INBOUND.get(&pod).is_some() }
 }
 
 /// A captured pod uses its own addresses only. Another pod is the cluster's business, but for the
@@ -82,8 +138,10 @@ fn may_use(pod: u32, addr: &Addr) -> bool {
     if address_flags(&PodAddr { pod, addr: *addr }) & OWNED_ADDRESS != 0 {
         return true;
     }
-    // SAFETY: only the entries' presence is read.
-    let (captured, taken) =
-        unsafe { (INBOUND.get(&pod).is_some(), LOCAL_PODS.get(addr).is_some()) };
-    !captured && !taken
+    // In this order: asked for both at once, the compiler combines pointers, which the verifier refuses.
+    if is_captured(pod) {
+        return false;
+    }
+    // SAFETY: only the entry's presence is read.
+    unsafe { LOCAL_PODS.get(addr).is_none() }
 }

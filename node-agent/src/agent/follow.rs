@@ -1,16 +1,17 @@
 //! Tasks of the control thread that pass on what changes.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use proto::agent::NodeReport;
+use proto::agent::{CapturedPod, NodeReport};
 use runtime::admin::Condition;
 use tokio::sync::watch;
 use xds_client::{Flusher, Handler, NodeClient, RawResource, Rejection, Status};
 
 use crate::{
     direct::DirectHandle,
-    enrol::{Command, EnrolHandle},
+    enrol::{Command, EnrolHandle, Holding},
     mesh::{Resource, Writer},
+    pod::Sandbox,
     worker::WorkerHandle,
 };
 
@@ -82,13 +83,15 @@ pub(super) async fn report_captured(
     mut client: NodeClient,
     node: String,
     abi_version: u32,
-    mut captured: watch::Receiver<Option<BTreeSet<String>>>,
+    mut captured: watch::Receiver<Option<Arc<Holding>>>,
     mut reporting: watch::Receiver<bool>,
+    mut status: watch::Receiver<Status>,
 ) {
     loop {
         if reporting.wait_for(|reporting| *reporting).await.is_err() {
             return;
         }
+        let streams = status.borrow_and_update().streams;
         let known = captured.borrow_and_update().clone();
         let Some(known) = known else {
             if captured.changed().await.is_err() {
@@ -98,7 +101,9 @@ pub(super) async fn report_captured(
         };
         let report = NodeReport {
             node: node.clone(),
-            captured: known.into_iter().collect(),
+            captured: known.workloads.iter().cloned().collect(),
+            pods: known.pods.iter().map(captured_pod).collect(),
+            partial: known.partial,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             abi_version,
         };
@@ -119,8 +124,23 @@ pub(super) async fn report_captured(
         };
         tokio::select! {
             changed = captured.changed() => if changed.is_err() { return },
+            // A controller that has started again may have lost what it was told.
+            opened = status.wait_for(|status| status.streams != streams) => if opened.is_err() { return },
             () = tokio::time::sleep(wait) => {}
         }
+    }
+}
+
+fn captured_pod(sandbox: &Sandbox) -> CapturedPod {
+    let octets = |ip: &IpAddr| match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    CapturedPod {
+        namespace: sandbox.pod.namespace.clone(),
+        name: sandbox.pod.name.clone(),
+        pod_uid: sandbox.uid.clone(),
+        addresses: sandbox.ips.iter().map(octets).collect(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use abi::MAX_WORKERS;
 use anyhow::Context;
 use proto::type_url;
 use runtime::admin::Condition;
@@ -23,6 +24,10 @@ use crate::{
 const CERTIFICATE_TTL: Duration = Duration::from_hours(24);
 /// A controller that is back is found again within this time.
 const RECONNECT_AT_MOST: Duration = Duration::from_secs(5);
+/// One pod may have one part in so many of the room for listening ports.
+const PORT_SHARES: u32 = 64;
+/// Even if there is little room.
+const PORTS_AT_LEAST: u32 = 16;
 /// Connections need descriptors: the limit is raised to what the kernel allows.
 const DESCRIPTORS: u64 = 1 << 20;
 
@@ -39,34 +44,53 @@ pub(super) fn certificates(
     )
 }
 
-pub(super) fn worker_count(args: &RunArgs) -> usize {
-    match args.workers {
+/// At most as many as have beats.
+pub(super) fn worker_count(args: &RunArgs) -> u32 {
+    let count = match args.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         count => count,
-    }
+    };
+    u32::try_from(count).map_or(MAX_WORKERS, |count| count.min(MAX_WORKERS))
 }
 
-pub(super) fn place(args: &RunArgs, workers: usize) -> anyhow::Result<Place> {
-    Ok(Place {
+pub(super) fn place(args: &RunArgs, workers: u32, beats: u32) -> Place {
+    Place {
         bpf_dir: args.bpf_dir.clone(),
         version: args.abi_version,
         cgroup_root: args.cgroup_root.clone(),
         kubelet_cgroup: args.kubelet_cgroup.clone(),
+        tcx: !args.no_tcx,
+        log: args.ebpf_log,
         sizes: MapSizes {
             pods: args.max_pods,
-            workers: u32::try_from(workers)?,
+            workers,
             listening: args.max_listening_ports,
             service_ports: args.max_service_ports,
             service_slots: args.max_service_slots,
             verdicts: args.max_verdicts,
             flows: args.max_direct_flows,
+            walled: args.max_walled_addresses,
+            older: args.max_plain_flows,
+            carried: args.max_carried,
         },
         config: abi::NodeConfig {
-            workers: u32::try_from(workers)?,
+            workers,
             // Until it is known what the mesh says, nothing goes directly.
             flags: 0,
+            ports_per_pod: ports_per_pod(args),
+            // Zero is that of no agent.
+            generation: rand::random_range(1..=u32::MAX),
         },
-    })
+        beats,
+    }
+}
+
+/// Several pods have to do it together to leave others none.
+fn ports_per_pod(args: &RunArgs) -> u32 {
+    match args.max_listening_ports_per_pod {
+        0 => (args.max_listening_ports / PORT_SHARES).max(PORTS_AT_LEAST),
+        ports => ports,
+    }
 }
 
 pub(super) fn enrol_config(args: &RunArgs, known: Condition) -> EnrolConfig {
@@ -93,6 +117,7 @@ pub(super) fn client_config(args: &RunArgs, controller: Controller) -> xds_clien
         type_url::AUTHORIZATION,
         type_url::ADDRESS,
         type_url::NODE_POD,
+        type_url::ANNOUNCED,
     ]
     .map(str::to_owned);
     let mut config = xds_client::Config::new(controller, node, types.to_vec());

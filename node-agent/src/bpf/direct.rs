@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use abi::{Addr, DirectVerdict, Endpoint, Event, Service, Slot, SlotKey, VerdictKey, maps};
+use abi::{
+    Addr, Denial, DirectVerdict, Endpoint, Event, MemberKey, Service, Slot, SlotKey, Target,
+    VerdictKey, maps,
+};
 use aya::{
     Ebpf, Pod,
     maps::{HashMap, Map, MapData, MapError},
@@ -19,12 +22,14 @@ use super::{
     reason = "aya asks for a promise about the types of crate `abi`"
 )]
 mod plain {
-    use super::{Addr, Endpoint, Raw, Service, Slot, SlotKey, VerdictKey};
+    use super::{Addr, Denial, Endpoint, MemberKey, Raw, Service, Slot, SlotKey, VerdictKey};
     use aya::Pod as Plain;
     // SAFETY: `repr(C)`, words only, no padding (sizes are asserted in `abi`): any bytes are a value.
     unsafe impl Plain for Raw<Addr> {}
     // SAFETY: as above.
     unsafe impl Plain for Raw<Endpoint> {}
+    // SAFETY: as above.
+    unsafe impl Plain for Raw<MemberKey> {}
     // SAFETY: as above.
     unsafe impl Plain for Raw<Service> {}
     // SAFETY: as above.
@@ -33,17 +38,31 @@ mod plain {
     unsafe impl Plain for Raw<SlotKey> {}
     // SAFETY: as above.
     unsafe impl Plain for Raw<VerdictKey> {}
+    // SAFETY: as above.
+    unsafe impl Plain for Raw<Denial> {}
 }
 
 /// The maps of the same-node path.
 pub struct DirectMaps {
     services: HashMap<MapData, Raw<Endpoint>, Raw<Service>>,
     slots: HashMap<MapData, Raw<SlotKey>, Raw<Slot>>,
+    members: HashMap<MapData, Raw<MemberKey>, u32>,
     local_pods: HashMap<MapData, Raw<Addr>, u32>,
     verdicts: HashMap<MapData, Raw<VerdictKey>, u32>,
+    denials: HashMap<MapData, Raw<VerdictKey>, Raw<Denial>>,
+    denied: Ring,
     events: Ring,
     next_service: u32,
     counts: Counts,
+}
+
+/// What is drawn for a service port.
+#[derive(Clone, Debug, Default)]
+pub struct Drawn {
+    /// The columns of the alias table.
+    pub slots: Vec<Slot>,
+    /// For how long a client keeps its endpoint after its last connection; 0 where each is drawn anew.
+    pub session_seconds: u32,
 }
 
 /// How many entries there are: the maps are large, and only this writes them.
@@ -51,6 +70,7 @@ pub struct DirectMaps {
 struct Counts {
     services: usize,
     slots: usize,
+    members: usize,
     local_pods: usize,
     verdicts: usize,
 }
@@ -65,9 +85,12 @@ impl DirectMaps {
             .max();
         Ok(Self {
             slots: typed(ebpf, maps::SLOTS)?,
+            members: typed(ebpf, maps::MEMBERS)?,
             local_pods: typed(ebpf, maps::LOCAL_PODS)?,
             verdicts: typed(ebpf, maps::VERDICTS)?,
-            events: ring(ebpf)?,
+            denials: typed(ebpf, maps::DENIALS)?,
+            denied: ring(ebpf, maps::DENIED)?,
+            events: ring(ebpf, maps::EVENTS)?,
             next_service: newest.unwrap_or(0).wrapping_add(1),
             services,
             counts: Counts::default(),
@@ -83,6 +106,10 @@ impl DirectMaps {
             .for_each(|key| drop(self.services.remove(key)));
         let slots: Vec<_> = self.slots.keys().filter_map(Result::ok).collect();
         slots.iter().for_each(|key| drop(self.slots.remove(key)));
+        let members: Vec<_> = self.members.keys().filter_map(Result::ok).collect();
+        members
+            .iter()
+            .for_each(|key| drop(self.members.remove(key)));
         let pods: Vec<_> = self.local_pods.keys().filter_map(Result::ok).collect();
         pods.iter()
             .for_each(|key| drop(self.local_pods.remove(key)));
@@ -90,6 +117,9 @@ impl DirectMaps {
         verdicts
             .iter()
             .for_each(|key| drop(self.verdicts.remove(key)));
+        self.all_denials()
+            .into_keys()
+            .for_each(|key| self.forget_denials(key));
         self.counts = Counts::default();
     }
 
@@ -98,6 +128,7 @@ impl DirectMaps {
         self.counts = Counts {
             services: self.services.keys().count(),
             slots: self.slots.keys().count(),
+            members: self.members.keys().count(),
             local_pods: self.local_pods.keys().count(),
             verdicts: self.verdicts.keys().count(),
         };
@@ -105,16 +136,18 @@ impl DirectMaps {
 
     /// How many entries maps have, since they were cleared or counted.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, usize); 4] {
+    pub fn entries(&self) -> [(&'static str, usize); 5] {
         [
             (maps::SERVICES, self.counts.services),
             (maps::SLOTS, self.counts.slots),
+            (maps::MEMBERS, self.counts.members),
             (maps::LOCAL_PODS, self.counts.local_pods),
             (maps::VERDICTS, self.counts.verdicts),
         ]
     }
 
-    /// Sets one verdict; none removes it, so that the agent decides.
+    /// Sets one verdict; none removes it, so that the agent decides. A refusal has a counter before it has an
+    /// effect.
     ///
     /// # Errors
     /// When the map is full. The agent decides then.
@@ -123,6 +156,11 @@ impl DirectMaps {
         key: VerdictKey,
         verdict: Option<DirectVerdict>,
     ) -> Result<(), KernelError> {
+        if verdict == Some(DirectVerdict::Deny) && self.denials.get(&Raw(key), 0).is_err() {
+            self.denials
+                .insert(Raw(key), Raw(Denial::default()), 0)
+                .map_err(map_error(maps::DENIALS))?;
+        }
         match verdict {
             Some(verdict) => put(
                 &mut self.verdicts,
@@ -160,63 +198,124 @@ impl DirectMaps {
         }
     }
 
-    /// Replaces a service port's endpoints in one step: slots of a new version first, then the
-    /// service, then the old slots go. No slots removes the service: the agent draws.
+    /// Replaces a service port's endpoints in one step: slots and members of a new version first, then
+    /// the service, then the old version goes. No slots removes the service: the agent draws.
     ///
     /// # Errors
     /// When a map is full. The service is removed then.
-    pub fn set_service(&mut self, key: Endpoint, slots: &[Slot]) -> Result<(), KernelError> {
+    pub fn set_service(&mut self, key: Endpoint, drawn: &Drawn) -> Result<(), KernelError> {
         let old = self
             .services
             .get(&Raw(key), 0)
             .ok()
             .map(|service| service.0);
-        let result = if slots.is_empty() {
+        let result = if drawn.slots.is_empty() {
             Ok(())
         } else {
-            self.write_service(key, slots)
+            self.write_service(key, drawn)
         };
-        if slots.is_empty() || result.is_err() {
+        if drawn.slots.is_empty() || result.is_err() {
             take(&mut self.services, &mut self.counts.services, &Raw(key));
         }
         if let Some(old) = old {
-            self.remove_slots(old.id, old.slots);
+            self.remove_version(&old);
         }
         result
     }
 
-    fn write_service(&mut self, key: Endpoint, slots: &[Slot]) -> Result<(), KernelError> {
+    fn write_service(&mut self, key: Endpoint, drawn: &Drawn) -> Result<(), KernelError> {
         let id = self.next_service;
         self.next_service = id.wrapping_add(1).max(1);
-        let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-        for (index, slot) in (0..count).zip(slots) {
-            let entry = (Raw(SlotKey { service: id, index }), Raw(*slot));
-            let written = put(&mut self.slots, &mut self.counts.slots, entry, maps::SLOTS);
-            if written.is_err() {
-                self.remove_slots(id, index);
-                return written;
-            }
-        }
-        let entry = (Raw(key), Raw(Service { id, slots: count }));
-        let counts = &mut self.counts.services;
-        put(&mut self.services, counts, entry, maps::SERVICES)
-            .inspect_err(|_| self.remove_slots(id, count))
+        let service = Service {
+            id,
+            slots: u32::try_from(drawn.slots.len()).unwrap_or(u32::MAX),
+            session_seconds: drawn.session_seconds,
+            reserved: 0,
+        };
+        let written = self
+            .write_slots(&service, &drawn.slots)
+            .and_then(|()| self.write_members(&service, &drawn.slots))
+            .and_then(|()| {
+                let entry = (Raw(key), Raw(service));
+                let counts = &mut self.counts.services;
+                put(&mut self.services, counts, entry, maps::SERVICES)
+            });
+        written.inspect_err(|_| self.remove_version(&service))
     }
 
-    fn remove_slots(&mut self, service: u32, count: u32) {
-        for index in 0..count {
-            let key = Raw(SlotKey { service, index });
+    fn write_slots(&mut self, service: &Service, slots: &[Slot]) -> Result<(), KernelError> {
+        for (index, slot) in (0..service.slots).zip(slots) {
+            let key = SlotKey {
+                service: service.id,
+                index,
+            };
+            let entry = (Raw(key), Raw(*slot));
+            put(&mut self.slots, &mut self.counts.slots, entry, maps::SLOTS)?;
+        }
+        Ok(())
+    }
+
+    /// What clients may keep; nobody asks where each connection is drawn anew.
+    fn write_members(&mut self, service: &Service, slots: &[Slot]) -> Result<(), KernelError> {
+        if service.session_seconds == 0 {
+            return Ok(());
+        }
+        for target in slots.iter().flat_map(|slot| [slot.below, slot.above]) {
+            let entry = (member(service, &target), target.pod);
+            let counts = &mut self.counts.members;
+            put(&mut self.members, counts, entry, maps::MEMBERS)?;
+        }
+        Ok(())
+    }
+
+    fn remove_version(&mut self, service: &Service) {
+        for index in 0..service.slots {
+            let key = Raw(SlotKey {
+                service: service.id,
+                index,
+            });
+            let slot = self.slots.get(&key, 0).ok();
             take(&mut self.slots, &mut self.counts.slots, &key);
+            // Every endpoint has a column of its own.
+            if let Some(Raw(slot)) = slot.filter(|_| service.session_seconds != 0) {
+                let key = member(service, &slot.below);
+                take(&mut self.members, &mut self.counts.members, &key);
+            }
         }
     }
 
     /// Takes the events that have come since the last call.
     pub fn events(&mut self, mut each: impl FnMut(Event)) {
-        self.events.read(|item: &[u8; size_of::<Event>()]| {
-            if let Some(event) = event(item) {
-                each(event);
-            }
-        });
+        for ring in [&mut self.events, &mut self.denied] {
+            ring.read(|item: &[u8; size_of::<Event>()]| {
+                if let Some(event) = event(item) {
+                    each(event);
+                }
+            });
+        }
+    }
+
+    /// How many connections one verdict has refused; none if it has no counter.
+    #[must_use]
+    pub fn denials(&self, key: VerdictKey) -> Option<u64> {
+        let denial = self.denials.get(&Raw(key), 0).ok()?;
+        Some(denial.0.count)
+    }
+
+    /// The same of all verdicts that have a counter.
+    #[must_use]
+    pub fn all_denials(&self) -> BTreeMap<VerdictKey, u64> {
+        self.denials
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(key, denial)| (key.0, denial.0.count))
+            .collect()
+    }
+
+    /// Removes the counter of a verdict that refuses no more.
+    pub fn forget_denials(&mut self, key: VerdictKey) {
+        // Absent is as good as removed.
+        drop(self.denials.remove(&Raw(key)));
     }
 
     /// Everything that the kernel holds, for comparison and for the admin page.
@@ -269,8 +368,14 @@ fn take<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, count: &mut usize, key
     }
 }
 
-fn ring(ebpf: &mut Ebpf) -> Result<Ring, KernelError> {
-    let name = maps::EVENTS;
+fn member(service: &Service, target: &Target) -> Raw<MemberKey> {
+    Raw(MemberKey {
+        service: service.id,
+        endpoint: target.endpoint,
+    })
+}
+
+fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<Ring, KernelError> {
     let Some(Map::RingBuf(map)) = ebpf.take_map(name) else {
         return Err(KernelError::NoMap(name));
     };

@@ -17,9 +17,15 @@ use aya::programs::links::FdLink;
 use super::KernelError;
 
 /// `enum bpf_cmd`, include/uapi/linux/bpf.h.
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
+
+/// Of `enum bpf_attach_type`, include/uapi/linux/bpf.h.
+const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 
 /// The `BPF_OBJ_*` member of `union bpf_attr`, include/uapi/linux/bpf.h.
 #[repr(C)]
@@ -27,6 +33,15 @@ struct ObjGet {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+/// The `link_create` member of `union bpf_attr`, include/uapi/linux/bpf.h.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 /// The `link_update` member of `union bpf_attr`, include/uapi/linux/bpf.h.
@@ -38,6 +53,12 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
+/// The `link_detach` member of `union bpf_attr`, include/uapi/linux/bpf.h.
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
+}
+
 /// The `info` member of `union bpf_attr`, include/uapi/linux/bpf.h.
 #[repr(C)]
 struct InfoByFd {
@@ -46,26 +67,27 @@ struct InfoByFd {
     info: u64,
 }
 
-/// The beginning of `struct bpf_link_info` with its member `netns`, include/uapi/linux/bpf.h.
+/// The beginning of `struct bpf_link_info` with its member `netns` or `tcx`, include/uapi/linux/bpf.h.
 #[repr(C)]
 #[derive(Default)]
-struct NetnsLinkInfo {
+struct LinkInfo {
     kind: u32,
     id: u32,
     prog_id: u32,
     padding: u32,
-    netns_ino: u32,
+    /// `netns.netns_ino`, `tcx.ifindex`.
+    target: u32,
     attach_type: u32,
 }
 
-/// The inode number of the network namespace that the link pinned at `pin` is attached to; 0 once that
-/// namespace is gone. The link does not keep it alive.
-pub(super) fn netns_inode(pin: &Path) -> io::Result<u32> {
+/// What the link pinned at `pin` is attached to: the inode number of a network namespace, or for tcx the index
+/// of an interface; 0 once that is gone. The link does not keep it alive.
+pub(super) fn target(pin: &Path) -> io::Result<u32> {
     let link = get(pin)?;
-    let mut info = NetnsLinkInfo::default();
+    let mut info = LinkInfo::default();
     let attr = InfoByFd {
         bpf_fd: u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?,
-        info_len: u32::try_from(size_of::<NetnsLinkInfo>()).map_err(io::Error::other)?,
+        info_len: u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?,
         info: (&raw mut info) as u64,
     };
     // SAFETY: `attr` and `info` outlive the call, their sizes are given, the kernel reads the one and
@@ -79,7 +101,7 @@ pub(super) fn netns_inode(pin: &Path) -> io::Result<u32> {
         )
     };
     if result == 0 {
-        Ok(info.netns_ino)
+        Ok(info.target)
     } else {
         Err(io::Error::last_os_error())
     }
@@ -92,6 +114,37 @@ pub(super) fn ensure(
     pin: &Path,
     program: BorrowedFd<'_>,
     attach: impl FnOnce() -> Result<FdLink, KernelError>,
+) -> Result<(), KernelError> {
+    ensure_pinned(pin, program, || {
+        let pinned = attach()?.pin(pin).map_err(|e| KernelError::Link {
+            pin: pin.to_owned(),
+            source: io::Error::other(e),
+        })?;
+        drop(pinned);
+        Ok(())
+    })
+}
+
+/// As [`ensure`], for a program of `cgroup/setsockopt`, whose links aya does not give out.
+pub(super) fn ensure_setsockopt(
+    pin: &Path,
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+) -> Result<(), KernelError> {
+    ensure_pinned(pin, program, || {
+        create(program, cgroup, BPF_CGROUP_SETSOCKOPT)
+            .and_then(|link| keep(link.as_fd(), pin))
+            .map_err(|source| KernelError::Link {
+                pin: pin.to_owned(),
+                source,
+            })
+    })
+}
+
+fn ensure_pinned(
+    pin: &Path,
+    program: BorrowedFd<'_>,
+    attach: impl FnOnce() -> Result<(), KernelError>,
 ) -> Result<(), KernelError> {
     let at = |source| KernelError::Link {
         pin: pin.to_owned(),
@@ -112,12 +165,25 @@ pub(super) fn ensure(
     if let Some(parent) = pin.parent() {
         std::fs::create_dir_all(parent).map_err(at)?;
     }
-    let pinned = attach()?.pin(pin).map_err(|e| at(io::Error::other(e)))?;
-    drop(pinned);
+    attach()
+}
+
+/// Detaches the link that is pinned at `pin`; nothing there is fine. Without its pin a link ends too, but by a
+/// worker of the kernel: on a busy node its program is asked for a while still (200 ms were seen), and several
+/// links end in no order.
+pub(super) fn detach(pin: &Path) -> Result<(), KernelError> {
+    let link = get(pin);
+    remove(pin)?;
+    if let Ok(link) = link
+        && let Err(error) = end(link.as_fd())
+    {
+        // It ends with its last reference.
+        tracing::debug!(pin = %pin.display(), %error, "cannot detach a link at once");
+    }
     Ok(())
 }
 
-/// Detaches what is pinned at `pin`; nothing there is fine.
+/// Removes a pin; nothing there is fine.
 pub(super) fn remove(pin: &Path) -> Result<(), KernelError> {
     match std::fs::remove_file(pin) {
         Ok(()) => Ok(()),
@@ -155,11 +221,67 @@ fn get(pin: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+fn create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let attr = LinkCreate {
+        prog_fd: number(program)?,
+        target_fd: number(target)?,
+        attach_type,
+        flags: 0,
+    };
+    // SAFETY: `attr` outlives the call, its size is given, and the kernel only reads it.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_CREATE,
+            &raw const attr,
+            size_of::<LinkCreate>(),
+        )
+    };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor, nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a link.
+fn keep(link: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_encoded_bytes())?;
+    let attr = ObjGet {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: number(link)?,
+        file_flags: 0,
+    };
+    // SAFETY: `attr` and the path it points to outlive the call, the size is given, and the kernel
+    // only reads them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_PIN,
+            &raw const attr,
+            size_of::<ObjGet>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn number(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
+
 fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let fd = |fd: BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).map_err(io::Error::other);
     let attr = LinkUpdate {
-        link_fd: fd(link)?,
-        new_prog_fd: fd(program)?,
+        link_fd: number(link)?,
+        new_prog_fd: number(program)?,
         flags: 0,
         old_prog_fd: 0,
     };
@@ -170,6 +292,26 @@ fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
             BPF_LINK_UPDATE,
             &raw const attr,
             size_of::<LinkUpdate>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn end(link: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = LinkDetach {
+        link_fd: number(link)?,
+    };
+    // SAFETY: `attr` outlives the call, its size is given, and the kernel only reads it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_DETACH,
+            &raw const attr,
+            size_of::<LinkDetach>(),
         )
     };
     if result == 0 {

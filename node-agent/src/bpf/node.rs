@@ -1,5 +1,6 @@
 //! The programs and maps of the node.
 
+pub mod listening;
 mod tables;
 
 use std::{
@@ -8,24 +9,31 @@ use std::{
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use abi::{NodeConfig, maps};
 use aya::{
     Ebpf, EbpfLoader,
     maps::MapError,
-    programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Program, SockOps, links::FdLink},
 };
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{DirectMaps, MapSizes, link, room, versions};
+use super::{
+    CarriedMaps, DirectMaps, Heartbeat, HeldSyns, MapSizes, OlderFlows, WallMaps, link, log,
+    noted::Noted, room, sessions::Sessions, tc::Tcx, versions,
+};
 use tables::Maps;
+pub use tables::Ports;
 pub(super) use tables::{Raw, map_error, typed};
 
-static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.bpf.o"));
+pub(super) static NODE_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.bpf.o"));
 
 const TRACK_PROGRAM: &str = "sock_ops_track";
 const PROBE_PROGRAM: &str = "sock_ops_probe";
+const OPTION_PROGRAM: &str = "setsockopt_path";
 const CONNECT_PROGRAMS: [&str; 4] = [
     "connect4_capture",
     "connect6_capture",
@@ -44,10 +52,16 @@ pub struct Place {
     pub cgroup_root: PathBuf,
     /// The kubelet's cgroup, whose connections are probes.
     pub kubelet_cgroup: Option<PathBuf>,
+    /// Whether interfaces are guarded by tcx where the kernel has it, and not by clsact.
+    pub tcx: bool,
+    /// Whether the kernel half says what it decides; only some builds can, see [`super::check_log`].
+    pub log: bool,
     /// Room in the maps.
     pub sizes: MapSizes,
     /// The node's settings: workers and whether connections may go directly.
     pub config: NodeConfig,
+    /// Which part of the beats is this agent's, see [`abi::beat_index`].
+    pub beats: u32,
 }
 
 /// The kernel half, loaded.
@@ -59,6 +73,15 @@ pub struct Kernel {
     node: Mutex<Ebpf>,
     maps: Mutex<Maps>,
     direct: Mutex<DirectMaps>,
+    older: Mutex<OlderFlows>,
+    heartbeat: Arc<Heartbeat>,
+    held: Arc<HeldSyns>,
+    walls: Mutex<WallMaps>,
+    tcx: Tcx,
+    lines: log::Lines,
+    carried: Mutex<CarriedMaps>,
+    sessions: Mutex<Sessions>,
+    noted: Mutex<Noted>,
 }
 
 impl Kernel {
@@ -77,7 +100,7 @@ impl Kernel {
             dir: dir.clone(),
             source,
         })?;
-        let mut loader = loader(&dir, place.sizes);
+        let mut loader = loader(&dir, &place);
         // What the type information took.
         runtime::memory::give_back();
         let mut ebpf = loader
@@ -86,8 +109,16 @@ impl Kernel {
                 object: "node",
                 source: Box::new(source),
             })?;
+        let lines = log::Lines::take(&mut ebpf)?;
         let maps = Maps::take(&mut ebpf)?;
         let direct = DirectMaps::take(&mut ebpf)?;
+        let older = OlderFlows::take(&mut ebpf)?;
+        let heartbeat = tables::heartbeat(&mut ebpf, place.beats)?;
+        let held = HeldSyns::take(&mut ebpf)?;
+        let walls = WallMaps::take(&mut ebpf)?;
+        let carried = CarriedMaps::take(&mut ebpf)?;
+        let sessions = Sessions::take(&mut ebpf)?;
+        let noted = Noted::take(&mut ebpf)?;
         for name in CONNECT_PROGRAMS {
             let hook: &mut CgroupSockAddr = program(&mut ebpf, name)?;
             hook.load().map_err(program_error(name))?;
@@ -96,7 +127,11 @@ impl Kernel {
             let hook: &mut SockOps = program(&mut ebpf, name)?;
             hook.load().map_err(program_error(name))?;
         }
+        let hook: &mut CgroupSockopt = program(&mut ebpf, OPTION_PROGRAM)?;
+        hook.load().map_err(program_error(OPTION_PROGRAM))?;
         Ok(Self {
+            tcx: Tcx::new(place.tcx),
+            lines,
             capacities: room::capacities(&dir, place.sizes),
             loader: Mutex::new(loader),
             place,
@@ -104,6 +139,13 @@ impl Kernel {
             node: Mutex::new(ebpf),
             maps: Mutex::new(maps),
             direct: Mutex::new(direct),
+            older: Mutex::new(older),
+            heartbeat: Arc::new(heartbeat),
+            held: Arc::new(held),
+            walls: Mutex::new(walls),
+            carried: Mutex::new(carried),
+            sessions: Mutex::new(sessions),
+            noted: Mutex::new(noted),
         })
     }
 
@@ -121,6 +163,7 @@ impl Kernel {
             .config
             .set(0, Raw(self.place.config), 0)
             .map_err(map_error(maps::CONFIG))?;
+        self.lines.follow()?;
         let mut ebpf = self.node.lock();
         let root = open(&self.place.cgroup_root)?;
         attach(&mut ebpf, TRACK_PROGRAM, &root, &self.dir)?;
@@ -129,12 +172,31 @@ impl Kernel {
                 attach(&mut ebpf, PROBE_PROGRAM, &open(kubelet)?, &self.dir)?;
             }
             // An earlier agent may have been told of one.
-            None => link::remove(&self.dir.join("links").join(PROBE_PROGRAM))?,
+            None => link::detach(&self.dir.join("links").join(PROBE_PROGRAM))?,
         }
+        attach(&mut ebpf, OPTION_PROGRAM, &root, &self.dir)?;
         for name in CONNECT_PROGRAMS {
             attach(&mut ebpf, name, &root, &self.dir)?;
         }
         Ok(())
+    }
+
+    /// Where this agent's workers say that they are alive.
+    #[must_use]
+    pub fn heartbeat(&self) -> &Arc<Heartbeat> {
+        &self.heartbeat
+    }
+
+    /// SYNs that wait for this agent.
+    #[must_use]
+    pub fn held(&self) -> &Arc<HeldSyns> {
+        &self.held
+    }
+
+    /// How many threads carry traffic.
+    #[must_use]
+    pub fn workers(&self) -> u32 {
+        self.place.config.workers
     }
 
     /// Version of the contract that this agent's programs and maps are pinned under.
@@ -188,6 +250,24 @@ impl Kernel {
         &self.dir
     }
 
+    /// The map of connections that are older than their pod's capture, locked.
+    pub fn older(&self) -> MutexGuard<'_, OlderFlows> {
+        self.older.lock()
+    }
+
+    /// How programs are attached to interfaces.
+    pub(super) fn tcx(&self) -> &Tcx {
+        &self.tcx
+    }
+
+    pub(super) fn sessions(&self) -> &Mutex<Sessions> {
+        &self.sessions
+    }
+
+    pub(super) fn noted_flows(&self) -> &Mutex<Noted> {
+        &self.noted
+    }
+
     /// The loader of all programs: making one reads the kernel's type information, which takes tens of
     /// milliseconds and 20 MiB for a moment.
     pub(super) fn loader(&self) -> MutexGuard<'_, EbpfLoader<'static>> {
@@ -195,7 +275,7 @@ impl Kernel {
     }
 }
 
-fn loader(dir: &Path, sizes: MapSizes) -> EbpfLoader<'static> {
+fn loader(dir: &Path, place: &Place) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader
         // No program reads the kernel's own structures.
@@ -203,7 +283,8 @@ fn loader(dir: &Path, sizes: MapSizes) -> EbpfLoader<'static> {
         .default_map_pin_directory(dir)
         // Storage of sockets outlives the agent that created it, like everything else.
         .map_pin_path(maps::SOCKETS, dir.join(maps::SOCKETS));
-    room::set(&mut loader, sizes);
+    log::prepare(&mut loader, dir, place.log);
+    room::set(&mut loader, place.sizes);
     loader
 }
 
@@ -240,7 +321,11 @@ fn attach(
         .map_err(program_error(name))?
         .try_clone()
         .map_err(KernelError::Descriptor)?;
-    link::ensure(&dir.join("links").join(name), fd.as_fd(), || {
+    let pin = dir.join("links").join(name);
+    if matches!(program, Program::CgroupSockopt(_)) {
+        return link::ensure_setsockopt(&pin, fd.as_fd(), cgroup.as_fd());
+    }
+    link::ensure(&pin, fd.as_fd(), || {
         let mode = CgroupAttachMode::Single;
         let link = match program {
             Program::CgroupSockAddr(hook) => {
@@ -276,9 +361,17 @@ pub enum KernelError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// An agent without a cgroup of its own.
+    #[error(
+        "an agent in the cgroup {root} would exempt every process there from capture: it must be in one of its own"
+    )]
+    RootCgroup {
+        /// The root of the captured cgroups.
+        root: PathBuf,
+    },
     /// An object was refused.
     #[error(
-        "the kernel refused the eBPF object `{object}`: root, BTF and Linux 6.6 or newer are needed"
+        "the kernel refused the eBPF object `{object}`: root, BTF and Linux 6.1 or newer are needed"
     )]
     Load {
         /// Which object.

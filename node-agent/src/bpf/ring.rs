@@ -8,12 +8,14 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::AsFd,
     ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use aya::maps::MapData;
+
+use super::mapping::Mapping;
 
 /// `BPF_RINGBUF_BUSY_BIT`, `BPF_RINGBUF_DISCARD_BIT`, `BPF_RINGBUF_HDR_SZ`, include/uapi/linux/bpf.h.
 const BUSY: u32 = 1 << 31;
@@ -105,52 +107,5 @@ impl Ring {
         let offset = usize::try_from(at & (self.size - 1)).unwrap_or(0);
         // SAFETY: the mapping is a page and `size` bytes long, and the offset is below `size`.
         unsafe { self.producer.start.add(self.page + offset) }
-    }
-}
-
-/// Mapped memory.
-struct Mapping {
-    start: NonNull<u8>,
-    length: usize,
-}
-
-// SAFETY: the mapping belongs to whoever has this value, on whichever thread.
-unsafe impl Send for Mapping {}
-
-impl Mapping {
-    fn new(
-        fd: BorrowedFd<'_>,
-        length: usize,
-        offset: usize,
-        access: libc::c_int,
-    ) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
-        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                access,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                offset,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
-        Ok(Self { start, length })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: nobody else has the address, and it was mapped with this length.
-        let unmapped = unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
-        if unmapped != 0 {
-            tracing::debug!("a ring buffer stays mapped");
-        }
     }
 }

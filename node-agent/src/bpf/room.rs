@@ -31,6 +31,12 @@ pub struct MapSizes {
     pub verdicts: u32,
     /// Connections between pods of the node that are being opened.
     pub flows: u32,
+    /// Addresses that captured pods of the node reach by tunnel only.
+    pub walled: u32,
+    /// Plain connections that are older than the wall.
+    pub older: u32,
+    /// Addresses that may have to be carried.
+    pub carried: u32,
 }
 
 impl Default for MapSizes {
@@ -43,6 +49,9 @@ impl Default for MapSizes {
             service_slots: 65536,
             verdicts: 262_144,
             flows: 65536,
+            walled: 131_072,
+            older: 16384,
+            carried: 262_144,
         }
     }
 }
@@ -66,12 +75,14 @@ const fn room(map: &'static str, setting: &'static str, entries: fn(&MapSizes) -
     }
 }
 
-static ROOMS: [Room; 11] = [
+static ROOMS: [Room; 23] = [
     room(maps::PODS, "--max-pods", |sizes| sizes.pods),
     room(maps::INBOUND, "--max-pods", |sizes| sizes.pods),
+    room(maps::SHARES, "--max-pods", |sizes| sizes.pods),
     room(maps::POD_ADDRS, "--max-pods", addresses),
     room(maps::LOCAL_PODS, "--max-pods", addresses),
     room(maps::PROBES, "--max-pods", addresses),
+    room(maps::PROBE_PORTS, "--max-pods", probe_ports),
     room(maps::LISTENERS, "--max-pods", listeners),
     room(maps::LISTENING, "--max-listening-ports", |sizes| {
         sizes.listening
@@ -82,17 +93,41 @@ static ROOMS: [Room; 11] = [
     room(maps::SLOTS, "--max-service-slots", |sizes| {
         sizes.service_slots
     }),
+    room(maps::MEMBERS, "--max-service-slots", |sizes| {
+        sizes.service_slots
+    }),
+    room(maps::SESSIONS, "--max-pods", sessions),
     room(maps::VERDICTS, "--max-verdicts", |sizes| sizes.verdicts),
+    room(maps::DENIALS, "--max-verdicts", |sizes| sizes.verdicts),
     room(maps::FLOWS, "--max-direct-flows", |sizes| sizes.flows),
+    room(maps::HELD, "--max-direct-flows", |sizes| sizes.flows),
+    room(maps::OLDER_FLOWS, "--max-direct-flows", |sizes| sizes.flows),
+    room(maps::WALLED_ADDRS, "--max-walled-addresses", |sizes| {
+        sizes.walled
+    }),
+    room(maps::WALLED_PODS, "--max-pods", |sizes| sizes.pods),
+    room(maps::PLAIN_FLOWS, "--max-plain-flows", |sizes| sizes.older),
+    room(maps::CARRIED, "--max-carried", |sizes| sizes.carried),
+    room(maps::CARRIED_RANGES, "--max-carried", |sizes| {
+        sizes.carried / ADDRESSES_PER_RANGE
+    }),
 ];
 
 fn addresses(sizes: &MapSizes) -> u32 {
     sizes.pods.saturating_mul(ADDRESSES_PER_POD)
 }
 
+fn probe_ports(sizes: &MapSizes) -> u32 {
+    sizes.pods.saturating_mul(PROBES_PER_POD)
+}
+
 fn listeners(sizes: &MapSizes) -> u32 {
     let each = sizes.workers.max(1).saturating_mul(LISTENER_KINDS);
     sizes.pods.saturating_mul(each)
+}
+
+fn sessions(sizes: &MapSizes) -> u32 {
+    sizes.pods.saturating_mul(SESSIONS_PER_POD)
 }
 
 /// Gives every map its size, for a loader that makes the maps that are not pinned yet.
@@ -147,6 +182,12 @@ pub(super) fn explain(map: &'static str, source: MapError) -> KernelError {
 
 /// Two of each family.
 const ADDRESSES_PER_POD: u32 = 4;
+/// More than most pods declare.
+const PROBES_PER_POD: u32 = 8;
+/// Ranges are written by hand; addresses are not.
+const ADDRESSES_PER_RANGE: u32 = 16;
+/// Service ports with session affinity; where pods use more, the ones not used for longest are drawn anew.
+const SESSIONS_PER_POD: u32 = 8;
 /// Outbound, inbound and HBONE.
 const LISTENER_KINDS: u32 = 3;
 
@@ -167,6 +208,9 @@ mod tests {
             service_slots: small.service_slots * 2,
             verdicts: small.verdicts * 2,
             flows: small.flows * 2,
+            walled: small.walled * 2,
+            older: small.older * 2,
+            carried: small.carried * 2,
         };
         for room in &ROOMS {
             assert!(

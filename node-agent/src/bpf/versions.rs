@@ -38,7 +38,7 @@ pub(super) fn namespaces(dir: &Path) -> io::Result<BTreeSet<u32>> {
         if !is_lookup(&link) {
             continue;
         }
-        match link::netns_inode(&link) {
+        match link::target(&link) {
             Ok(0) => {}
             Ok(inode) => drop(inodes.insert(inode)),
             // Detached meanwhile.
@@ -75,7 +75,7 @@ fn retire_one(dir: &Path) -> Result<(), KernelError> {
     // `pod-N-lookup` and guards before the programs of the node, which write what those read.
     links.sort_by_key(|link| !is_of_pod(link));
     for link in links.iter().filter(|link| !is_kept(link)) {
-        link::remove(link)?;
+        link::detach(link)?;
     }
     // Programs that stay attached hold their maps; nobody has to find those any more.
     for map in entries(dir).iter().filter(|path| !path.is_dir()) {

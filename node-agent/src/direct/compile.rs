@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use abi::{ANY_PORT, Addr, DirectVerdict, Endpoint, HBONE_PORT, Target, VerdictKey};
@@ -53,9 +54,18 @@ pub struct Tables {
     /// Which pod has an address.
     pub local_pods: BTreeMap<Addr, u32>,
     /// The endpoints of service ports, with weights.
-    pub services: BTreeMap<Endpoint, Vec<(Target, u64)>>,
+    pub services: BTreeMap<Endpoint, ServiceTable>,
     /// Workloads that the kernel reaches itself.
     pub reached: HashSet<WorkloadUid>,
+}
+
+/// What the kernel draws for a service port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceTable {
+    /// The endpoints, with weights.
+    pub targets: Vec<(Target, u64)>,
+    /// For how long a client keeps its endpoint after its last connection; 0 where each is drawn anew.
+    pub session_seconds: u32,
 }
 
 struct Server<'a> {
@@ -206,13 +216,22 @@ fn services(state: &MeshState, source: &Workload, servers: &[Server<'_>], tables
             for port in &service.ports {
                 let targets = targets(state, service, port.port, ip, source, servers);
                 if targets.iter().any(|(target, _)| target.pod != 0) {
+                    let table = ServiceTable {
+                        targets,
+                        session_seconds: service.session_timeout.map_or(0, session_seconds),
+                    };
                     tables
                         .services
-                        .insert(Endpoint::new(Addr::from(ip), port.port), targets);
+                        .insert(Endpoint::new(Addr::from(ip), port.port), table);
                 }
             }
         }
     }
+}
+
+/// A time that is too short to count is one that nobody meant.
+pub(crate) fn session_seconds(timeout: Duration) -> u32 {
+    u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
 fn is_plain(service: &Service) -> bool {

@@ -1,4 +1,5 @@
-//! What the kernel tells of direct connections, turned into metrics, log lines and a list.
+//! What the kernel tells of direct connections, and of those that it leaves alone, turned into metrics,
+//! log lines and a list.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -7,16 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use abi::{Addr, Event, EventKind, Flow};
+use abi::{Addr, Event, EventKind, Flow, NOBODY};
 use model::{
-    MeshState,
+    MeshState, Reason, Security,
     policy::{Connection, Verdict},
 };
 
+use super::denials::Sink;
 use crate::{
     metrics::{self, Party, TcpLabels},
     pod::Pod,
-    record::{Description, Direction, End1, LiveView, Recorder, Refusal},
+    record::{ConnectionEnd, Description, Direction, LiveView, Recorder, Refusal},
     sock_diag,
 };
 
@@ -41,8 +43,8 @@ type Who = (u32, u32, (Addr, u16));
 /// What all connections of one client to one server have in common.
 struct Prepared {
     description: Description,
-    /// As source and as destination.
-    flows: [metrics::Flow; 2],
+    /// As source, and as destination where that is a captured pod of this node.
+    flows: Vec<metrics::Flow>,
 }
 
 struct Open {
@@ -55,7 +57,8 @@ struct Open {
 }
 
 impl Ledger {
-    /// Takes one event. Gives server, and addresses of client and server, of a connection that is new.
+    /// Takes one event. Gives server, and addresses of client and server, of a direct connection that is
+    /// new.
     pub(super) fn take(
         &mut self,
         event: &Event,
@@ -76,7 +79,8 @@ impl Ledger {
                 let (Some(client), Some(server)) = ends(&event.flow) else {
                     return None;
                 };
-                return Some((event.destination, (client, server)));
+                return (event.destination != NOBODY)
+                    .then_some((event.destination, (client, server)));
             }
             kind if kind == EventKind::Closed as u32 => {
                 // The opening of one that is not listed was lost, or an earlier agent's.
@@ -87,7 +91,6 @@ impl Ledger {
                     open.close(&event.flow, event.sent, event.received, age, recorder);
                 }
             }
-            kind if kind == EventKind::Denied as u32 => denied(event, state, pods, recorder),
             _ => {}
         }
         None
@@ -116,8 +119,12 @@ impl Ledger {
         let of = match self.prepared.get(&who) {
             Some(of) => Arc::clone(of),
             None => {
-                let (description, labels) = describe(event, state, pods)?;
-                let flows = labels.map(|labels| recorder.metrics.flow(&labels));
+                let (description, labels) = match event.destination {
+                    NOBODY => describe_native(event, state, pods)?,
+                    _ => describe(event, state, pods)?,
+                };
+                let flows = labels.iter().map(|labels| recorder.metrics.flow(labels));
+                let flows = flows.collect();
                 let of = Arc::new(Prepared { description, flows });
                 if self.prepared.len() >= PREPARED {
                     self.prepared.clear();
@@ -194,6 +201,18 @@ impl Ledger {
         found
     }
 
+    /// Whether a direct connection is listed, as either end sees it.
+    pub(super) fn has(&self, flow: &Flow) -> bool {
+        let back = Flow {
+            source: flow.destination,
+            destination: flow.source,
+            source_port: flow.destination_port,
+            destination_port: flow.source_port,
+        };
+        let mut all = self.open.keys();
+        all.any(|(_, open)| open == flow || *open == back)
+    }
+
     /// Which of these clients have connections open.
     pub(super) fn of_clients(&self, clients: &HashSet<u32>) -> HashSet<u32> {
         let all = self.open.keys().map(|(client, _)| *client);
@@ -213,6 +232,7 @@ impl Ledger {
     pub(super) fn views(&self) -> Vec<LiveView> {
         let view = |((_, flow), open): (&(u32, Flow), &Open)| LiveView {
             connection: open.described(flow),
+            older_than_capture: false,
             request_bytes: open.counted.0,
             response_bytes: open.counted.1,
             age_ms: open.since.elapsed().as_millis(),
@@ -257,7 +277,7 @@ impl Open {
 }
 
 /// The application's bytes of an open socket, without the sequence numbers of SYN and FIN.
-fn payload(moved: sock_diag::Moved) -> (u64, u64) {
+pub(super) fn payload(moved: sock_diag::Moved) -> (u64, u64) {
     const FIN_WAIT2: u8 = 5;
     const CLOSE_WAIT: u8 = 8;
     const LAST_ACK: u8 = 9;
@@ -277,8 +297,17 @@ fn ends(flow: &Flow) -> (Option<SocketAddr>, Option<SocketAddr>) {
     ((source.port() != 0).then_some(source), Some(destination))
 }
 
-fn denied(event: &Event, state: &MeshState, pods: &[Arc<Pod>], recorder: &Recorder) {
-    let Some((description, [labels, _])) = describe(event, state, pods) else {
+/// Tells of `count` connections like this that were refused.
+pub(super) fn denied(event: &Event, count: u64, to: &Sink<'_>) {
+    let Sink {
+        state,
+        pods,
+        recorder,
+    } = *to;
+    let Some((description, labels)) = describe(event, state, pods) else {
+        return;
+    };
+    let Some(labels) = labels.first() else {
         return;
     };
     let (Some(client), Some(server)) = (find(pods, event.source), find(pods, event.destination))
@@ -303,22 +332,15 @@ fn denied(event: &Event, state: &MeshState, pods: &[Arc<Pod>], recorder: &Record
         .workload(server.workload.as_ref())
         .map(|workload| state.authorize(workload, &connection));
     let (reason, text) = match verdict {
-        Some(Verdict::Deny(reason)) => (reason.code(), reason.to_string()),
+        Some(Verdict::Deny(reason)) => (reason.reason(), reason.to_string()),
         // Policy has changed since the kernel refused.
         _ => (
-            "policy_changed",
+            Reason::PolicyChanged,
             "refused by policy, which has changed since".to_owned(),
         ),
     };
-    recorder.refuse(
-        &description,
-        &labels,
-        Refusal {
-            flags: "DENY",
-            reason,
-            text,
-        },
-    );
+    let refusal = Refusal { reason, text };
+    recorder.refuse_many(&description, labels, refusal, count);
 }
 
 fn find(pods: &[Arc<Pod>], id: u32) -> Option<&Arc<Pod>> {
@@ -330,17 +352,19 @@ fn describe(
     event: &Event,
     state: &MeshState,
     pods: &[Arc<Pod>],
-) -> Option<(Description, [TcpLabels; 2])> {
+) -> Option<(Description, Vec<TcpLabels>)> {
     let (client, server) = (find(pods, event.source)?, find(pods, event.destination)?);
     let from = state.workload(client.workload.as_ref());
     let to = state.workload(server.workload.as_ref());
     let dialled = SocketAddr::new(event.dialled.addr.into(), event.dialled.port);
     let service = to.and_then(|to| state.service_by_exact_vip(&to.network, dialled.ip(), None));
-    let end = |pod: &Pod, addr: Option<SocketAddr>, workload: Option<&Arc<model::Workload>>| End1 {
-        addr,
-        workload: workload.map(|w| Arc::clone(&w.name)),
-        namespace: workload.map(|w| Arc::clone(&w.namespace)),
-        identity: Some(pod.identity.to_string()),
+    let end = |pod: &Pod, addr: Option<SocketAddr>, workload: Option<&Arc<model::Workload>>| {
+        ConnectionEnd {
+            addr,
+            workload: workload.map(|w| Arc::clone(&w.name)),
+            namespace: workload.map(|w| Arc::clone(&w.namespace)),
+            identity: Some(pod.identity.to_string()),
+        }
     };
     let (source, destination) = ends(&event.flow);
     let description = Description {
@@ -349,7 +373,7 @@ fn describe(
         source: end(client, source, from),
         destination: end(server, destination, to),
         service: service.map(|service| service.hostname.to_string()),
-        security: "same_node",
+        security: Security::SameNode,
         tunnel: None,
     };
     let labels = ["source", "destination"].map(|reporter| {
@@ -364,8 +388,56 @@ fn describe(
                 principal: Some(&server.identity),
             },
             service.map(|service| &**service),
-            "same_node",
+            Security::SameNode,
         )
     });
-    Some((description, labels))
+    Some((description, labels.into()))
+}
+
+/// A connection that was left alone, and its labels.
+fn describe_native(
+    event: &Event,
+    state: &MeshState,
+    pods: &[Arc<Pod>],
+) -> Option<(Description, Vec<TcpLabels>)> {
+    let client = find(pods, event.source)?;
+    let from = state.workload(client.workload.as_ref());
+    let (source, destination) = ends(&event.flow);
+    let to = from
+        .zip(destination)
+        .and_then(|(from, to)| state.workload_by_ip(&from.network, to.ip()));
+    let description = Description {
+        direction: Direction::Outbound,
+        pod: client.name.to_string(),
+        source: ConnectionEnd {
+            addr: source,
+            workload: from.map(|w| Arc::clone(&w.name)),
+            namespace: from.map(|w| Arc::clone(&w.namespace)),
+            identity: Some(client.identity.to_string()),
+        },
+        destination: ConnectionEnd {
+            addr: destination,
+            workload: to.map(|w| Arc::clone(&w.name)),
+            namespace: to.map(|w| Arc::clone(&w.namespace)),
+            identity: None,
+        },
+        service: None,
+        security: Security::None,
+        tunnel: None,
+    };
+    let labels = TcpLabels::new(
+        "source",
+        Party {
+            workload: from.map(|w| &**w),
+            principal: Some(&client.identity),
+        },
+        Party {
+            workload: to.map(|w| &**w),
+            principal: None,
+        },
+        None,
+        // As of what the agent carries plain.
+        Security::Unknown,
+    );
+    Some((description, vec![labels]))
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use model::{
-    Identity, MeshState,
+    Ending, Identity, MeshState,
     policy::{Connection, DenyReason, Verdict},
 };
 
@@ -165,7 +165,7 @@ impl Policy {
                 recorder.metrics.cut(Cut::Policy, ended.len() as u64);
                 for (client, found, reason, after_us) in ended {
                     tracing::info!(target: "access", direction = "direct", pod = %server.name, src.addr = %found.remote, src.workload = client,
-                        dst.addr = %found.local, after_us, error = %reason, "connection ended: policy changed");
+                        dst.addr = %found.local, after_us, end = Ending::Policy.as_str(), error = %reason, "connection ended: policy changed");
                 }
             }
             Ok(Err(error)) | Err(error) => {

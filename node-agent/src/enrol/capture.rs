@@ -1,27 +1,31 @@
 //! The steps of capture and release of one pod.
 
 use std::{
-    collections::BTreeMap,
     io,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use abi::{
-    HBONE_PORT, InboundMode, ListenerKey, ListenerKind, OWN_ADDRESS, OWNED_ADDRESS, PodState,
-};
+use abi::{AGENT_MARK, HBONE_PORT, InboundMode, ListenerKey, ListenerKind, PodState};
 use tls::SvidStore;
 
 use super::{
-    EnrolConfig, Wanted, describe,
+    EnrolConfig, Wanted,
+    addresses::{self, Claims},
+    describe,
     entry::{Entry, Phase},
+    older,
 };
 use crate::{
     bpf::{Kernel, KernelError, PodPrograms},
+    direct::DirectHandle,
+    mesh::Mesh,
+    metrics::EnrolmentMetrics,
     netns::Netns,
-    pod::Pod,
+    pod::{Pod, PodName},
     pod_net, sock, sock_diag,
+    veth::{self, NoPlace},
     worker::{PodListeners, WorkerHandle},
 };
 
@@ -30,12 +34,18 @@ const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
 
 const RETRY: Duration = Duration::from_secs(1);
+/// How often a pod's listening ports are looked at until what is counted is what there is.
+const LOOKS: usize = 8;
 
 pub(super) struct Context<'a> {
     pub(super) kernel: &'a Kernel,
     pub(super) workers: &'a [WorkerHandle],
     pub(super) certs: &'a SvidStore,
     pub(super) config: &'a EnrolConfig,
+    pub(super) mesh: &'a Mesh,
+    pub(super) claims: Claims,
+    pub(super) direct: &'a DirectHandle,
+    pub(super) metrics: &'a EnrolmentMetrics,
 }
 
 /// Why a pod could not be captured.
@@ -43,14 +53,38 @@ pub(super) struct Context<'a> {
 enum CaptureError {
     #[error("cannot prepare the pod's network namespace")]
     Namespace(#[source] io::Error),
+    #[error(transparent)]
+    Interface(#[from] NoPlace),
     #[error("cannot listen inside the pod")]
     Listen(#[source] io::Error),
+    #[error("the cluster has not said which addresses the pod has")]
+    NoAddress,
+    #[error("the cluster gave {ip} to pod {other} too, so it is neither's")]
+    Disputed { ip: IpAddr, other: PodName },
     #[error(transparent)]
     Kernel(#[from] KernelError),
 }
 
+impl CaptureError {
+    /// As the metric names it.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Namespace(_) => "namespace",
+            Self::Interface(_) => "interface",
+            Self::Listen(_) => "listen",
+            Self::NoAddress => "no_address",
+            Self::Disputed { .. } => "address_disputed",
+            Self::Kernel(KernelError::Full { .. }) => "map_full",
+            Self::Kernel(_) => "kernel",
+        }
+    }
+}
+
 /// Takes the pod one step towards what is wanted.
 pub(super) fn step(context: &Context<'_>, entry: &mut Entry, wanted: Option<&Wanted>) {
+    if know_addresses(context, entry, wanted) {
+        entry.begin_again();
+    }
     match wanted {
         Some(wanted) if wanted.capture => towards_captured(context, entry, wanted),
         Some(wanted) => {
@@ -66,8 +100,14 @@ pub(super) fn step(context: &Context<'_>, entry: &mut Entry, wanted: Option<&Wan
 fn adopt_as_it_is(context: &Context<'_>, entry: &mut Entry) {
     if entry.phase == Phase::Unknown && entry.waiting.is_empty() && !entry.held {
         let pod = context.kernel.pod(entry.netns.cookie());
-        if pod.is_some_and(|(_, state)| state == PodState::Exempt) {
-            entry.phase = Phase::Exempt;
+        match pod {
+            Some((_, PodState::Exempt)) => entry.phase = Phase::Exempt,
+            // An earlier agent ended while it captured the pod.
+            Some((_, PodState::Joining)) => {
+                set_exempt(context, entry);
+                entry.phase = Phase::Exempt;
+            }
+            _ => {}
         }
     }
 }
@@ -76,6 +116,7 @@ fn towards_captured(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
     match entry.phase {
         Phase::Captured => {
             entry.reason.clone_from(&wanted.reason);
+            follow_probes(context, entry, wanted);
             return;
         }
         Phase::Failed(retry) if Instant::now() < retry => return,
@@ -83,7 +124,7 @@ fn towards_captured(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
     }
     let pod = match pod_for(context, entry, wanted) {
         Ok(pod) => pod,
-        Err(error) => return failed(entry, &CaptureError::Namespace(error)),
+        Err(error) => return failed(context, entry, &error),
     };
     let ready = pod.cert.borrow().is_some();
     if !ready
@@ -98,13 +139,13 @@ fn towards_captured(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
         entry.phase = Phase::Unknown;
         return;
     }
-    match capture(context, entry, &pod) {
+    match capture(context, entry, &pod, wanted) {
         Ok(()) => {
-            tracing::info!(pod = %pod.name, identity = %pod.identity, reason = wanted.reason, "pod captured");
+            tracing::info!(pod = %pod.name, pod_id = entry.id, identity = %pod.identity, reason = wanted.reason, "pod captured");
             entry.phase = Phase::Captured;
             entry.reason.clone_from(&wanted.reason);
         }
-        Err(error) => failed(entry, &error),
+        Err(error) => failed(context, entry, &error),
     }
 }
 
@@ -117,7 +158,7 @@ pub(super) fn prepare(
 ) -> Result<(), String> {
     let name = entry.sandbox.pod.clone();
     let prepare = |entry: &mut Entry| -> Result<Arc<Pod>, CaptureError> {
-        let pod = pod_for(context, entry, wanted).map_err(CaptureError::Namespace)?;
+        let pod = pod_for(context, entry, wanted)?;
         if entry.prepared.is_empty() {
             entry.prepared = open_listeners(context, &entry.netns)?;
         }
@@ -139,8 +180,8 @@ pub(super) fn take(
     wanted: &Wanted,
 ) -> Result<(), String> {
     let take = |entry: &mut Entry| -> Result<(), CaptureError> {
-        let pod = pod_for(context, entry, wanted).map_err(CaptureError::Namespace)?;
-        stage(context, entry, &pod)?;
+        let pod = pod_for(context, entry, wanted)?;
+        stage(context, entry, &pod, wanted)?;
         set_state(context, entry, PodState::Captured)?;
         Ok(())
     };
@@ -163,12 +204,9 @@ pub(super) fn complete(
 /// Keeps a pod refused that an earlier agent of another version captured and that the controller does
 /// not know: nobody listens for it.
 pub(super) fn hold(context: &Context<'_>, entry: &mut Entry) -> Result<(), String> {
-    let own = entry.sandbox.ips.iter();
-    let flags = own
-        .map(|ip| (ip.to_canonical(), OWN_ADDRESS | OWNED_ADDRESS))
-        .collect();
+    know_addresses(context, entry, None);
     let hold = |entry: &mut Entry| -> Result<(), CaptureError> {
-        context.kernel.set_addresses(entry.id, &flags)?;
+        set_addresses(context, entry)?;
         context.kernel.set_inbound(entry.id, InboundMode::Capture)?;
         set_state(context, entry, PodState::Captured)?;
         engage(context, entry)
@@ -176,8 +214,17 @@ pub(super) fn hold(context: &Context<'_>, entry: &mut Entry) -> Result<(), Strin
     hold(entry).map_err(|error| format!("pod {}: {}", entry.sandbox.pod, describe(&error)))
 }
 
-fn pod_for(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) -> io::Result<Arc<Pod>> {
-    let same = |pod: &&Arc<Pod>| pod.identity == wanted.identity && pod.workload == wanted.workload;
+fn pod_for(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    wanted: &Wanted,
+) -> Result<Arc<Pod>, CaptureError> {
+    know_addresses(context, entry, Some(wanted));
+    let same = |pod: &&Arc<Pod>| {
+        pod.identity == wanted.identity
+            && pod.workload == wanted.workload
+            && pod.addresses == entry.given.own
+    };
     let pod = match entry.pod.as_ref().filter(same) {
         Some(pod) => Arc::clone(pod),
         None => new_pod(context, entry, wanted)?,
@@ -186,14 +233,105 @@ fn pod_for(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) -> io::Res
     Ok(pod)
 }
 
-fn set_state(context: &Context<'_>, entry: &Entry, state: PodState) -> Result<(), KernelError> {
-    context
-        .kernel
-        .set_pod(entry.netns.cookie(), entry.id, state, entry.congestion)
+/// Notes what the cluster says of the pod's addresses now; says whether that is a change.
+fn know_addresses(context: &Context<'_>, entry: &mut Entry, wanted: Option<&Wanted>) -> bool {
+    entry.known = entry.addresses(wanted);
+    let given = context.claims.judge(&entry.sandbox.pod, &entry.known);
+    if given == entry.given {
+        return false;
+    }
+    for (ip, other) in &given.disputed {
+        tracing::error!(pod = %entry.sandbox.pod, %ip, %other, "the cluster gave one address to two pods; it is neither's: nothing leaves with it");
+    }
+    entry.given = given;
+    // A pod that has lost an address must not use it while it is captured anew, or cannot be.
+    if entry.flags.is_some() {
+        follow_addresses(context, entry);
+        let programs = PodPrograms::new(context.kernel, entry.id);
+        let walled = is_captured_in_kernel(context, entry).then(|| entry.netns.clone());
+        guard(context.kernel, &programs, entry, walled.as_ref());
+    }
+    true
 }
 
-fn failed(entry: &mut Entry, error: &CaptureError) {
-    entry.reason = format!("capture failed: {}", describe(error));
+/// Tells the kernel half of the pod's addresses, which may be others by now.
+pub(super) fn follow_addresses(context: &Context<'_>, entry: &mut Entry) {
+    if let Err(error) = set_addresses(context, entry) {
+        tracing::warn!(pod = %entry.sandbox.pod, error = describe(&error), "cannot follow the pod's addresses");
+    }
+}
+
+fn set_addresses(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> {
+    let found = entry.netns.run(pod_net::addresses);
+    let mut found = found
+        .and_then(|found| found)
+        .map_err(CaptureError::Namespace)?;
+    // They name nobody to anybody else; a pod reaches itself by them.
+    let link_local = entry.netns.run(pod_net::link_local_addresses);
+    let link_local = link_local.and_then(|found| found);
+    found.extend(link_local.map_err(CaptureError::Namespace)?);
+    let state = context.mesh.state();
+    let (name, pod) = (&entry.sandbox.pod, entry.pod.as_ref());
+    let flags = addresses::flags(&entry.given.own, &found, |ip| {
+        context.claims.other(name, ip).is_some()
+            || pod.is_some_and(|pod| addresses::is_anothers(&state, &pod.workload, ip))
+    });
+    if entry.flags.as_ref() != Some(&flags) {
+        context.kernel.set_addresses(entry.id, &flags)?;
+        entry.flags = Some(flags);
+    }
+    Ok(())
+}
+
+/// Tells the kernel half which ports the pod's own probes declare.
+fn follow_probes(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
+    if entry.probe_ports == wanted.probe_ports {
+        return;
+    }
+    match context
+        .kernel
+        .set_probe_ports(entry.id, &wanted.probe_ports)
+    {
+        Ok(()) => entry.probe_ports.clone_from(&wanted.probe_ports),
+        Err(error) => {
+            tracing::warn!(pod = %entry.sandbox.pod, error = describe(&error), "what the kubelet calls in the pod is not told from other plain text");
+        }
+    }
+}
+
+fn set_state(context: &Context<'_>, entry: &Entry, state: PodState) -> Result<(), KernelError> {
+    let families = match &entry.pod {
+        Some(pod) => families(&pod.addresses),
+        None => families(&entry.sandbox.ips),
+    };
+    let (cookie, id) = (entry.netns.cookie(), entry.id);
+    context
+        .kernel
+        .set_pod(cookie, id, state, entry.congestion, families)
+}
+
+/// Of which families a pod has addresses; of all, where none is known.
+pub(super) fn families(addresses: &[IpAddr]) -> u32 {
+    let family = |ip: IpAddr| {
+        if ip.is_ipv4() {
+            abi::FAMILY_V4
+        } else {
+            abi::FAMILY_V6
+        }
+    };
+    let known = addresses.iter().map(|ip| family(ip.to_canonical()));
+    match known.fold(0, std::ops::BitOr::bitor) {
+        0 => abi::FAMILY_V4 | abi::FAMILY_V6,
+        families => families,
+    }
+}
+
+fn failed(context: &Context<'_>, entry: &mut Entry, error: &CaptureError) {
+    let reason = format!("capture failed: {}", describe(error));
+    if entry.reason != reason {
+        context.metrics.failed(error.reason());
+    }
+    entry.reason = reason;
     tracing::error!(pod = %entry.sandbox.pod, error = entry.reason, "cannot capture the pod; trying again");
     entry.phase = Phase::Failed(Instant::now() + RETRY);
 }
@@ -204,7 +342,7 @@ pub(super) fn listen_again(context: &Context<'_>, entry: &mut Entry) {
         return;
     };
     if let Err(error) = listen(context, entry, &pod) {
-        failed(entry, &error);
+        failed(context, entry, &error);
     }
 }
 
@@ -213,7 +351,7 @@ pub(super) fn engage_again(context: &Context<'_>, entry: &mut Entry) {
     if entry.phase == Phase::Captured
         && let Err(error) = engage(context, entry)
     {
-        failed(entry, &error);
+        failed(context, entry, &error);
     }
 }
 
@@ -221,12 +359,17 @@ pub(super) fn is_captured_in_kernel(context: &Context<'_>, entry: &Entry) -> boo
     entry.is_captured_by(context.kernel)
 }
 
-fn new_pod(context: &Context<'_>, entry: &Entry, wanted: &Wanted) -> io::Result<Arc<Pod>> {
-    let mut addresses: Vec<IpAddr> = entry.sandbox.ips.iter().map(IpAddr::to_canonical).collect();
-    for own in entry.netns.run(pod_net::addresses)?? {
-        if !addresses.contains(&own) {
-            addresses.push(own);
-        }
+fn new_pod(
+    context: &Context<'_>,
+    entry: &Entry,
+    wanted: &Wanted,
+) -> Result<Arc<Pod>, CaptureError> {
+    if entry.given.own.is_empty() {
+        let mut disputed = entry.given.disputed.iter().cloned();
+        let disputed = disputed
+            .next()
+            .map(|(ip, other)| CaptureError::Disputed { ip, other });
+        return Err(disputed.unwrap_or(CaptureError::NoAddress));
     }
     let cert = context.certs.watch(&wanted.identity);
     let pod = Pod::new(
@@ -235,21 +378,36 @@ fn new_pod(context: &Context<'_>, entry: &Entry, wanted: &Wanted) -> io::Result<
         wanted.workload.clone(),
         wanted.identity.clone(),
         entry.netns.clone(),
-        addresses,
+        entry.given.own.clone(),
         cert,
     );
     Ok(Arc::new(pod))
 }
 
-fn capture(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(), CaptureError> {
-    stage(context, entry, pod)?;
+fn capture(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    pod: &Arc<Pod>,
+    wanted: &Wanted,
+) -> Result<(), CaptureError> {
+    // What is captured already stays so; that it is not guarded is reported.
+    if !is_captured_in_kernel(context, entry) {
+        veth::pairs(&entry.netns, &entry.given.own).map_err(CaptureError::Namespace)??;
+    }
+    stage(context, entry, pod, wanted)?;
     engage(context, entry)
 }
 
 /// What capture needs before any program of ours asks about the pod: addresses, listeners, mode.
-fn stage(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(), CaptureError> {
+fn stage(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    pod: &Arc<Pod>,
+    wanted: &Wanted,
+) -> Result<(), CaptureError> {
     let kernel = context.kernel;
-    kernel.set_addresses(entry.id, &address_flags(entry, pod))?;
+    set_addresses(context, entry)?;
+    follow_probes(context, entry, wanted);
     let addresses = &pod.addresses;
     entry
         .netns
@@ -264,6 +422,10 @@ fn stage(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<(),
 /// Puts the pod's programs in place: guard, inbound, then outbound.
 fn engage(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> {
     let kernel = context.kernel;
+    let before = kernel.pod(entry.netns.cookie()).map(|(_, state)| state);
+    // What was refused or captured until now has nothing that nobody was asked about.
+    let was_free = !matches!(before, Some(PodState::Pending | PodState::Captured));
+    entry.must_find_older |= was_free && !entry.held;
     // Known to the tracker before its ports are listed, so that none falls between.
     if !is_captured_in_kernel(context, entry)
         && !matches!(
@@ -271,43 +433,53 @@ fn engage(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> 
             Some((_, PodState::Pending))
         )
     {
-        set_state(context, entry, PodState::Exempt)?;
+        set_state(context, entry, PodState::Joining)?;
     }
     seed_listening(kernel, entry).map_err(CaptureError::Namespace)?;
     let programs = PodPrograms::new(kernel, entry.id);
-    entry.guarded = guard_source(kernel, &programs, entry);
+    guard(kernel, &programs, entry, Some(&entry.netns.clone()));
+    let reached = reached_by(entry).map_err(CaptureError::Namespace)?;
+    programs.attach_answers(kernel, &entry.netns, &reached)?;
     programs.attach_lookup(kernel, &entry.netns)?;
+    programs.attach_hold(kernel, &entry.netns)?;
     set_state(context, entry, PodState::Captured)?;
+    if let Some(pod) = entry.pod.clone() {
+        // From here on every connection is asked about; these began before.
+        let found = if entry.must_find_older {
+            older::find(context, entry, &pod)
+        } else {
+            older::find_again(context, entry, &pod)
+        };
+        found.map_err(CaptureError::Namespace)?;
+        entry.must_find_older = false;
+    }
     Ok(())
 }
 
-fn address_flags(entry: &Entry, pod: &Pod) -> BTreeMap<IpAddr, u32> {
-    // Where the CNI named no addresses (a pod found running), those on its interfaces are trusted.
-    let owned = |ip: &IpAddr| {
-        entry.sandbox.ips.is_empty()
-            || entry
-                .sandbox
-                .ips
-                .iter()
-                .any(|own| own.to_canonical() == *ip)
-    };
-    pod.addresses
-        .iter()
-        .map(|ip| (*ip, OWN_ADDRESS | if owned(ip) { OWNED_ADDRESS } else { 0 }))
-        .collect()
+/// The interfaces by which the pod is reached from outside: those with the addresses that the cluster gave.
+fn reached_by(entry: &Entry) -> io::Result<Vec<String>> {
+    let given = &entry.given.own;
+    entry.netns.run(|| pod_net::interfaces_with(given))?
 }
 
 /// Opens the sockets of all workers inside the pod.
 fn open_listeners(context: &Context<'_>, netns: &Netns) -> Result<Vec<PodListeners>, CaptureError> {
-    let open = || {
+    let heartbeat = context.kernel.heartbeat();
+    let open = |worker: u32| {
+        let beat = heartbeat.index(worker);
         Ok(PodListeners {
-            outbound: sock::listen(OUTBOUND_PORT)?,
-            inbound: sock::listen(INBOUND_PORT)?,
-            hbone: sock::listen(HBONE_PORT)?,
+            outbound: sock::listen(OUTBOUND_PORT, beat, None)?,
+            inbound: sock::listen(INBOUND_PORT, beat, Some(AGENT_MARK))?,
+            hbone: sock::listen(HBONE_PORT, beat, Some(AGENT_MARK))?,
         })
     };
     netns
-        .run(|| context.workers.iter().map(|_| open()).collect())
+        .run(|| {
+            (0_u32..)
+                .zip(context.workers)
+                .map(|(worker, _)| open(worker))
+                .collect()
+        })
         .and_then(|listeners: io::Result<Vec<PodListeners>>| listeners)
         .map_err(CaptureError::Listen)
 }
@@ -338,48 +510,65 @@ fn listen(context: &Context<'_>, entry: &mut Entry, pod: &Arc<Pod>) -> Result<()
     Ok(())
 }
 
-/// Tells the kernel which ports the pod listens on, until two looks agree: a socket that starts to
-/// listen between look and note is not lost.
-pub(super) fn seed_listening(kernel: &Kernel, entry: &Entry) -> io::Result<()> {
-    let mut before = None;
-    for _ in 0..5 {
-        let now = entry.netns.run(sock_diag::listening_ports)??;
-        if before.as_ref() == Some(&now) {
-            return Ok(());
-        }
-        kernel
-            .set_listening(entry.id, &now)
+/// Makes what the kernel half has counted of the pod's listening ports what there is, until a look finds
+/// nothing to do: a socket that starts to listen between look and note is not lost. Says whether the count
+/// was wrong.
+pub(super) fn seed_listening(kernel: &Kernel, entry: &mut Entry) -> io::Result<bool> {
+    let mut wrong = false;
+    for _ in 0..LOOKS {
+        let before = kernel.listening().remove(&entry.id).unwrap_or_default();
+        let found = entry.netns.run(sock_diag::listening_ports)??;
+        let look = kernel
+            .compare_listening(entry.id, &before, &found, &mut entry.suspects)
             .map_err(io::Error::other)?;
-        before = Some(now);
+        entry.ports_left_out = look.left_out;
+        wrong |= look.wrong;
+        if !look.changed {
+            break;
+        }
     }
-    Ok(())
+    if entry.ports_left_out > 0 {
+        tracing::warn!(pod = %entry.sandbox.pod, left_out = entry.ports_left_out, "the pod listens on more ports than its share; connections to those beyond it are refused: raise --max-listening-ports-per-pod");
+    }
+    Ok(wrong)
 }
 
-/// Keeps the pod from using other addresses; says whether all of its interfaces are guarded. Where
-/// one is no veth the node's own source validation has to do, and a metric counts the pod.
-fn guard_source(kernel: &Kernel, programs: &PodPrograms, entry: &Entry) -> bool {
-    let peers = match entry.netns.run(pod_net::veth_peers) {
-        Ok(Ok(peers)) => peers,
-        Ok(Err(error)) | Err(error) => {
-            tracing::warn!(pod = %entry.sandbox.pod, %error, "cannot find the node's end of the pod's interface");
-            return false;
+/// Looks at the ports of a captured pod again where some found no room in the kernel. Those that were left out
+/// have to wait for the audit: what took their room may be gone by then.
+pub(super) fn look_for_ports(kernel: &Kernel, entry: &mut Entry) {
+    if entry.ports_left_out == 0
+        && kernel.has_lost_ports(entry.id)
+        && let Err(error) = seed_listening(kernel, entry)
+    {
+        tracing::warn!(pod = %entry.sandbox.pod, %error, "cannot list the pod's listening ports");
+    }
+}
+
+/// Keeps the pod from using other addresses, and with `netns` from plain TCP with captured pods of other
+/// nodes. Where that cannot be had the entry says why, a metric counts the pod, and nothing goes directly.
+fn guard(kernel: &Kernel, programs: &PodPrograms, entry: &mut Entry, netns: Option<&Netns>) {
+    let pairs = veth::pairs(&entry.netns, &entry.given.own)
+        .map_err(|error| error.to_string())
+        .and_then(|pairs| pairs.map_err(|no_place| no_place.to_string()));
+    let guarded = pairs.and_then(|pairs| {
+        programs
+            .attach_guards(kernel, &pairs, &entry.given.own, netns)
+            .map_err(|error| describe(&error))?;
+        Ok(pairs)
+    });
+    match guarded {
+        Ok(pairs) => {
+            entry.pairs = pairs;
+            entry.unguarded = None;
         }
-    };
-    let guard = |peer: &u32| {
-        let guarded = nix::net::if_::if_indextoname(*peer)
-            .map_err(|e| e.to_string())
-            .and_then(|name| name.into_string().map_err(|e| e.to_string()))
-            .and_then(|name| {
-                programs
-                    .attach_guard(kernel, &name, &entry.sandbox.ips)
-                    .map_err(|e| describe(&e))
-            });
-        if let Err(error) = &guarded {
-            tracing::warn!(pod = %entry.sandbox.pod, interface = peer, error, "source addresses of the pod are not guarded");
+        Err(why) => {
+            if entry.unguarded.as_ref() != Some(&why) {
+                tracing::warn!(pod = %entry.sandbox.pod, error = why, "the pod's interface is not guarded");
+            }
+            entry.pairs = Vec::new();
+            entry.unguarded = Some(why);
         }
-        guarded.is_ok()
-    };
-    peers.iter().filter(|peer| guard(peer)).count() == peers.len() && !peers.is_empty()
+    }
 }
 
 fn towards_exempt(context: &Context<'_>, entry: &mut Entry) {
@@ -399,6 +588,8 @@ fn towards_exempt(context: &Context<'_>, entry: &mut Entry) {
             if carried == 0 || since.elapsed() >= context.config.drain_deadline {
                 clean_namespace(context, entry);
                 context.kernel.forget_pod(entry.id);
+                entry.flags = None;
+                entry.probe_ports.clear();
                 guard_exempt(context, entry);
                 entry.pod = None;
                 entry.held = false;
@@ -423,22 +614,20 @@ fn towards_exempt(context: &Context<'_>, entry: &mut Entry) {
 
 /// Keeps a pod outside the mesh from using the addresses of captured pods.
 fn guard_exempt(context: &Context<'_>, entry: &mut Entry) {
-    if entry.sandbox.ips.is_empty() {
+    if entry.known.is_empty() {
         return;
     }
-    let own = entry.sandbox.ips.iter();
-    let flags = own
-        .map(|ip| (ip.to_canonical(), OWN_ADDRESS | OWNED_ADDRESS))
-        .collect();
-    if let Err(error) = context.kernel.set_addresses(entry.id, &flags) {
+    if let Err(error) = set_addresses(context, entry) {
         tracing::warn!(pod = %entry.sandbox.pod, error = describe(&error), "source addresses of the pod are not guarded");
         return;
     }
     let programs = PodPrograms::new(context.kernel, entry.id);
-    entry.guarded = guard_source(context.kernel, &programs, entry);
+    guard(context.kernel, &programs, entry, None);
 }
 
 fn stop_capturing(context: &Context<'_>, entry: &Entry) {
+    // What it dials from now on is plain.
+    drop(context.kernel.walls().set_pod(entry.id, None));
     set_exempt(context, entry);
     if let Err(error) = context.kernel.set_inbound(entry.id, InboundMode::Release) {
         tracing::error!(pod = %entry.sandbox.pod, error = describe(&error), "cannot release the pod's inbound traffic");
@@ -452,7 +641,7 @@ fn set_exempt(context: &Context<'_>, entry: &Entry) {
 }
 
 fn end_tunnels(context: &Context<'_>, entry: &Entry) {
-    detach(context.kernel, entry.id);
+    detach(context.kernel, entry.id, Some(&entry.netns));
     for (index, worker) in context.workers.iter().enumerate() {
         worker.remove_pod(entry.id, false);
         let number = u16::try_from(index).unwrap_or(u16::MAX);
@@ -483,9 +672,14 @@ fn clean_namespace(context: &Context<'_>, entry: &Entry) {
 }
 
 /// Detaches the pod's programs.
-pub(super) fn detach(kernel: &Kernel, id: u32) {
+pub(super) fn detach(kernel: &Kernel, id: u32, netns: Option<&Netns>) {
     let programs = PodPrograms::new(kernel, id);
-    for result in [programs.detach_lookup(), programs.detach_guards()] {
+    for result in [
+        programs.detach_hold(netns),
+        programs.detach_lookup(),
+        programs.detach_answers(netns),
+        programs.detach_guards(netns),
+    ] {
         if let Err(error) = result {
             tracing::warn!(
                 pod = id,
@@ -496,12 +690,11 @@ pub(super) fn detach(kernel: &Kernel, id: u32) {
     }
 }
 
-/// Whether the kernel and the namespace still hold what capture put there.
-pub(super) fn is_intact(context: &Context<'_>, entry: &Entry) -> bool {
+/// Whether the kernel still holds the pod captured, by programs of ours in its namespace and at its interfaces.
+pub(super) fn is_attached(context: &Context<'_>, entry: &Entry) -> bool {
+    let programs = PodPrograms::new(context.kernel, entry.id);
     is_captured_in_kernel(context, entry)
-        && PodPrograms::new(context.kernel, entry.id).lookup_attached(&entry.netns)
-        && entry
-            .netns
-            .run(pod_net::is_set_up)
-            .is_ok_and(|rule| rule.unwrap_or(false))
+        && programs.lookup_attached(&entry.netns)
+        && programs.hold_attached(&entry.netns)
+        && programs.guards_attached(&entry.pairs, Some(&entry.netns))
 }

@@ -3,10 +3,11 @@
 
 use super::{
     Enroller, Mode, Wanted,
+    addresses::Claims,
     capture::{self, Context},
     entry::{Entry, Phase},
 };
-use crate::{direct::Inherit, pod::PodName};
+use crate::{direct::Inherit, hold, pod::PodName};
 
 impl Enroller {
     /// Opens what taking over will need, and says what is still awaited. The agent that is in charge
@@ -55,10 +56,16 @@ impl Enroller {
         if !failed.is_empty() {
             return Err(failed.join("; "));
         }
+        // Nobody keeps the set in step: a predecessor that hangs has left it as it was.
+        if let Err(error) = self.kernel.set_native(false) {
+            return Err(super::describe(&error));
+        }
         self.for_each_wanted(&wanted, |context, entry, wanted| {
             failed.extend(capture::take(context, entry, wanted).err());
         });
         if failed.is_empty() {
+            // First: what is held in the name of this agent must come to it.
+            hold::receive(self.kernel.held(), &self.workers);
             let attached = self.kernel.attach();
             failed.extend(attached.err().map(|error| super::describe(&error)));
         }
@@ -142,6 +149,7 @@ impl Enroller {
         for entry in entries.values_mut() {
             capture::listen_again(&context, entry);
         }
+        hold::receive(self.kernel.held(), &self.workers);
         for result in [self.kernel.attach(), self.kernel.retire_others()] {
             if let Err(error) = result {
                 tracing::error!(
@@ -167,12 +175,18 @@ impl Enroller {
         }
     }
 
-    fn parts(&mut self) -> (Context<'_>, &mut std::collections::BTreeMap<PodName, Entry>) {
+    pub(super) fn parts(
+        &mut self,
+    ) -> (Context<'_>, &mut std::collections::BTreeMap<PodName, Entry>) {
         let context = Context {
             kernel: &self.kernel,
             workers: &self.workers,
             certs: &self.certs,
             config: &self.config,
+            mesh: &self.mesh,
+            claims: Claims::of(&self.entries, self.wanted.as_deref()),
+            direct: &self.direct,
+            metrics: &self.metrics,
         };
         (context, &mut self.entries)
     }
@@ -185,9 +199,7 @@ impl Enroller {
     ) {
         let (context, entries) = self.parts();
         for (name, entry) in entries {
-            let wish = wanted.get(name).filter(|wish| {
-                wish.capture && (wish.uid.is_empty() || wish.uid == entry.sandbox.uid)
-            });
+            let wish = entry.wish(wanted.get(name)).filter(|wish| wish.capture);
             if let Some(wish) = wish
                 && entry.held
             {

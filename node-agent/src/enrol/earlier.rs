@@ -102,6 +102,16 @@ impl Earlier {
         }
     }
 
+    /// Takes on a pod whose namespace has been deserted: it stays as it is until the kernel says that it is
+    /// gone, or somebody is found in it.
+    pub(super) fn keep_deserted(&mut self, saved: Saved) {
+        let nowhere = io::Error::from_raw_os_error(libc::ENOENT);
+        self.absent.push(Absent {
+            saved,
+            why: Obstacle::Error(nowhere),
+        });
+    }
+
     /// Pods that cannot be entered, and whether they were captured.
     pub(super) fn absent(&self) -> impl Iterator<Item = &Saved> {
         self.absent.iter().map(|absent| &absent.saved)
@@ -119,6 +129,11 @@ impl Earlier {
     /// Whether the earlier agent's list has been read.
     pub(super) fn is_whole(&self) -> bool {
         self.whole
+    }
+
+    /// Whether the kernel may hold pods captured whose names are not known.
+    pub(super) fn hides_pods(&self) -> bool {
+        self.unread.is_some() || !self.unlisted.is_empty()
     }
 
     /// Why the list of pods must not be written.
@@ -290,7 +305,7 @@ impl Enroller {
         let Some((id, _)) = self.kernel.pod(cookie) else {
             return;
         };
-        capture::detach(&self.kernel, id);
+        capture::detach(&self.kernel, id, None);
         self.kernel.forget_pod(id);
         self.kernel.remove_pod(cookie);
     }
@@ -368,8 +383,9 @@ fn open(saved: &Saved) -> Result<Netns, Obstacle> {
     }
     cgroup::netns_of_pods([uid.as_str()])
         .into_values()
-        .find_map(|path| Netns::open(&path).ok())
-        .filter(is_it)
+        .flatten()
+        .filter_map(|path| Netns::open(&path).ok())
+        .find(is_it)
         .ok_or(why)
 }
 

@@ -1,6 +1,8 @@
 //! One pod on its way into the mesh, in it, or out of it.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,11 +10,16 @@ use std::{
 use abi::PodState;
 use tokio::sync::oneshot;
 
-use super::{Added, Listed};
+use super::{
+    Added, Listed, Wanted,
+    addresses::{self, Given},
+    older::Opening,
+};
 use crate::{
-    bpf::Kernel,
+    bpf::{Kernel, listening::Suspects},
     netns::Netns,
     pod::{Pod, Sandbox},
+    veth::Pair,
     worker::PodListeners,
 };
 
@@ -42,15 +49,35 @@ pub(super) struct Entry {
     pub(super) congestion: [u8; 8],
     pub(super) phase: Phase,
     pub(super) reason: String,
-    /// Whether the pod is kept from using addresses that are not its own.
-    pub(super) guarded: bool,
+    /// The addresses that the cluster gave it, as far as that is known.
+    pub(super) known: Vec<IpAddr>,
+    /// What of them is its own.
+    pub(super) given: Given,
+    /// What the kernel half was told of its addresses.
+    pub(super) flags: Option<BTreeMap<IpAddr, u32>>,
+    /// What the kernel half was told of its probes.
+    pub(super) probe_ports: BTreeSet<u16>,
+    /// Since when its namespace is not where it was, and nobody is in it.
+    pub(super) deserted: Option<Instant>,
+    /// Its guarded interfaces.
+    pub(super) pairs: Vec<Pair>,
+    /// Why they are not guarded; said before it is known.
+    pub(super) unguarded: Option<String>,
     /// When the CNI asked last.
     pub(super) asked: Instant,
     /// When its ports were looked at last because its application refused a connection.
     pub(super) looked: Option<Instant>,
+    /// Listening ports for which the kernel has no room.
+    pub(super) ports_left_out: usize,
+    /// Ports of which the kernel half seems to have counted too many sockets.
+    pub(super) suspects: Suspects,
     /// Since when the pod should be captured and is not.
     pub(super) wanted_since: Option<Instant>,
     pub(super) pod: Option<Arc<Pod>>,
+    /// It was captured by us, and nobody has looked yet which of its connections are older.
+    pub(super) must_find_older: bool,
+    /// What the pod was opening when it was captured.
+    pub(super) opening: Option<Opening>,
     /// Captured by an earlier agent, and not released since.
     pub(super) held: bool,
     /// Sockets of each worker that were opened before they are needed.
@@ -67,26 +94,54 @@ impl Entry {
             netns,
             phase: Phase::Unknown,
             reason: "the controller has not said whether the pod belongs to the mesh".to_owned(),
-            guarded: false,
+            known: Vec::new(),
+            given: Given::default(),
+            flags: None,
+            probe_ports: BTreeSet::new(),
+            deserted: None,
+            pairs: Vec::new(),
+            unguarded: Some("its guard is not attached yet".to_owned()),
             asked: Instant::now(),
             looked: None,
+            ports_left_out: 0,
+            suspects: Suspects::default(),
             wanted_since: None,
             pod: None,
+            must_find_older: false,
+            opening: None,
             held: false,
             prepared: Vec::new(),
             waiting: Vec::new(),
         }
     }
 
-    /// The CNI names the same pod in other words. With other addresses every step is taken again, over
-    /// what is there.
+    /// What is wanted of the pod, if it is meant: a name may be used again.
+    pub(super) fn wish<'w>(&self, wanted: Option<&'w Wanted>) -> Option<&'w Wanted> {
+        wanted.filter(|wanted| wanted.uid.is_empty() || wanted.uid == self.sandbox.uid)
+    }
+
+    /// The addresses that the cluster gave to the pod. A controller that says nothing takes none away.
+    pub(super) fn addresses(&self, wish: Option<&Wanted>) -> Vec<IpAddr> {
+        if wish.is_none() && !self.known.is_empty() {
+            return self.known.clone();
+        }
+        addresses::given(&self.sandbox.ips, wish)
+    }
+
+    /// Its addresses are others: every step is taken again, over what is there.
+    pub(super) fn begin_again(&mut self) {
+        self.pod = None;
+        if matches!(self.phase, Phase::Captured | Phase::Exempt) {
+            self.held |= self.phase == Phase::Captured;
+            self.phase = Phase::Unknown;
+        }
+    }
+
+    /// The CNI names the same pod in other words.
     pub(super) fn rename(&mut self, sandbox: Sandbox) {
         if self.sandbox.ips != sandbox.ips {
-            self.pod = None;
-            if matches!(self.phase, Phase::Captured | Phase::Exempt) {
-                self.held |= self.phase == Phase::Captured;
-                self.phase = Phase::Unknown;
-            }
+            self.known.clear();
+            self.begin_again();
         }
         self.sandbox = sandbox;
     }
@@ -138,7 +193,12 @@ impl Entry {
                 Phase::Failed(_) => "failed",
                 Phase::Releasing(..) => "releasing",
             },
-            reason: self.reason.clone(),
+            reason: match (&self.phase, &self.unguarded) {
+                (Phase::Captured, Some(why)) => {
+                    format!("{}; nothing goes directly: {why}", self.reason)
+                }
+                _ => self.reason.clone(),
+            },
             connections: self.pod.as_ref().map_or(0, |pod| pod.open()),
         }
     }

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Enroller, entry::Phase};
+use super::{
+    Enroller,
+    entry::{Entry, Phase},
+};
 use crate::pod::Sandbox;
 
 /// A sandbox, and whether its pod was captured. An agent with another ABI cannot ask the kernel's
@@ -21,6 +24,17 @@ pub(super) struct Saved {
     /// Inode number of its namespace; 0 as above.
     #[serde(default)]
     pub(super) netns_inode: u32,
+}
+
+impl Saved {
+    pub(super) fn of(entry: &Entry) -> Self {
+        Self {
+            sandbox: entry.sandbox.clone(),
+            captured: entry.phase == Phase::Captured || entry.held,
+            netns_cookie: entry.netns.cookie(),
+            netns_inode: entry.netns.inode(),
+        }
+    }
 }
 
 fn file(dir: &Path) -> PathBuf {
@@ -74,12 +88,7 @@ pub(super) fn write(dir: &Path, sandboxes: &[Saved]) -> Result<(), String> {
 impl Enroller {
     /// Keeps which pods there are for a successor. What cannot be kept is tried again at every pass.
     pub(super) fn store(&mut self) {
-        let entries = self.entries.values().map(|entry| Saved {
-            sandbox: entry.sandbox.clone(),
-            captured: entry.phase == Phase::Captured || entry.held,
-            netns_cookie: entry.netns.cookie(),
-            netns_inode: entry.netns.inode(),
-        });
+        let entries = self.entries.values().map(Saved::of);
         let now: Vec<Saved> = entries.chain(self.earlier.absent().cloned()).collect();
         if self.stored == now && self.unkept.is_none() {
             return;

@@ -1,12 +1,13 @@
 //! What others hear of the pods of this node: metrics, the controller, the same-node path.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{
-    Enroller,
+    Enroller, Holding,
+    addresses::Claims,
     entry::{Entry, Phase},
 };
-use crate::pod::PodName;
+use crate::pod::{Pod, PodName};
 
 impl Enroller {
     pub(super) fn publish(&mut self) {
@@ -39,11 +40,20 @@ impl Enroller {
         let unguarded = self
             .entries
             .values()
-            .filter(|entry| entry.phase == Phase::Captured && !entry.guarded)
+            .filter(|entry| entry.phase == Phase::Captured && entry.unguarded.is_some())
             .count();
         self.metrics
             .unguarded
             .set(i64::try_from(unguarded).unwrap_or(i64::MAX));
+        let walls = self.kernel.walls();
+        let unwalled = self.entries.values().filter(|entry| {
+            let stands = walls.known().pods.contains_key(&entry.id) && entry.unguarded.is_none();
+            entry.phase == Phase::Captured && !stands
+        });
+        self.metrics
+            .unwalled
+            .set(i64::try_from(unwalled.count()).unwrap_or(i64::MAX));
+        drop(walls);
         self.store();
     }
 
@@ -63,6 +73,9 @@ impl Enroller {
     /// What the controller hears: pods whose capture is complete, and those of an earlier agent that
     /// the kernel holds captured while this one adopts them. Nothing is said before it is known what
     /// is wanted: peers of a pod that is not named speak to it in the clear.
+    ///
+    /// Every pod that the kernel holds captured is named, whether or not it is known as a workload: its addresses are
+    /// not to be dialled in plain.
     fn tell_captured(&self) {
         let Some(wanted) = &self.wanted else { return };
         let is_captured = |entry: &Entry| match entry.phase {
@@ -70,48 +83,72 @@ impl Enroller {
             Phase::Unknown | Phase::Failed(_) => entry.held || entry.is_captured_by(&self.kernel),
             Phase::Exempt | Phase::Releasing(..) => false,
         };
-        let absent = self.earlier.absent().filter(|saved| saved.captured);
-        let absent = absent.filter_map(|saved| wanted.get(&saved.sandbox.pod));
-        let captured: BTreeSet<String> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| is_captured(entry))
+        let absent = || self.earlier.absent().filter(|saved| saved.captured);
+        let known_absent = absent().filter_map(|saved| wanted.get(&saved.sandbox.pod));
+        let held = || self.entries.iter().filter(|(_, entry)| is_captured(entry));
+        let workloads: BTreeSet<String> = held()
             .filter_map(|(name, entry)| {
                 let own = entry.pod.as_ref().map(|pod| &pod.workload);
                 let workload = own.or_else(|| wanted.get(name).map(|wish| &wish.workload));
                 workload.map(ToString::to_string)
             })
-            .chain(absent.map(|wish| wish.workload.to_string()))
+            .chain(known_absent.map(|wish| wish.workload.to_string()))
             .collect();
+        let holding = Holding {
+            workloads,
+            pods: held()
+                .map(|(_, entry)| &entry.sandbox)
+                .chain(absent().map(|saved| &saved.sandbox))
+                .cloned()
+                .collect(),
+            partial: self.earlier.hides_pods(),
+        };
         self.captured.send_if_modified(|current| {
-            let changed = current.as_ref() != Some(&captured);
+            let changed = current.as_deref() != Some(&holding);
             if changed {
-                *current = Some(captured);
+                *current = Some(Arc::new(holding));
             }
             changed
         });
     }
 
     fn tell_direct(&mut self) {
-        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let (captured, others): (Vec<&Entry>, Vec<&Entry>) = self
             .entries
             .values()
-            .partition(|entry| entry.phase == Phase::Captured);
-        let ids = captured.iter().chain(&others).map(|entry| entry.id);
-        let told: Vec<u32> = ids
-            .chain([captured.len(), self.earlier.absent().count()].map(count))
-            .collect();
-        if self.told == told {
+            .partition(|entry| entry.phase == Phase::Captured && entry.unguarded.is_none());
+        let pods = captured.iter().filter_map(|entry| entry.pod.clone());
+        let pods: Vec<Arc<Pod>> = pods.collect();
+        let known = others.iter().flat_map(|entry| &entry.known).copied();
+        let absent = self.earlier.absent();
+        let absent = absent.flat_map(|saved| saved.sandbox.ips.iter().copied());
+        let claims = Claims::of(&self.entries, self.wanted.as_deref());
+        let disputed: Vec<IpAddr> = claims.disputed().collect();
+        let told = Told {
+            pods: pods
+                .iter()
+                .map(|pod| (pod.id, pod.addresses.clone()))
+                .collect(),
+            addresses: known
+                .chain(absent)
+                .chain(disputed.iter().copied())
+                .collect(),
+        };
+        let count = i64::try_from(disputed.len()).unwrap_or(i64::MAX);
+        self.metrics.disputed.set(count);
+        if self.told.as_ref() == Some(&told) {
             return;
         }
-        let pods = captured.iter().filter_map(|entry| entry.pod.clone());
-        let addresses = others
-            .iter()
-            .map(|entry| &entry.sandbox)
-            .chain(self.earlier.absent().map(|saved| &saved.sandbox))
-            .flat_map(|sandbox| sandbox.ips.iter().copied());
-        self.direct.pods(pods.collect(), addresses.collect());
-        self.told = told;
+        self.direct.pods(pods, told.addresses.clone());
+        self.told = Some(told);
     }
+}
+
+/// What the same-node path was told last.
+#[derive(PartialEq, Eq)]
+pub(super) struct Told {
+    /// The captured pods, with their addresses.
+    pods: Vec<(u32, Vec<IpAddr>)>,
+    /// Addresses of the node that no captured pod has.
+    addresses: Vec<IpAddr>,
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, mpsc},
     time::Duration,
@@ -15,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     bpf::Kernel,
     direct::DirectHandle,
+    mesh::Mesh,
     metrics::EnrolmentMetrics,
     pod::{PodName, Sandbox},
     worker::WorkerHandle,
@@ -33,6 +35,10 @@ pub struct Wanted {
     pub capture: bool,
     /// Why, naming object and label.
     pub reason: String,
+    /// Its addresses, as the cluster says.
+    pub addresses: Vec<IpAddr>,
+    /// Ports that its own probes declare: what the kubelet calls there is a probe.
+    pub probe_ports: BTreeSet<u16>,
 }
 
 /// What is wanted of all pods of this node.
@@ -127,6 +133,8 @@ pub type Awaited = Option<Vec<String>>;
 pub struct Parts {
     /// The kernel half.
     pub kernel: Arc<Kernel>,
+    /// The mesh, which knows whose addresses are.
+    pub mesh: Arc<Mesh>,
     /// Who carries connections.
     pub workers: Vec<WorkerHandle>,
     /// Certificates of the pods.
@@ -139,12 +147,23 @@ pub struct Parts {
     pub direct: DirectHandle,
 }
 
+/// What this node holds captured, for the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Names of workloads.
+    pub workloads: BTreeSet<String>,
+    /// The pods themselves, workloads or not.
+    pub pods: Vec<Sandbox>,
+    /// There may be more.
+    pub partial: bool,
+}
+
 /// How the rest of the agent talks to the enrolment thread and hears of it.
 pub struct Ends {
     /// Takes commands.
     pub handle: EnrolHandle,
     /// The pods that the controller shall hear of; none before they are known.
-    pub captured: watch::Receiver<Option<BTreeSet<String>>>,
+    pub captured: watch::Receiver<Option<Arc<Holding>>>,
     /// What has to be there before another agent can be succeeded.
     pub awaited: watch::Receiver<Awaited>,
 }

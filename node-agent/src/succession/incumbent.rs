@@ -38,7 +38,7 @@ pub enum Stage {
 }
 
 /// What the agent in charge has to hand over.
-pub struct Office {
+pub struct Incumbent {
     /// Who it is.
     pub own: Who,
     /// Where the exemption of the successor's connections is noted.
@@ -78,7 +78,7 @@ pub(super) fn socket(dir: &Path) -> PathBuf {
 /// connections ended.
 pub async fn serve(
     listener: UnixListener,
-    office: Office,
+    incumbent: Incumbent,
     stage: watch::Sender<Stage>,
     drained: oneshot::Receiver<Drained>,
 ) {
@@ -91,7 +91,7 @@ pub async fn serve(
                 continue;
             }
         };
-        if let Some(mut talk) = converse(stream, &office, &stage).await {
+        if let Some(mut talk) = converse(stream, &incumbent, &stage).await {
             let Ok(Drained { finished, cut }) = drained.await else {
                 return;
             };
@@ -105,11 +105,11 @@ pub async fn serve(
 /// Talks to one successor; gives the conversation back once it has succeeded us.
 async fn converse(
     stream: UnixStream,
-    office: &Office,
+    incumbent: &Incumbent,
     stage: &watch::Sender<Stage>,
 ) -> Option<Talk> {
     let mut talk = Talk::new(stream);
-    let successor = match greet(&mut talk, office).await {
+    let successor = match greet(&mut talk, incumbent).await {
         Ok(successor) => successor,
         Err(error) => {
             tracing::warn!(%error, "a process that wanted to succeed this agent is turned away");
@@ -126,21 +126,21 @@ async fn converse(
     loop {
         let paused = *stage.borrow() == Stage::Paused;
         let heard = if paused {
-            tokio::time::timeout(office.patience, talk.hear()).await
+            tokio::time::timeout(incumbent.patience, talk.hear()).await
         } else {
             Ok(talk.hear().await)
         };
         let Ok(heard) = heard else {
-            tracing::error!(pid = successor.pid, patience = ?office.patience, "the successor hangs; killing it and going on");
+            tracing::error!(pid = successor.pid, patience = ?incumbent.patience, "the successor hangs; killing it and going on");
             if let Some(Err(error)) = talk.peer().map(kill) {
                 tracing::error!(%error, "cannot kill the successor");
             }
-            give_up(office, stage).await;
+            give_up(incumbent, stage).await;
             return None;
         };
         let answered = match heard {
             Ok(Some(Ask::Pause {})) if !paused => {
-                pause(office).await;
+                pause(incumbent).await;
                 tracing::info!(pid = successor.pid, "paused: the successor takes over");
                 stage.send_replace(Stage::Paused);
                 talk.say(&Say::Paused {}).await
@@ -157,13 +157,13 @@ async fn converse(
         };
         if let Err(error) = answered {
             tracing::warn!(pid = successor.pid, %error, "the successor gave up; this agent stays in charge");
-            give_up(office, stage).await;
+            give_up(incumbent, stage).await;
             return None;
         }
     }
 }
 
-async fn greet(talk: &mut Talk, office: &Office) -> io::Result<Who> {
+async fn greet(talk: &mut Talk, incumbent: &Incumbent) -> io::Result<Who> {
     let hello = tokio::time::timeout(HELLO_WITHIN, talk.hear()).await??;
     let Some(Ask::Hello(successor)) = hello else {
         return Err(io::Error::other("it did not say who it is"));
@@ -171,36 +171,36 @@ async fn greet(talk: &mut Talk, office: &Office) -> io::Result<Who> {
     if successor.protocol != PROTOCOL {
         let text = format!(
             "agent {} (pid {}) is in charge and speaks version {PROTOCOL} of the succession protocol, not {}; stop it first",
-            office.own.version, office.own.pid, successor.protocol
+            incumbent.own.version, incumbent.own.pid, successor.protocol
         );
         talk.say(&Say::No(text.clone())).await?;
         return Err(io::Error::other(text));
     }
     // Its connections inside pods must not be captured by our programs, which are attached until it
     // has replaced them.
-    if let Err(error) = office.kernel.add_agent(successor.cgroup) {
+    if let Err(error) = incumbent.kernel.add_agent(successor.cgroup) {
         let text = crate::enrol::describe(&error);
         talk.say(&Say::No(text.clone())).await?;
         return Err(io::Error::other(text));
     }
-    talk.say(&Say::Hello(office.own.clone())).await?;
+    talk.say(&Say::Hello(incumbent.own.clone())).await?;
     Ok(successor)
 }
 
-async fn pause(office: &Office) {
-    office.reporting.send_replace(false);
+async fn pause(incumbent: &Incumbent) {
+    incumbent.reporting.send_replace(false);
     let (paused, wait) = oneshot::channel();
-    office.enrol.send(Command::Pause(paused));
+    incumbent.enrol.send(Command::Pause(paused));
     // A thread that is gone writes nothing.
     drop(wait.await);
-    let direct = office.direct.clone();
+    let direct = incumbent.direct.clone();
     drop(tokio::task::spawn_blocking(move || direct.pause()).await);
 }
 
-async fn give_up(office: &Office, stage: &watch::Sender<Stage>) {
+async fn give_up(incumbent: &Incumbent, stage: &watch::Sender<Stage>) {
     if stage.send_replace(Stage::Alone) == Stage::Paused {
-        office.enrol.send(Command::Resume);
-        (office.restore)();
-        office.reporting.send_replace(true);
+        incumbent.enrol.send(Command::Resume);
+        (incumbent.restore)();
+        incumbent.reporting.send_replace(true);
     }
 }

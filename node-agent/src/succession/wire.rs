@@ -30,6 +30,9 @@ pub struct Who {
     /// What it is an instance of; empty if it was not told.
     #[serde(default)]
     pub instance: String,
+    /// Which part of `HEARTBEAT` its workers write to; its successor's write to the other.
+    #[serde(default)]
+    pub beats: u32,
 }
 
 impl Who {
@@ -43,6 +46,7 @@ impl Who {
             pid: std::process::id(),
             cgroup,
             instance,
+            beats: 0,
         }
     }
 }

@@ -3,11 +3,12 @@
 //! - [`turn`] lets one test at a time use the machine, also among several test programs: two cores
 //!   and wall-clock promises ("refused within 100 ms") do not go together with neighbours.
 //! - [`Shared`] is a lab that the first test of a theme makes and the end of the process removes.
-//! - [`syn`] writes packets with a source of one's choice.
+//! - [`syn`] writes packets with a source of one's choice, [`frame`] puts VLAN tags before them.
 //! - [`namespace`], [`service`] and [`mtls`] write the manifests that every theme needs.
 //!
 //! What only one test program needs stays there.
 
+pub mod frame;
 pub mod syn;
 
 use std::fmt::Write as _;
@@ -92,6 +93,7 @@ fn remove_at_exit(id: &str) {
 extern "C" fn remove_labs() {
     let labs = LABS.lock().unwrap_or_else(PoisonError::into_inner);
     for id in &*labs {
+        lab::hold(id);
         if let Err(error) = lab::remove(id) {
             tracing::error!(lab = %id, error = format!("{error:#}"), "not wholly removed");
         }

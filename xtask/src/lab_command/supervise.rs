@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use lab::{AgentOptions, ControllerOptions, Lab, Standing};
 
+use crate::lab_command::reload::Reloads;
 use crate::shell;
 
 /// Runs until a signal ends it; the lab library removes the lab then.
@@ -23,7 +24,11 @@ pub(crate) fn run(id: &str) -> Result<()> {
     fs::write(ready_file(id)?, "")?;
     println!("the lab {id} stands");
     let mut seen = Vec::new();
+    let mut reloads = Reloads::default();
     loop {
+        if let Err(error) = reloads.serve(&lab) {
+            println!("{error:#}");
+        }
         let now = fingerprint(&lab.manifests_dir());
         if now != seen {
             if let Err(error) = lab.reconcile() {

@@ -35,7 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let log = env::temp_dir().join(format!("keelson-lab-{id}.log"));
     let output = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
-    let mut owner = Command::new(env::current_exe()?)
+    let mut owner = Command::new(shell::this_program()?)
         .args(["lab", "supervise", "--id", id])
         .env("KEELSON_BIN_DIR", build::programs(args.build.release)?)
         .env("CARGO_MANIFEST_DIR", shell::root()?.join("xtask"))
@@ -95,6 +95,7 @@ the agent's pages      cargo xtask lab exec n1 -- curl -s 127.0.0.1:15000/help
                        (/config_dump /certs /connections /refusals /stats/prometheus)
 the controller's       cargo xtask lab exec n1 -- curl -s 127.0.0.1:15014/debug/config_dump
 the wire               cargo xtask lab exec n1 -- tcpdump -ni {link}   # if tcpdump is installed
+an agent built anew    cargo xtask lab reload n1
 take it down           cargo xtask lab down
 ",
         shell::bold(&format!("The lab {id} stands.")),

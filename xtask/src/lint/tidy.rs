@@ -10,12 +10,13 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("abi", &[]),
     ("model", &[]),
     ("ebpf", &["abi"]),
     ("proto", &["model"]),
     ("k8s-api", &["model"]),
+    ("manifest", &["k8s-api"]),
     ("tls", &["model"]),
     ("tunnel", &["model", "tls"]),
     ("runtime", &[]),
@@ -38,9 +39,11 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ),
     (
         "controller",
-        &["k8s-api", "model", "proto", "runtime", "tls"],
+        &["k8s-api", "manifest", "model", "proto", "runtime", "tls"],
     ),
+    ("cni", &[]),
     ("lab", &[]),
+    ("cluster", &["lab"]),
     ("bench", &["lab", "model", "proto", "tls", "xds-client"]),
     ("testkit", &[]),
     (
@@ -60,7 +63,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "xds-client",
         ],
     ),
-    ("xtask", &["bench", "lab", "testkit"]),
+    ("tests-cluster", &["cluster"]),
+    ("xtask", &["bench", "cluster", "lab", "testkit"]),
 ];
 
 /// What must not be linked into a package, however indirectly. A star ends a prefix.
@@ -181,12 +185,45 @@ fn source(path: &Path, breaches: &mut Vec<String>) -> Result<()> {
             path.display()
         ));
     }
+    if !path.ends_with("lint/tidy.rs") {
+        words(path, &text, breaches);
+    }
     let lines = text.lines().count();
     if lines > LONG {
         println!("  note: {} has {lines} lines", path.display());
     }
     Ok(())
 }
+
+/// Names that are no terms of the field say nothing to a reader who comes from there.
+fn words(path: &Path, text: &str, breaches: &mut Vec<String>) {
+    for (number, line) in text.lines().enumerate() {
+        for word in line.split(|letter: char| !letter.is_ascii_alphanumeric()) {
+            let refused = REFUSED
+                .iter()
+                .find(|(refused, _)| word.eq_ignore_ascii_case(refused));
+            if let Some((_, instead)) = refused {
+                let (path, number) = (path.display(), number + 1);
+                breaches.push(format!(
+                    "{path}:{number}: {word} is no term of the field: {instead}"
+                ));
+            }
+        }
+    }
+}
+
+/// Words that no code or comment may have, and what to write instead.
+const REFUSED: [(&str, &str); 9] = [
+    ("crew", "name what the threads do"),
+    ("desk", "name the service, or what it holds"),
+    ("office", "name the role"),
+    ("town", "it is a mesh"),
+    ("village", "it is a mesh"),
+    ("hamlet", "it is a mesh"),
+    ("gallery", "it is a mesh"),
+    ("end1", "write which end of what"),
+    ("end2", "write which end of what"),
+];
 
 /// The Rust files of a member, those of members inside it excluded.
 fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
@@ -218,6 +255,21 @@ const LONG: usize = 800;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_that_are_no_terms_are_refused_with_what_to_write_instead() {
+        let mut breaches = Vec::new();
+        let text = "struct PodDesk;\n// The crew.\nlet town_hall = 1;\nlet downtown = End1 { };\n";
+        words(Path::new("a.rs"), text, &mut breaches);
+        assert_eq!(
+            breaches,
+            [
+                "a.rs:2: crew is no term of the field: name what the threads do",
+                "a.rs:3: town is no term of the field: it is a mesh",
+                "a.rs:4: End1 is no term of the field: write which end of what",
+            ]
+        );
+    }
 
     #[test]
     fn a_star_matches_a_family_of_crates_and_no_other() {

@@ -13,9 +13,9 @@ pub(crate) fn needs() -> Vec<Need> {
     let release = release.trim();
     let table = [
         (
-            format!("a kernel from 6.6 on (is: {release})"),
+            format!("a kernel from 6.1 on (is: {release})"),
             is_recent(release),
-            "Debian 12: install linux-image-amd64 from bookworm-backports",
+            "Debian 12 and Ubuntu 24.04 have one",
         ),
         (
             "the kernel's BTF".to_owned(),
@@ -56,7 +56,7 @@ fn is_recent(release: &str) -> bool {
             .and_then(|number| number.parse::<u32>().ok())
             .unwrap_or(0)
     };
-    (next(), next()) >= (6, 6)
+    (next(), next()) >= (6, 1)
 }
 
 #[cfg(test)]
@@ -66,9 +66,9 @@ mod tests {
     #[test]
     fn releases_are_compared_as_numbers() {
         assert!(is_recent("6.18.44-cloud"));
-        assert!(is_recent("6.6.0"));
+        assert!(is_recent("6.1.0-37-amd64"));
         assert!(is_recent("7.0-rc1"));
-        assert!(!is_recent("6.1.0-37-amd64"));
+        assert!(!is_recent("6.0.12"));
         assert!(!is_recent("5.15.0"));
     }
 }

@@ -13,11 +13,16 @@ use crate::shell::{self, is_root};
 /// other distributions count too.
 pub(crate) fn needs() -> Vec<Need> {
     let llvm = shell::llvm_prefix();
-    let table: [(&str, bool, &'static str); 7] = [
+    let table: [(&str, bool, &'static str); 9] = [
         (
             "a C compiler and linker",
             shell::which("cc").is_some(),
             "gcc",
+        ),
+        (
+            "a C++ compiler (libFuzzer)",
+            shell::which("c++").is_some(),
+            "g++",
         ),
         (
             "headers of the C library",
@@ -48,6 +53,11 @@ pub(crate) fn needs() -> Vec<Need> {
             "curl (to look around in the lab)",
             shell::which("curl").is_some(),
             "curl",
+        ),
+        (
+            "openssl (tests speak TLS by it, which shares no code with the mesh)",
+            shell::which("openssl").is_some(),
+            "openssl",
         ),
     ];
     table

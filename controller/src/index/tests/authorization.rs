@@ -1,5 +1,6 @@
 use istio::security::string_match::MatchType;
 use istio::security::{Action, Match, Scope};
+use manifest::Origin;
 
 use super::*;
 
@@ -189,7 +190,12 @@ fn check_l7(spec: &str, action: Action, expected: &[&str], reason: &str, notes: 
     assert_eq!(unenforceable(&found).as_deref(), Some(reason), "{spec}");
     let diagnostics = changes.diagnostics.iter().flat_map(|(_, found)| found);
     let found: Vec<_> = diagnostics
-        .map(|d| format!("{}: {} {}", d.line, d.severity.as_str(), d.field))
+        .map(|d| {
+            let Origin::File { line, .. } = &d.origin else {
+                panic!("it was read from a file: {d:?}");
+            };
+            format!("{line}: {} {}", d.severity.as_str(), d.field)
+        })
         .collect();
     assert_eq!(found, notes, "{spec}");
 }
@@ -400,4 +406,41 @@ fn a_policy_that_cannot_be_read_denies_everything_on_its_scope() {
     assert_eq!(mesh.workload("shop/a").authorization_policies, ["shop/p"]);
     let mesh = Mesh::of(&policy("istio-system", " {rulez: []}"));
     assert_eq!(mesh.policy("istio-system/p").scope(), Scope::Global);
+}
+
+#[test]
+fn a_deny_that_names_cluster_local_holds_whatever_the_trust_domain_is_called() {
+    let mesh_config = MeshConfig {
+        trust_domain: "corp".into(),
+        trust_domain_aliases: vec!["old.corp".into()],
+        ..MeshConfig::default()
+    };
+    let mut index = Index::new(mesh_config);
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  action: DENY\n  rules:\n\
+        \x20 - from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]\n\
+        \x20 - when: [{key: source.principal, notValues: [cluster.local/ns/shop/*, cluster.local/ns/bank/*]}]\n";
+    objects(text).iter().for_each(|upsert| index.apply(upsert));
+    index.flush();
+    let mesh = Mesh { index };
+    let policy = model::policy::Policy::try_from(mesh.policy("shop/p")).expect("converts");
+    for (identity, denied) in [
+        ("spiffe://corp/ns/shop/sa/web", true),
+        ("spiffe://old.corp/ns/shop/sa/web", true),
+        ("spiffe://corp/ns/shop/sa/cart", false),
+        ("spiffe://old.corp/ns/bank/sa/teller", false),
+        ("spiffe://corp/ns/elsewhere/sa/web", true),
+        // The pointer means ours, not a stranger of that very name.
+        ("spiffe://cluster.local/ns/shop/sa/cart", true),
+    ] {
+        let identity: model::Identity = identity.parse().expect("an identity");
+        let ip = "10.0.0.1".parse().expect("an address");
+        let connection = model::policy::Connection {
+            source: Some(&identity),
+            source_ip: ip,
+            destination_ip: ip,
+            destination_port: 80,
+        };
+        let verdict = model::policy::decide(std::iter::once(&policy), &connection);
+        assert_eq!(!verdict.is_allow(), denied, "{identity}: {verdict}");
+    }
 }

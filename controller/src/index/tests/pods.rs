@@ -1,4 +1,4 @@
-use istio::workload::{NetworkMode, TunnelProtocol, WorkloadStatus, WorkloadType};
+use istio::workload::{TunnelProtocol, WorkloadStatus, WorkloadType};
 
 use super::*;
 
@@ -305,24 +305,19 @@ fn the_tunnel_opens_when_the_node_says_so_and_only_for_its_own_enrolled_pods() {
     let uid = |pod: &str| format!("Kubernetes//Pod/shop/{pod}");
     assert_eq!(tunnel(&mesh, "shop/a"), TunnelProtocol::None);
     assert_eq!(
-        mesh.index.report("n1", [uid("a"), uid("b"), uid("gone")]),
+        mesh.report("n1", &[uid("a"), uid("b"), uid("gone")]),
         [uid("b"), uid("gone")]
     );
     mesh.index.flush();
     assert_eq!(tunnel(&mesh, "shop/a"), TunnelProtocol::Hbone);
     assert_eq!(tunnel(&mesh, "shop/b"), TunnelProtocol::None);
-    assert_eq!(
-        mesh.index.captured().0,
-        [("n1".to_owned(), [uid("a")].into())].into()
-    );
     mesh.remove(namespace);
     assert_eq!(
         tunnel(&mesh, "shop/a"),
-        TunnelProtocol::None,
-        "not wanted any more"
+        TunnelProtocol::Hbone,
+        "not wanted any more, and still held"
     );
     mesh.apply(namespace);
-    assert_eq!(tunnel(&mesh, "shop/a"), TunnelProtocol::Hbone);
     mesh.apply(&pod("a", "spec: {nodeName: n3}\n"));
     assert_eq!(
         tunnel(&mesh, "shop/a"),
@@ -333,11 +328,10 @@ fn the_tunnel_opens_when_the_node_says_so_and_only_for_its_own_enrolled_pods() {
     mesh.apply(&pod("a", "spec: {nodeName: n1}\n"));
     assert_eq!(
         tunnel(&mesh, "shop/a"),
-        TunnelProtocol::None,
-        "the word was about the pod before"
+        TunnelProtocol::Hbone,
+        "the node has not said that it let go of the address"
     );
-    mesh.index.report("n1", [uid("a")]);
-    mesh.index.report("n1", []);
+    mesh.report("n1", &[]);
     mesh.index.flush();
     assert_eq!(tunnel(&mesh, "shop/a"), TunnelProtocol::None);
 }
@@ -404,7 +398,8 @@ spec:
         .collect();
     assert_eq!(
         ports,
-        [(80, 0, "HTTP11"), (81, 9000, "GRPC"), (82, 82, "TLS")]
+        [(80, 0, "HTTP11"), (81, 0, "GRPC"), (82, 0, "TLS")],
+        "endpoints say where they serve it"
     );
     mesh.apply(&service.replace("tier: web", "tier: other"));
     assert!(mesh.ports("shop/a").is_empty());
@@ -475,13 +470,6 @@ fn services_say_how_to_choose_among_their_endpoints() {
     assert!(Mesh::of(alias).names().is_empty());
 }
 
-fn slice(name: &str, endpoints: &str) -> String {
-    format!(
-        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
-         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{endpoints}]\n"
-    )
-}
-
 const WEB: &str = "---
 apiVersion: v1
 kind: Service
@@ -490,70 +478,57 @@ spec: {clusterIP: 10.96.0.1, selector: {app: a}, ports: [{name: http, port: 80, 
 ";
 
 #[test]
-fn slices_replace_the_selector_and_say_who_is_ready() {
-    let mut mesh = Mesh::of(&format!(
-        "{WEB}{}{}",
-        pod("a", ""),
-        pod("b", "").replace("1.10", "1.11")
-    ));
-    let key = "shop/web.shop.svc.cluster.local".to_owned();
-    assert_eq!(
-        mesh.ports("shop/a"),
-        [(key.clone(), vec!["80>1".to_owned()])].into()
-    );
-    let by_name = slice(
-        "s",
-        "{addresses: [10.244.1.11], targetRef: {kind: Pod, name: b, namespace: shop}, conditions: {ready: false}}",
-    );
-    mesh.apply(&by_name);
-    assert!(
-        mesh.ports("shop/a").is_empty(),
-        "there is a slice, so the selector does not count"
-    );
-    assert_eq!(
-        mesh.ports("shop/b"),
-        [(key.clone(), vec!["80>8080".to_owned()])].into()
-    );
-    assert_eq!(mesh.workload("shop/b").status(), WorkloadStatus::Unhealthy);
-    mesh.apply(&by_name.replace("false", "true"));
-    assert_eq!(mesh.workload("shop/b").status(), WorkloadStatus::Healthy);
-    mesh.remove(&by_name);
-    assert_eq!(
-        mesh.ports("shop/a"),
-        [(key, vec!["80>1".to_owned()])].into()
-    );
-    assert!(mesh.ports("shop/b").is_empty());
-}
+fn what_requires_a_waypoint_says_so() {
+    use istio::workload::gateway_address::Destination;
 
-#[test]
-fn an_endpoint_without_a_pod_is_a_workload_until_a_pod_has_its_address() {
-    let slice = slice(
-        "s",
-        "{addresses: [10.9.9.9]}, {addresses: [10.9.9.8], conditions: {ready: false}}",
+    let check = |namespace: &str, own: &str, expected: Option<(&str, &str)>| {
+        let mesh = Mesh::of(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{namespace}}}}}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: {{name: a, namespace: shop, labels: {{{own}}}, annotations: {{keelson.io/pod-ips: 10.0.0.1}}}}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: shop, labels: {{{own}}}}}\nspec: {{clusterIP: 10.96.0.1}}\n"
+        ));
+        let of_pod = mesh.workload("shop/a").waypoint;
+        let of_service = mesh.service("shop/s.shop.svc.cluster.local").waypoint;
+        for found in [of_pod, of_service] {
+            let found = found.map(|gateway| {
+                assert_eq!(gateway.hbone_mtls_port, 15008);
+                match gateway.destination {
+                    Some(Destination::Hostname(name)) => (name.namespace, name.hostname),
+                    other => panic!("{other:?}"),
+                }
+            });
+            let found = found.as_ref().map(|(a, b)| (a.as_str(), b.as_str()));
+            assert_eq!(found, expected, "{namespace} {own}");
+        }
+    };
+    let w = Some(("shop", "w.shop.svc.cluster.local"));
+    check("", "", None);
+    check("istio.io/use-waypoint: w", "", w);
+    check("", "istio.io/use-waypoint: w", w);
+    check("istio.io/use-waypoint: v", "istio.io/use-waypoint: w", w);
+    check(
+        "istio.io/use-waypoint: v",
+        "istio.io/use-waypoint: none",
+        None,
     );
-    let mut mesh = Mesh::of(&format!("{WEB}{slice}"));
-    let uid = |ip: &str| format!("Kubernetes/discovery.k8s.io/EndpointSlice/shop/s/{ip}");
-    let workload = mesh.find_workload(&uid("10.9.9.9")).expect("built");
-    assert_eq!(
-        (workload.node.as_str(), workload.network_mode()),
-        ("", NetworkMode::HostNetwork)
+    check("istio.io/use-waypoint: none", "", None);
+    check(
+        "istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: gates",
+        "",
+        Some(("gates", "w.gates.svc.cluster.local")),
     );
-    assert_eq!(
-        workload.services["shop/web.shop.svc.cluster.local"].ports[0].target_port,
-        8080
+    check(
+        "istio.io/use-waypoint: w",
+        "gateway.networking.k8s.io/gateway-name: w",
+        None,
     );
-    assert_eq!(
-        mesh.find_workload(&uid("10.9.9.8"))
-            .expect("built")
-            .status(),
-        WorkloadStatus::Unhealthy
+    // A label that comes later reaches what is there.
+    let mut mesh = Mesh::of(&format!("{WEB}{}", pod("a", "")));
+    mesh.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n");
+    assert!(mesh.workload("shop/a").waypoint.is_some());
+    assert!(
+        mesh.service("shop/web.shop.svc.cluster.local")
+            .waypoint
+            .is_some()
     );
-    let owner = pod("a", "").replace("10.244.1.10", "10.9.9.9");
-    mesh.apply(&owner);
-    assert!(mesh.find_workload(&uid("10.9.9.9")).is_none());
-    assert_eq!(mesh.ports("shop/a").len(), 1);
-    mesh.remove(&owner);
-    assert!(mesh.find_workload(&uid("10.9.9.9")).is_some());
-    mesh.remove(&slice);
-    assert_eq!(mesh.names(), ["shop/web.shop.svc.cluster.local"]);
 }

@@ -230,3 +230,87 @@ fn an_unreadable_object_counts_as_strict_and_before_all_others() {
     ));
     assert_eq!(named(&mesh), [STATIC]);
 }
+
+#[test]
+fn an_object_with_a_selector_in_the_root_namespace_is_for_the_pods_that_match_there() {
+    let root = |name: &str, ip: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: istio-system, labels: {{app: {name}}}, annotations: {{keelson.io/pod-ips: {ip}}}}}\n"
+        )
+    };
+    let own = |spec: &str| {
+        let spec = format!("selector: {{matchLabels: {{app: a}}}}, {spec}");
+        peer("istio-system", "own", &spec)
+    };
+    let mut mesh = Mesh::of(&format!(
+        "{}{}{}{}",
+        pod("a", ""),
+        root("a", "10.244.1.20"),
+        root("b", "10.244.1.21"),
+        own(STRICT)
+    ));
+    let named = |mesh: &Mesh, pod: &str| mesh.workload(pod).authorization_policies;
+    assert_eq!(named(&mesh, "istio-system/a"), [STATIC]);
+    for other in ["istio-system/b", "shop/a"] {
+        assert!(named(&mesh, other).is_empty(), "{other}");
+    }
+    mesh.apply(&own("portLevelMtls: {8080: {mode: STRICT}}"));
+    let converted = "istio-system/converted_peer_authentication_own";
+    assert_eq!(named(&mesh, "istio-system/a"), [converted]);
+    assert!(mesh.find_policy(converted).is_some());
+    mesh.remove(&own(""));
+    assert!(named(&mesh, "istio-system/a").is_empty());
+}
+
+/// Who is refused is told of the object that somebody wrote, and which one that is follows every change.
+#[test]
+fn a_strict_workload_says_which_object_makes_it_so() {
+    let by = |mesh: &Mesh| {
+        let workload =
+            model::Workload::try_from(mesh.workload("shop/a")).expect("agents can read it");
+        workload
+            .strict_by
+            .map(|key| key.object().expect("an object").to_string())
+    };
+    let mut mesh = Mesh::of(&pod("a", ""));
+    assert_eq!(by(&mesh), None);
+    mesh.apply(&peer("istio-system", "mesh", STRICT));
+    assert_eq!(
+        by(&mesh).as_deref(),
+        Some("PeerAuthentication istio-system/mesh")
+    );
+    mesh.apply(&peer("shop", "default", STRICT));
+    assert_eq!(
+        by(&mesh).as_deref(),
+        Some("PeerAuthentication shop/default")
+    );
+    let own = |spec: &str| {
+        peer(
+            "shop",
+            "own",
+            &format!("selector: {{matchLabels: {{app: a}}}}, {spec}"),
+        )
+    };
+    mesh.apply(&own("mtls: {mode: UNSET}"));
+    assert_eq!(
+        by(&mesh).as_deref(),
+        Some("PeerAuthentication shop/default")
+    );
+    mesh.apply(&own(STRICT));
+    assert_eq!(by(&mesh).as_deref(), Some("PeerAuthentication shop/own"));
+    mesh.apply(&own(
+        "mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: PERMISSIVE}}",
+    ));
+    assert_eq!(
+        (by(&mesh), named(&mesh)),
+        (None, vec![CONVERTED.to_owned()])
+    );
+    mesh.remove(&own(""));
+    mesh.remove(&peer("shop", "default", ""));
+    assert_eq!(
+        by(&mesh).as_deref(),
+        Some("PeerAuthentication istio-system/mesh")
+    );
+    mesh.apply(&peer("istio-system", "mesh", PERMISSIVE));
+    assert_eq!(by(&mesh), None);
+}

@@ -373,3 +373,117 @@ fn workloads_alone_leave_services_out() {
     client.set(|s| drop(s.addresses.remove("s")));
     assert_eq!(client.drain(), [] as [&str; 0]);
 }
+
+/// A workload with an address on a node, or a Service with an address.
+fn place(snapshot: &mut Snapshot, name: &str, node: Option<&str>, ip: [u8; 4]) {
+    use proto::istio::workload::{Address, NetworkAddress, Service, Workload, address};
+
+    let content = match node {
+        Some(node) => address::Type::Workload(Workload {
+            uid: name.to_owned(),
+            node: node.to_owned(),
+            addresses: vec![ip.to_vec()],
+            network: "west".to_owned(),
+            ..Default::default()
+        }),
+        None => address::Type::Service(Service {
+            addresses: vec![NetworkAddress {
+                network: "west".to_owned(),
+                address: ip.to_vec(),
+                length: None,
+            }],
+            ..Default::default()
+        }),
+    };
+    let message = Address {
+        r#type: Some(content),
+    };
+    let resource = Resource::new(type_url::ADDRESS, name, &message);
+    snapshot.addresses.insert(name.into(), Arc::new(resource));
+}
+
+#[test]
+fn on_demand_an_address_is_a_name_and_the_own_nodes_workloads_come_unasked() {
+    let mut snapshot = Snapshot {
+        generation: 1,
+        ..Snapshot::default()
+    };
+    place(&mut snapshot, "own", Some("n1"), [10, 0, 0, 1]);
+    place(&mut snapshot, "far", Some("n2"), [10, 0, 0, 2]);
+    place(&mut snapshot, "other", Some("n2"), [10, 0, 0, 3]);
+    place(&mut snapshot, "shop/svc", None, [10, 96, 0, 1]);
+    let mut client = Client::new(snapshot);
+    client.ask(Type::Address, &["*"], &["*"]);
+    assert_eq!(client.drain(), ["Address +own"], "its own node's, unasked");
+    client.ask(Type::Address, &["west/10.0.0.2"], &[]);
+    assert_eq!(client.drain(), ["Address +far"]);
+    client.ask(Type::Address, &["west/10.96.0.1"], &[]);
+    assert_eq!(client.drain(), ["Address +shop/svc"]);
+    client.ask(
+        Type::Address,
+        &["west/10.9.9.9", "east/10.0.0.3", "west/x", "/10.0.0.2"],
+        &[],
+    );
+    assert_eq!(
+        client.drain(),
+        ["Address -/10.0.0.2 -east/10.0.0.3 -west/10.9.9.9 -west/x"],
+        "nobody has these, and the client hears that"
+    );
+    // What it has stays up to date, what it did not ask for is not sent.
+    client.set(|s| {
+        place(s, "far", Some("n3"), [10, 0, 0, 2]);
+        place(s, "other", Some("n4"), [10, 0, 0, 3]);
+        place(s, "new", Some("n1"), [10, 0, 0, 4]);
+    });
+    assert_eq!(client.drain(), ["Address +far +new"]);
+    // The address moves to another workload, the one that had it goes.
+    client.set(|s| {
+        s.addresses.remove("far");
+        place(s, "heir", Some("n2"), [10, 0, 0, 2]);
+    });
+    assert_eq!(client.drain(), ["Address +heir -far"]);
+    // An address that nobody had is asked for all the time.
+    client.set(|s| place(s, "late", Some("n2"), [10, 9, 9, 9]));
+    assert_eq!(client.drain(), ["Address +late"]);
+    client.ask(Type::Address, &[], &["west/10.9.9.9"]);
+    client.set(|s| s.addresses.remove("late").map_or((), drop));
+    assert_eq!(client.drain(), [""; 0]);
+}
+
+#[test]
+fn on_demand_a_resource_names_its_addresses() {
+    let mut snapshot = Snapshot {
+        generation: 1,
+        ..Snapshot::default()
+    };
+    place(&mut snapshot, "far", Some("n2"), [10, 0, 0, 2]);
+    let mut client = Client::new(snapshot.clone());
+    client.ask(Type::Address, &["west/10.0.0.2"], &[]);
+    let response = client.next().expect("a response");
+    let sent = DeltaDiscoveryResponse::decode(response.resources[0].frame()).expect("decodes");
+    assert_eq!(sent.resources[0].aliases, ["west/10.0.0.2"]);
+    assert_eq!(
+        response.resources[0].body(),
+        snapshot.addresses["far"].body()
+    );
+    let mut all = Client::new(snapshot);
+    all.ask(Type::Address, &[], &[]);
+    let response = all.next().expect("a response");
+    let sent = DeltaDiscoveryResponse::decode(response.resources[0].frame()).expect("decodes");
+    assert!(sent.resources[0].aliases.is_empty());
+}
+
+#[test]
+fn on_demand_a_reconnect_hears_what_has_gone() {
+    let mut snapshot = Snapshot {
+        generation: 1,
+        ..Snapshot::default()
+    };
+    place(&mut snapshot, "heir", Some("n2"), [10, 0, 0, 2]);
+    let mut client = Client::new(snapshot);
+    client.send(Type::Address, |request| {
+        request.resource_names_subscribe = vec!["west/10.0.0.2".into()];
+        request.initial_resource_versions = [("far".to_owned(), "x".to_owned())].into();
+    });
+    assert_eq!(client.drain(), ["Address +heir -far"]);
+}

@@ -5,12 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use manifest::{FieldLines, Kind, Object, Origin, Upsert};
 use runtime::file::{PRIVATE, WriteError, atomic_write_mode};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
-
-use crate::object::{Kind, Object, Origin};
-use crate::source::{FieldLines, Upsert};
 
 /// Why the last good objects could not be saved.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +35,8 @@ pub struct LoadError {
 #[derive(Serialize, Deserialize)]
 struct Line<O> {
     origin: Origin,
+    /// `None` in files of versions that read no two kinds of one name.
+    group: Option<String>,
     kind: String,
     object: O,
 }
@@ -48,9 +48,11 @@ struct Line<O> {
 pub(super) fn save(path: &Path, objects: &[Arc<Upsert>]) -> Result<(), SaveError> {
     let mut text = Vec::new();
     for upsert in objects {
+        let key = upsert.object.key();
         let line = Line {
             origin: upsert.origin.clone(),
-            kind: upsert.object.key().kind().to_owned(),
+            group: Some(key.kind().group().to_owned()),
+            kind: key.kind().as_str().to_owned(),
             object: &upsert.object,
         };
         serde_json::to_writer(&mut text, &line)?;
@@ -83,16 +85,44 @@ pub fn load(path: &Path) -> Result<Vec<Upsert>, LoadError> {
 fn decode(line: &str) -> serde_json::Result<Option<Upsert>> {
     let Line {
         origin,
+        group,
         kind,
         object,
     } = serde_json::from_str::<Line<serde_json::Value>>(line)?;
-    let Some(kind) = Kind::ALL.into_iter().find(|known| known.as_str() == kind) else {
+    let known = match group {
+        Some(group) => Kind::find(&group, &kind),
+        None => Kind::ALL.into_iter().find(|known| known.as_str() == kind),
+    };
+    let Some(kind) = known else {
         return Ok(None);
     };
-    let object = Object::from_json(kind, object)?;
+    let object = Object::from_json(kind, &origin, object)?;
     Ok(Some(Upsert {
         object,
         origin,
         lines: FieldLines::default(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_by_group_and_kind_and_an_old_one_by_kind_alone() {
+        let line = |group: &str, kind: &str| {
+            format!(
+                r#"{{"origin":{{"file":"a.yaml","line":3}},{group}"kind":"{kind}","object":{{"metadata":{{"name":"a"}}}}}}"#
+            )
+        };
+        let read = |group: &str, kind: &str| {
+            let decoded = decode(&line(group, kind)).expect("it is JSON");
+            decoded.map(|upsert| format!("{} {}", upsert.object.key(), upsert.origin))
+        };
+        let namespace = Some("Namespace a a.yaml:3".to_owned());
+        assert_eq!(read("", "Namespace"), namespace);
+        assert_eq!(read(r#""group":"","#, "Namespace"), namespace);
+        assert_eq!(read(r#""group":"projectcalico.org","#, "Namespace"), None);
+        assert_eq!(read("", "Unheard"), None);
+    }
 }

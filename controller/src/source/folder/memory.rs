@@ -1,18 +1,14 @@
 //! What is known of each file: its objects with their last good versions. Compares the folder with it, synchronously.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use self::files::{Stamp, list, stamp};
+use manifest::{Claim, Decoded, Diagnostic, ObjectKey, Origin, Severity, Upsert, read_file};
+
+use self::files::{Stamp, Unread, content, list, stamp};
 use self::places::Places;
-use crate::diagnostics::{Diagnostic, Severity};
-use crate::object::{ObjectKey, Origin};
-use crate::source::decode::{Claim, Decoded, document};
-use crate::source::document::split;
-use crate::source::{Batch, Upsert};
+use crate::source::Batch;
 
 mod files;
 mod places;
@@ -47,6 +43,8 @@ struct File {
     findings: Vec<Diagnostic>,
     /// Set while the file lacks objects that it had, until the next scan confirms it.
     shrinking: bool,
+    /// It cannot be read, and nothing of it was known before.
+    is_unread: bool,
 }
 
 /// An object at a place.
@@ -72,7 +70,11 @@ impl Memory {
     #[must_use]
     pub fn with_last_good(mut self, objects: Vec<Upsert>) -> Self {
         for upsert in objects {
-            let (key, name) = (upsert.object.key(), Arc::clone(&upsert.origin.file));
+            // What is no file's is another source's business.
+            let Origin::File { path, .. } = &upsert.origin else {
+                continue;
+            };
+            let (key, name) = (upsert.object.key(), Arc::clone(path));
             let file = self.files.entry(Arc::clone(&name)).or_default();
             let position = file.keys.len();
             file.keys.push((position, key.clone()));
@@ -185,7 +187,7 @@ impl Memory {
             return false;
         }
         file.stamp = stamp;
-        let text = match fs::read(&path).map(String::from_utf8) {
+        let text = match content(&path).map(String::from_utf8) {
             Ok(Ok(text)) => text,
             Ok(Err(error)) => {
                 let line = 1 + error
@@ -196,24 +198,24 @@ impl Memory {
                     .count();
                 return self.unreadable(name, line, "is not UTF-8 text");
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return self.missing(name, touched);
-            }
-            Err(error) => return self.unreadable(name, 0, &format!("cannot be read: {error}")),
+            Err(Unread::Absent) => return self.missing(name, touched),
+            Err(Unread::Wrong(what)) => return self.unreadable(name, 0, &what),
         };
-        let mut decoded = Decoded::default();
-        for piece in split(&text) {
-            document(name, piece, &self.root_namespace, &mut decoded);
-        }
+        let decoded = read_file(name, &text, &self.root_namespace);
         self.replace(name, decoded, touched)
     }
 
     /// A file that cannot be read as text keeps what it had.
     fn unreadable(&mut self, name: &Arc<str>, line: usize, what: &str) -> bool {
-        let origin = Origin::new(Arc::clone(name), line);
-        let message = format!("the file {what}; the last good version of its objects stays");
+        let origin = Origin::file(Arc::clone(name), line);
         if let Some(file) = self.files.get_mut(name) {
+            let rest = match file.keys.is_empty() {
+                true => "nothing is known of its objects",
+                false => "the last good version of its objects stays",
+            };
+            let message = format!("the file {what}; {rest}");
             file.shrinking = false;
+            file.is_unread = file.keys.is_empty();
             file.findings = vec![Diagnostic::new(Severity::Error, &origin, None, message)];
         }
         false
@@ -327,6 +329,7 @@ impl Memory {
                 keys,
                 findings,
                 shrinking,
+                is_unread: false,
             },
         );
         shrinking
@@ -357,6 +360,7 @@ impl Memory {
             }
         }
         batch.objects = self.sent.len();
+        batch.unread = self.files.values().filter(|file| file.is_unread).count();
         batch
     }
 
@@ -367,7 +371,7 @@ impl Memory {
             .flat_map(|file| file.findings.iter().cloned())
             .collect();
         if let Some(message) = &self.folder_error {
-            let origin = Origin::new(folder.display().to_string(), 0);
+            let origin = Origin::file(folder.display().to_string(), 0);
             all.push(Diagnostic::new(Severity::Error, &origin, None, message));
         }
         for (key, places) in self.places.iter().filter(|(_, places)| places.len() > 1) {

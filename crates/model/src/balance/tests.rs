@@ -301,10 +301,7 @@ fn the_clients_family_is_preferred_and_the_services_kept() {
 
 #[test]
 fn the_endpoints_own_port_goes_before_that_of_the_service() {
-    let mapping = |service_port, target_port| PortMapping {
-        service_port,
-        target_port,
-    };
+    let mapping = PortMapping::new;
     for (of_service, of_endpoint, expected) in [
         (8080, vec![], Ok(8080)),
         (8080, vec![mapping(PORT, 9090)], Ok(9090)),
@@ -340,14 +337,128 @@ fn the_endpoints_own_port_goes_before_that_of_the_service() {
 fn endpoints_without_the_named_port_are_left_out() {
     let mut service = front(LoadBalancing::default());
     service.ports[0].target_port = 0;
-    let ports = vec![PortMapping {
-        service_port: PORT,
-        target_port: 9090,
-    }];
+    let ports = vec![PortMapping::new(PORT, 9090)];
     let with = Workload {
         services: [(service.key(), ports)].into(),
         ..endpoint(1)
     };
     let state = state([with, endpoint(2)]);
     assert_eq!(drawn(&service, &state, &Workload::default()), Ok(vec![1]));
+}
+
+/// An endpoint is what is said of it for its port and family: another port's, family's or service's word does not
+/// count.
+#[test]
+fn an_endpoint_is_what_is_said_of_its_port_and_family() {
+    use Family::{V4, V6};
+    use Health::{Healthy, Unhealthy};
+    let said = |service_port, target_port, family, status| PortMapping {
+        service_port,
+        target_port,
+        family: Some(family),
+        status: Some(status),
+    };
+    let [a4, b4] = ["10.244.1.1", "10.244.1.2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    let [a6, b6] = ["fd00::1", "fd00::2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    for (of_a, of_b, family, expected) in [
+        // One target for each slice that lists the port.
+        (
+            vec![said(PORT, 8080, V4, Healthy), said(PORT, 8081, V4, Healthy)],
+            vec![],
+            V4,
+            Ok(vec![(a4, 8080), (a4, 8081)]),
+        ),
+        // Another port's readiness says nothing.
+        (
+            vec![
+                said(PORT, 8080, V4, Unhealthy),
+                said(443, 8443, V4, Healthy),
+            ],
+            vec![said(PORT, 9090, V4, Healthy)],
+            V4,
+            Ok(vec![(b4, 9090)]),
+        ),
+        // Ports by family.
+        (
+            vec![said(PORT, 8080, V4, Healthy), said(PORT, 8086, V6, Healthy)],
+            vec![],
+            V6,
+            Ok(vec![(a6, 8086)]),
+        ),
+        // Not ready by the family that was asked for: not by the other one either.
+        (
+            vec![
+                said(PORT, 8080, V4, Healthy),
+                said(PORT, 8086, V6, Unhealthy),
+            ],
+            vec![said(PORT, 9096, V6, Healthy)],
+            V6,
+            Ok(vec![(b6, 9096)]),
+        ),
+        (
+            vec![
+                said(PORT, 8080, V4, Healthy),
+                said(PORT, 8086, V6, Unhealthy),
+            ],
+            vec![],
+            V6,
+            Err(Missing::Health),
+        ),
+        // An endpoint of the other family only where there is none of the one that was asked for.
+        (
+            vec![said(PORT, 8080, V4, Healthy)],
+            vec![said(PORT, 9096, V6, Healthy)],
+            V6,
+            Ok(vec![(b6, 9096)]),
+        ),
+        (
+            vec![said(PORT, 8080, V4, Healthy)],
+            vec![],
+            V6,
+            Ok(vec![(a4, 8080)]),
+        ),
+        (
+            vec![],
+            vec![said(443, 8443, V4, Healthy)],
+            V4,
+            Err(Missing::TargetPort),
+        ),
+    ] {
+        let mut service = front(LoadBalancing::default());
+        service.ports[0].target_port = 0;
+        let of = |last: u8, addresses: Vec<IpAddr>, mappings: &Vec<PortMapping>| Workload {
+            addresses,
+            services: [(service.key(), mappings.clone())].into(),
+            ..endpoint(last)
+        };
+        let state = state([of(1, vec![a4, a6], &of_a), of(2, vec![b4, b6], &of_b)]);
+        let listed = candidates(&state, &service, PORT, family, &Workload::default());
+        let got = listed
+            .map(|listed| {
+                let ends = listed
+                    .iter()
+                    .map(|(endpoint, _)| (endpoint.ip, endpoint.target_port));
+                let mut ends: Vec<_> = ends.collect();
+                ends.sort_unstable();
+                ends
+            })
+            .map_err(|none| none.reason);
+        assert_eq!(got, expected, "{family:?} {of_a:?} {of_b:?}");
+        let mut rng = StdRng::seed_from_u64(1);
+        let picked = pick(
+            &state,
+            &service,
+            PORT,
+            family,
+            &Workload::default(),
+            &mut rng,
+        );
+        match (picked, expected) {
+            (Ok(picked), Ok(ends)) => assert!(ends.contains(&(picked.ip, picked.target_port))),
+            (picked, expected) => assert_eq!(
+                picked.map(|_| ()).map_err(|none| none.reason),
+                expected.map(|_| ())
+            ),
+        }
+    }
 }

@@ -63,10 +63,7 @@ impl Mesh {
     fn new() -> Self {
         let mut state = MeshState::default();
         let hbone = TunnelProtocol::Hbone;
-        let named = PortMapping {
-            service_port: 81,
-            target_port: 9090,
-        };
+        let named = PortMapping::new(81, 9090);
         state.insert_workload(Workload {
             services: [(key("front"), vec![named])].into(),
             addresses: vec!["10.244.1.10".parse().unwrap(), "fd00::10".parse().unwrap()],
@@ -104,7 +101,7 @@ impl Mesh {
 
     fn check_refused(&self, source: &str, destination: &str, code: &str, message: &str) {
         let error = self.route(source, destination).unwrap_err();
-        assert_eq!(error.code(), code, "{source} to {destination}");
+        assert_eq!(error.reason().as_str(), code, "{source} to {destination}");
         assert_eq!(error.to_string(), message, "{source} to {destination}");
     }
 }
@@ -337,6 +334,48 @@ fn passthrough_goes_where_it_was_going() {
 }
 
 #[test]
+fn what_is_or_was_a_captured_workloads_address_is_never_dialled_in_plain() {
+    let mut mesh = Mesh::new();
+    let gone = |ip: &str| Tombstone {
+        uid: Tombstone::uid("Kubernetes", "shop", "gone", ip.parse().unwrap()),
+        namespace: "shop".into(),
+        name: "gone".into(),
+        network: "".into(),
+        addresses: vec![ip.parse().unwrap()],
+    };
+    mesh.state.insert_tombstone(gone("10.244.2.12"));
+    let refusal = "10.244.2.12 was the address of captured workload shop/gone, and its node has \
+                   not let go of it";
+    mesh.check_refused("a", "10.244.2.12:80", "address_tombstone", refusal);
+    // Endpoints written by hand, which may name any address, and services that pass through.
+    let by_hand = |name: &str, address: &str| Workload {
+        network_mode: crate::workload::NetworkMode::HostNetwork,
+        services: [(key("hand"), vec![])].into(),
+        ..pod(name, address, TunnelProtocol::None)
+    };
+    mesh.state.insert_service(service("hand", "10.96.0.3"));
+    let passing = Service {
+        load_balancing: LoadBalancing {
+            mode: Mode::Passthrough,
+            ..LoadBalancing::default()
+        },
+        ..service("passing", "10.244.2.10")
+    };
+    mesh.state.insert_service(passing);
+    mesh.state.insert_workload(by_hand("hand", "10.244.2.12"));
+    mesh.check_refused("a", "10.244.2.12:80", "address_tombstone", refusal);
+    mesh.check_refused("a", "10.96.0.3:80", "address_tombstone", refusal);
+    mesh.state.insert_workload(by_hand("hand", "10.244.2.10"));
+    let to_b = |authority| hbone("10.244.2.10:15008", authority, &["b"]);
+    mesh.check("a", "10.96.0.3:80", to_b("10.244.2.10:8080"));
+    mesh.check("a", "10.244.2.10:80", to_b("10.244.2.10:80"));
+    // Somebody else has it.
+    let heir = pod("heir", "10.244.2.12", TunnelProtocol::None);
+    mesh.state.insert_workload(heir);
+    mesh.check("a", "10.244.2.12:80", plain_to("10.244.2.12:80"));
+}
+
+#[test]
 fn a_workloads_address_wins_over_a_range_that_contains_it() {
     let mut mesh = Mesh::new();
     mesh.state.insert_service(Service {
@@ -349,7 +388,7 @@ fn a_workloads_address_wins_over_a_range_that_contains_it() {
     let direct = hbone("10.244.1.10:15008", "10.244.1.10:80", &["a"]);
     mesh.check("b", "10.244.1.10:80", direct);
     let error = mesh.route("b", "10.9.9.9:80").unwrap_err();
-    assert_eq!(error.code(), "no_endpoint");
+    assert_eq!(error.reason().as_str(), "no_endpoint");
 }
 
 #[test]
@@ -370,5 +409,5 @@ fn addresses_of_other_networks_are_not_confused_with_ours() {
     mesh.change("a", |a| a.network = "other".into());
     mesh.check("b", "10.244.1.10:80", plain_to("10.244.1.10:80"));
     let error = mesh.route("b", "10.96.0.1:80").unwrap_err();
-    assert_eq!(error.code(), "endpoint_in_other_network");
+    assert_eq!(error.reason().as_str(), "endpoint_in_other_network");
 }

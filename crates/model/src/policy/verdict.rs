@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Policy, PolicyKey};
+use super::{Policy, PolicyKey, PolicyKind};
+use crate::address::GatewayAddress;
+use crate::reason::Reason;
 
 /// What was decided on a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,6 +52,11 @@ pub enum DenyReason {
         /// Which.
         policy: PolicyKey,
     },
+    /// It has to come from the destination's waypoint, and does not.
+    WaypointRequired {
+        /// Which.
+        waypoint: GatewayAddress,
+    },
 }
 
 /// A policy that had a part in a refusal.
@@ -57,11 +64,24 @@ pub enum DenyReason {
 pub struct RefusingPolicy {
     /// Which.
     pub key: PolicyKey,
+    /// The `PeerAuthentication` that makes the workload name it, where that does not follow from the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<PolicyKey>,
     /// Why it says less than the object that it was compiled from, if it does.
     pub unenforceable: Option<Arc<str>>,
 }
 
 impl Verdict {
+    /// With the `PeerAuthentication` that makes a workload STRICT, where a policy refused that does not know it.
+    pub(crate) fn made_by(mut self, strict_by: Option<&PolicyKey>) -> Self {
+        if let Self::Deny(DenyReason::Matched { policy, .. }) = &mut self
+            && policy.key.kind == PolicyKind::StaticStrict
+        {
+            policy.made_by = strict_by.cloned();
+        }
+        self
+    }
+
     /// Whether the connection may go on.
     pub fn is_allow(&self) -> bool {
         matches!(self, Self::Allow(_))
@@ -69,15 +89,16 @@ impl Verdict {
 }
 
 impl DenyReason {
-    /// A short and stable name, for metrics and logs.
-    pub fn code(&self) -> &'static str {
+    /// The word for metrics and logs.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Matched { policy, .. } if policy.unenforceable.is_some() => {
-                "policy_unenforceable"
+                Reason::PolicyUnenforceable
             }
-            Self::Matched { .. } => "policy_deny",
-            Self::NoAllowMatched { .. } => "policy_no_allow",
-            Self::UnknownPolicy { .. } => "policy_unknown",
+            Self::Matched { .. } => Reason::PolicyDeny,
+            Self::NoAllowMatched { .. } => Reason::PolicyNoAllow,
+            Self::UnknownPolicy { .. } => Reason::PolicyUnknown,
+            Self::WaypointRequired { .. } => Reason::WaypointRequired,
         }
     }
 
@@ -87,6 +108,7 @@ impl DenyReason {
             Self::Matched { policy, .. } => Some(&policy.key),
             Self::NoAllowMatched { policies } => policies.first().map(|policy| &policy.key),
             Self::UnknownPolicy { policy } => Some(policy),
+            Self::WaypointRequired { .. } => None,
         }
     }
 }
@@ -95,6 +117,7 @@ impl RefusingPolicy {
     pub(super) fn of(policy: &Policy) -> Self {
         Self {
             key: policy.key.clone(),
+            made_by: None,
             unenforceable: policy.unenforceable.clone(),
         }
     }
@@ -128,9 +151,17 @@ impl fmt::Display for DenyReason {
                     RefusingPolicy {
                         key,
                         unenforceable: Some(why),
+                        ..
                     },
                 ..
             } => write!(f, "policy {key} cannot be enforced: {why}"),
+            Self::Matched { policy, .. } if policy.key.kind != PolicyKind::AuthorizationPolicy => {
+                match policy.made_by.as_ref().unwrap_or(&policy.key).object() {
+                    Some(object) => write!(f, "{object} is STRICT")?,
+                    None => write!(f, "a PeerAuthentication is STRICT (policy {})", policy.key)?,
+                }
+                f.write_str(", and the client has shown no identity")
+            }
             Self::Matched { policy, rule } => {
                 write!(f, "DENY policy {policy} matches (rules[{rule}])")
             }
@@ -145,6 +176,10 @@ impl fmt::Display for DenyReason {
             Self::UnknownPolicy { policy } => write!(
                 f,
                 "policy {policy} is named by the destination and has not been received"
+            ),
+            Self::WaypointRequired { waypoint } => write!(
+                f,
+                "the destination requires waypoint {waypoint}, and the connection does not come from it"
             ),
         }
     }

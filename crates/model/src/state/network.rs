@@ -6,28 +6,61 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::sorted::Sorted;
+use super::tombstone::Tombstone;
 use crate::address::NetworkAddress;
 use crate::service::Service;
-use crate::workload::{NetworkMode, Workload};
+use crate::workload::{TunnelProtocol, Workload};
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Network {
-    workloads: imbl::HashMap<IpAddr, Occupants>,
-    services: imbl::HashMap<IpAddr, Sorted<Service>>,
+    pub(super) workloads: imbl::HashMap<IpAddr, Occupants>,
+    pub(super) services: imbl::HashMap<IpAddr, Sorted<Service>>,
     /// Few: ranges come from hand-written entries only.
-    ranges: Arc<Vec<(IpNet, Arc<Service>)>>,
+    pub(super) ranges: Arc<Vec<(IpNet, Arc<Service>)>>,
+    pub(super) tombstones: imbl::HashMap<IpAddr, Sorted<Tombstone>>,
 }
 
 /// The workloads that have an address, the preferred one first. Nearly always one.
 #[derive(Clone, Debug)]
-enum Occupants {
+pub(super) enum Occupants {
     One(Arc<Workload>),
     Many(Arc<Vec<Arc<Workload>>>),
 }
 
 impl Network {
     pub(super) fn is_empty(&self) -> bool {
-        self.workloads.is_empty() && self.services.is_empty() && self.ranges.is_empty()
+        self.workloads.is_empty()
+            && self.services.is_empty()
+            && self.ranges.is_empty()
+            && self.tombstones.is_empty()
+    }
+
+    /// See [`crate::MeshState::carries`].
+    pub(super) fn carries(&self, destination: &IpNet) -> bool {
+        if destination.prefix_len() < destination.max_prefix_len() {
+            return self
+                .ranges
+                .iter()
+                .any(|(range, _)| range.trunc() == *destination);
+        }
+        let ip = destination.addr();
+        self.services.contains_key(&ip)
+            || self.tombstones.contains_key(&ip)
+            || self.workloads.get(&ip).is_some_and(Occupants::carried)
+    }
+
+    /// See [`crate::MeshState::carried`].
+    pub(super) fn carried(&self) -> impl Iterator<Item = IpNet> + '_ {
+        let workloads = self
+            .workloads
+            .iter()
+            .filter(|(_, occupants)| occupants.carried());
+        let hosts = workloads
+            .map(|(ip, _)| ip)
+            .chain(self.services.keys())
+            .chain(self.tombstones.keys())
+            .map(|ip| IpNet::from(*ip));
+        hosts.chain(self.ranges.iter().map(|(range, _)| range.trunc()))
     }
 
     pub(super) fn add_workload(&mut self, workload: &Arc<Workload>) {
@@ -53,6 +86,28 @@ impl Network {
 
     pub(super) fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.workloads.get(&ip)?.as_slice().first()
+    }
+
+    pub(super) fn add_tombstone(&mut self, tombstone: &Arc<Tombstone>) {
+        for ip in tombstone.addresses.iter().map(IpAddr::to_canonical) {
+            let all = self.tombstones.entry(ip).or_default();
+            all.insert(Arc::clone(tombstone));
+        }
+    }
+
+    pub(super) fn remove_tombstone(&mut self, tombstone: &Tombstone) {
+        for ip in tombstone.addresses.iter().map(IpAddr::to_canonical) {
+            if let Some(all) = self.tombstones.get_mut(&ip) {
+                all.remove(tombstone);
+                if all.is_empty() {
+                    self.tombstones.remove(&ip);
+                }
+            }
+        }
+    }
+
+    pub(super) fn tombstone(&self, ip: IpAddr) -> Option<&Arc<Tombstone>> {
+        self.tombstones.get(&ip)?.first()
     }
 
     pub(super) fn add_service(&mut self, address: &NetworkAddress, service: &Arc<Service>) {
@@ -128,6 +183,13 @@ fn is_of(service: &Service, client: Option<&str>) -> bool {
 }
 
 impl Occupants {
+    /// Whether one of them is not simply dialled. Which of them goes first does not matter here.
+    fn carried(&self) -> bool {
+        self.as_slice()
+            .iter()
+            .any(|workload| workload.tunnel != TunnelProtocol::None || workload.waypoint.is_some())
+    }
+
     fn as_slice(&self) -> &[Arc<Workload>] {
         match self {
             Self::One(workload) => std::slice::from_ref(workload),
@@ -136,9 +198,8 @@ impl Occupants {
     }
 
     fn with(&self, workload: &Arc<Workload>) -> Self {
-        let shares = |w: &Workload| w.network_mode == NetworkMode::HostNetwork;
         let mut all = self.as_slice().to_vec();
-        let at = all.partition_point(|other| !shares(other) && shares(workload));
+        let at = all.partition_point(|other| !other.is_sharer() && workload.is_sharer());
         all.insert(at, Arc::clone(workload));
         Self::Many(Arc::new(all))
     }

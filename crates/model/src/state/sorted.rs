@@ -4,6 +4,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::tombstone::Tombstone;
 use crate::policy::{Policy, PolicyKey};
 use crate::service::Service;
 use crate::workload::{Workload, WorkloadUid};
@@ -68,6 +69,14 @@ impl<T> Deref for Sorted<T> {
 }
 
 impl Keyed for Workload {
+    type Key<'a> = &'a WorkloadUid;
+
+    fn key(&self) -> &WorkloadUid {
+        &self.uid
+    }
+}
+
+impl Keyed for Tombstone {
     type Key<'a> = &'a WorkloadUid;
 
     fn key(&self) -> &WorkloadUid {

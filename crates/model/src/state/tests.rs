@@ -54,6 +54,7 @@ fn policy(namespace: &str, name: &str, scope: Scope, action: Action) -> Policy {
 fn assert_empty(state: &MeshState) {
     assert!(state.workloads.is_empty());
     assert!(state.services.is_empty());
+    assert!(state.tombstones.is_empty());
     assert!(state.endpoints.is_empty());
     assert!(state.networks.is_empty());
     assert_eq!(state.policies().len(), 0);
@@ -96,10 +97,7 @@ fn an_update_moves_a_workload_everywhere() {
 fn endpoints_may_arrive_before_their_service() {
     let mut state = MeshState::default();
     let front = service("shop", "front", &[vip("10.96.0.1")]);
-    let mapping = PortMapping {
-        service_port: 80,
-        target_port: 8080,
-    };
+    let mapping = PortMapping::new(80, 8080);
     state.insert_workload(Workload {
         services: [(front.key(), vec![mapping])].into(),
         ..workload("a", &["10.244.1.10"])
@@ -310,4 +308,128 @@ fn an_unknown_policy_name_refuses() {
     assert!(!state.authorize(&a, &connection).is_allow());
     state.remove_policy("shop/late");
     assert!(!state.authorize(&a, &connection).is_allow());
+}
+
+#[test]
+fn who_requires_a_waypoint_takes_connections_from_it_only() {
+    use crate::address::{GatewayAddress, GatewayDestination};
+
+    let key = ServiceKey::new("shop", "w.shop.svc.cluster.local");
+    let by_name = GatewayDestination::Hostname(key.clone());
+    let by_address = GatewayDestination::Address(vip("10.244.1.20"));
+    for destination in [by_name, by_address] {
+        let waypoint = GatewayAddress {
+            destination,
+            hbone_port: 15008,
+        };
+        let a = Workload {
+            waypoint: Some(waypoint.clone()),
+            ..workload("a", &["10.244.1.10"])
+        };
+        let mut state = MeshState::default();
+        let gate: Identity = "spiffe://cluster.local/ns/shop/sa/gate".parse().unwrap();
+        let other: Identity = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+        let verdict = |state: &MeshState, source| {
+            let connection = Connection {
+                source,
+                source_ip: ip("10.244.1.20"),
+                destination_ip: ip("10.244.1.10"),
+                destination_port: 80,
+            };
+            state.authorize(&a, &connection)
+        };
+        assert!(
+            !verdict(&state, Some(&gate)).is_allow(),
+            "nobody is known to be it"
+        );
+        state.insert_workload(Workload {
+            service_account: "gate".into(),
+            services: [(key.clone(), vec![])].into(),
+            ..workload("gate", &["10.244.1.20"])
+        });
+        assert!(verdict(&state, Some(&gate)).is_allow());
+        for source in [Some(&other), None] {
+            let Verdict::Deny(reason) = verdict(&state, source) else {
+                panic!("{source:?} is let in past {waypoint}");
+            };
+            assert_eq!(reason.reason().as_str(), "waypoint_required");
+        }
+        // What it lets through is still under policy.
+        let deny = Policy {
+            rules: vec![Rule::default()],
+            ..policy("shop", "deny", Scope::Namespace, Action::Deny)
+        };
+        state.insert_policy(deny);
+        assert!(!verdict(&state, Some(&gate)).is_allow());
+    }
+}
+
+#[test]
+fn a_strict_refusal_names_the_object_that_somebody_wrote() {
+    let anonymous = Connection {
+        source: None,
+        source_ip: ip("10.244.1.20"),
+        destination_ip: ip("10.244.1.10"),
+        destination_port: 80,
+    };
+    let deny = |key: &PolicyKey| Policy {
+        key: key.clone(),
+        rules: vec![Rule::default()],
+        ..policy("", "", Scope::WorkloadSelector, Action::Deny)
+    };
+    let statically = PolicyKey::new("istio-system", "istio_converted_static_strict");
+    let own = PolicyKey::peer_authentication("shop", "own");
+    let mesh_wide = PolicyKey::peer_authentication("istio-system", "default");
+    for (named, strict_by, expected) in [
+        (
+            &statically,
+            Some(&mesh_wide),
+            "PeerAuthentication istio-system/default is STRICT",
+        ),
+        (
+            &statically,
+            None,
+            "a PeerAuthentication is STRICT (policy istio-system/istio_converted_static_strict)",
+        ),
+        (&own, None, "PeerAuthentication shop/own is STRICT"),
+        (
+            &PolicyKey::new("shop", "own"),
+            None,
+            "DENY policy shop/own matches (rules[0])",
+        ),
+    ] {
+        let mut state = MeshState::default();
+        let server = Workload {
+            authorization_policies: vec![named.clone()],
+            strict_by: strict_by.cloned().map(Box::new),
+            ..workload("a", &["10.244.1.10"])
+        };
+        for key in [&statically, &own, &PolicyKey::new("shop", "own")] {
+            state.insert_policy(deny(key));
+        }
+        let Verdict::Deny(reason) = state.authorize(&server, &anonymous) else {
+            panic!("{named} lets in");
+        };
+        assert!(reason.to_string().starts_with(expected), "{reason}");
+    }
+}
+
+#[test]
+fn objects_of_two_kinds_may_have_one_name() {
+    let keys = [
+        PolicyKey::new("shop", "own"),
+        PolicyKey::peer_authentication("shop", "own"),
+    ];
+    let mut state = MeshState::default();
+    for key in &keys {
+        assert_eq!(key.to_string().parse(), Ok(key.clone()));
+        state.insert_policy(Policy {
+            key: key.clone(),
+            ..policy("", "", Scope::Namespace, Action::Deny)
+        });
+    }
+    assert_eq!(state.policies().len(), 2);
+    assert!(state.remove_policy("shop/converted_peer_authentication_own"));
+    assert!(state.policy(&keys[0]).is_some());
+    assert!(state.policy(&keys[1]).is_none());
 }

@@ -45,7 +45,7 @@ impl TryFrom<pb::Authorization> for Policy {
 impl From<&Policy> for pb::Authorization {
     fn from(from: &Policy) -> Self {
         Self {
-            name: from.key.name.to_string(),
+            name: from.key.resource().into_owned(),
             namespace: from.key.namespace.to_string(),
             scope: match from.scope {
                 Scope::Global => pb::Scope::Global,

@@ -6,7 +6,7 @@ use model::service::{
 };
 
 use super::workload::gateway;
-use super::{ConvertError, Problem, at, each, each_message, port, required, value};
+use super::{ConvertError, Problem, at, each, each_message, extension, port, required, value};
 use crate::istio::workload as pb;
 
 impl TryFrom<pb::Service> for Service {
@@ -47,6 +47,7 @@ impl TryFrom<pb::Service> for Service {
                 .transpose()
                 .map_err(|e| e.within("load_balancing"))?
                 .unwrap_or_default(),
+            session_timeout: extension::session_timeout(&from.extensions)?,
             ip_families,
             canonical: from.canonical,
             ingress_use_waypoint: from.ingress_use_waypoint,
@@ -78,7 +79,11 @@ impl From<&Service> for pb::Service {
                 IpFamilies::Dual => pb::IpFamilies::Dual,
             }
             .into(),
-            extensions: Vec::new(),
+            extensions: from
+                .session_timeout
+                .map(extension::session_affinity)
+                .into_iter()
+                .collect(),
             canonical: from.canonical,
             ingress_use_waypoint: from.ingress_use_waypoint,
             weighted_waypoints: from

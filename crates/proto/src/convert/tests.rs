@@ -1,3 +1,4 @@
+use model::address::Family;
 use model::policy::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch};
 use model::workload::{Health, TunnelProtocol};
 use model::{Policy, PolicyKey, Service, Workload};
@@ -412,10 +413,7 @@ fn a_workload_comes_back_as_it_went() {
     };
     use model::{GatewayAddress, GatewayDestination, NetworkAddress, ServiceKey};
 
-    let mapping = PortMapping {
-        service_port: 80,
-        target_port: 8080,
-    };
+    let mapping = PortMapping::new(80, 8080);
     let full = Workload {
         uid: "Kubernetes//Pod/shop/a".into(),
         name: "a".into(),
@@ -448,7 +446,11 @@ fn a_workload_comes_back_as_it_went() {
             port: Some(15088),
         }),
         services: [(ServiceKey::new("shop", "a.shop"), vec![mapping])].into(),
-        authorization_policies: vec![PolicyKey::new("shop", "p")],
+        authorization_policies: vec![
+            PolicyKey::new("shop", "p"),
+            PolicyKey::peer_authentication("shop", "p"),
+        ],
+        strict_by: Some(Box::new(PolicyKey::peer_authentication("shop", "default"))),
         status: Health::Unhealthy,
         cluster_id: "c1".into(),
         locality: Locality {
@@ -463,7 +465,29 @@ fn a_workload_comes_back_as_it_went() {
         uid: "u".into(),
         ..Workload::default()
     };
-    for workload in [full, empty] {
+    let split = Workload {
+        services: [(
+            ServiceKey::new("shop", "a.shop"),
+            vec![
+                PortMapping {
+                    family: Some(Family::V4),
+                    ..PortMapping::new(80, 8080)
+                },
+                PortMapping {
+                    family: Some(Family::V6),
+                    status: Some(Health::Unhealthy),
+                    ..PortMapping::new(80, 8081)
+                },
+                PortMapping {
+                    status: Some(Health::Healthy),
+                    ..PortMapping::new(81, 9000)
+                },
+            ],
+        )]
+        .into(),
+        ..empty.clone()
+    };
+    for workload in [full, empty, split] {
         let resource = workload_resource(&workload);
         assert_eq!(resource.type_url, type_url::ADDRESS);
         assert_eq!(address(&resource.value), Ok(Address::Workload(workload)));
@@ -524,6 +548,7 @@ fn a_service_comes_back_as_it_went() {
             mode: Mode::Strict,
             health_policy: HealthPolicy::AllowAll,
         },
+        session_timeout: Some(std::time::Duration::from_secs(10_800)),
         ip_families: IpFamilies::Dual,
         canonical: true,
         ingress_use_waypoint: true,

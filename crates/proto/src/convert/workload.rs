@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use model::Tombstone;
 use model::address::{GatewayAddress, GatewayDestination, NetworkAddress};
 use model::service::ServiceKey;
 use model::workload::{
@@ -10,9 +11,26 @@ use model::workload::{
 };
 
 use super::{
-    ConvertError, Problem, at, each, each_message, ip, ip_bytes, port, prefix, required, value,
+    Address, ConvertError, Problem, at, each, each_message, extension, ip, ip_bytes, port, prefix,
+    required, value,
 };
 use crate::istio::workload as pb;
+
+/// A workload, or the tombstone that its uid says it is.
+pub(super) fn address(from: pb::Workload) -> Result<Address, ConvertError> {
+    let is_tombstone = Tombstone::is_uid(&from.uid);
+    let workload: Workload = from.try_into()?;
+    if !is_tombstone {
+        return Ok(Address::Workload(workload));
+    }
+    Ok(Address::Tombstone(Tombstone {
+        uid: workload.uid,
+        namespace: workload.namespace,
+        name: workload.name,
+        network: workload.network,
+        addresses: workload.addresses,
+    }))
+}
 
 impl TryFrom<pb::Workload> for Workload {
     type Error = ConvertError;
@@ -52,12 +70,16 @@ impl TryFrom<pb::Workload> for Workload {
                 .application_tunnel
                 .map(application_tunnel)
                 .transpose()?,
-            services: services(from.services)?,
+            services: match extension::services_in(&from.extensions)? {
+                Some(services) => services,
+                None => services(from.services)?,
+            },
             authorization_policies: each(
                 "authorization_policies",
                 &from.authorization_policies,
                 |name| Ok(name.parse()?),
             )?,
+            strict_by: extension::strict_by_in(&from.extensions).map(Box::new),
             status,
             cluster_id: or(from.cluster_id, CLUSTER).into(),
             locality: from.locality.map(locality).unwrap_or_default(),
@@ -127,7 +149,10 @@ impl From<&Workload> for pb::Workload {
                 NetworkMode::HostNetwork => pb::NetworkMode::HostNetwork,
             }
             .into(),
-            extensions: Vec::new(),
+            extensions: extension::services_out(&from.services)
+                .into_iter()
+                .chain(from.strict_by.as_deref().map(extension::strict_by))
+                .collect(),
             capacity: (from.capacity != 1).then_some(from.capacity),
         }
     }
@@ -266,10 +291,9 @@ fn services(
 }
 
 fn mapping(from: pb::Port) -> Result<PortMapping, ConvertError> {
-    Ok(PortMapping {
-        service_port: port(from.service_port).map_err(|e| at("service_port", e))?,
-        target_port: port(from.target_port).map_err(|e| at("target_port", e))?,
-    })
+    let service_port = port(from.service_port).map_err(|e| at("service_port", e))?;
+    let target_port = port(from.target_port).map_err(|e| at("target_port", e))?;
+    Ok(PortMapping::new(service_port, target_port))
 }
 
 fn service_ports((key, ports): (&ServiceKey, &Vec<PortMapping>)) -> (String, pb::PortList) {

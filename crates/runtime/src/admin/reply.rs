@@ -11,25 +11,40 @@ use serde::Serialize;
 
 /// The decoded query string of a request; of a repeated key the last value counts.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Query(BTreeMap<String, String>);
+pub struct Query {
+    pairs: BTreeMap<String, String>,
+    change: bool,
+}
 
 impl Query {
     /// Decodes `a=1&b=x%20y`; `+` is a space.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        Self(
-            text.split('&')
-                .filter(|pair| !pair.is_empty())
-                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-                .map(|(key, value)| (decode(key), decode(value)))
-                .collect(),
-        )
+        let pairs = text
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .map(|(key, value)| (decode(key), decode(value)));
+        Self {
+            pairs: pairs.collect(),
+            change: false,
+        }
+    }
+
+    pub(super) fn with_change(self, change: bool) -> Self {
+        Self { change, ..self }
+    }
+
+    /// Whether the request is one that may change something: a POST.
+    #[must_use]
+    pub fn may_change(&self) -> bool {
+        self.change
     }
 
     /// The value of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+        self.pairs.get(key).map(String::as_str)
     }
 }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::threads::Told;
+
 /// Lines are written together up to about this many bytes.
 const TOGETHER: usize = 16 << 10;
 /// What is left at the end is written within this time, should nobody read.
@@ -49,13 +51,12 @@ pub(super) fn start(limit: usize, to: impl Write + Send + 'static) -> io::Result
         ..Count::default()
     });
     let counting = Arc::clone(&count);
-    let thread = std::thread::Builder::new()
-        .name("log".to_owned())
-        .spawn(move || {
-            write_all(&lines, &counting, to);
-            // Who waited for it may have given up.
-            let _nobody_waits = over.send(()).is_err();
-        })?;
+    let thread = crate::threads::spawn("log", move || {
+        write_all(&lines, &counting, to);
+        // Who waited for it may have given up.
+        let _nobody_waits = over.send(()).is_err();
+        Told
+    })?;
     let writing = Writing {
         count: Arc::clone(&count),
         stop: queue.clone(),

@@ -59,6 +59,26 @@ fn a_leaf_has_one_critical_uri_name_and_no_rights_beyond_tls() {
     assert_eq!(again.sans, [NAME]);
 }
 
+/// A renewal at half of a leaf's life must not be due when it is issued.
+#[test]
+fn a_leaf_is_backdated_by_at_most_a_quarter_of_its_life() {
+    let authority = authority();
+    for seconds in [4, 20, 60, 600, 86_400] {
+        let now = SystemTime::now();
+        let ttl = Duration::from_secs(seconds);
+        let info = authority.issue(&id(NAME), ttl).unwrap().info();
+        let life = info.not_after.duration_since(info.not_before).unwrap();
+        // X.509 counts whole seconds.
+        let backdated = now.duration_since(info.not_before).unwrap_or_default();
+        let backdated = backdated.saturating_sub(Duration::from_secs(1));
+        assert!(
+            backdated <= life / 4,
+            "{seconds}: {backdated:?} of {life:?}"
+        );
+        assert!(backdated <= LEAF_BACKDATE, "{seconds}: {backdated:?}");
+    }
+}
+
 #[test]
 fn a_csr_has_no_common_name_and_one_critical_uri_name() {
     let (_key, csr) = csr::new_key_and_csr(&id(NAME)).unwrap();

@@ -12,7 +12,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::*;
 use crate::ca::{Authority, AuthorityPem, system_clock};
-use crate::peer::{PeerError, peer_identity, verify_expected};
+use crate::peer::{PeerError, peer_identity, valid_until, verify_expected};
 use crate::refusal::{TlsFailure, classify_io};
 use crate::roots::Roots;
 
@@ -121,7 +121,7 @@ async fn codes(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> [String;
 fn code<T>(result: io::Result<T>) -> String {
     match result {
         Ok(_) => "ok".to_owned(),
-        Err(error) => classify_io(&error).code().to_owned(),
+        Err(error) => classify_io(&error).reason().as_str().to_owned(),
     }
 }
 
@@ -164,7 +164,7 @@ async fn another_identity_than_the_expected_one_is_refused_after_the_handshake()
     let chain = near.get_ref().1.peer_certificates().unwrap();
     for expected in [vec![id(CLIENT)], vec![]] {
         let error = verify_expected(chain, &expected).unwrap_err();
-        assert_eq!(error.code(), "unexpected_identity");
+        assert_eq!(error.reason().as_str(), "unexpected_identity");
         assert!(error.to_string().contains(SERVER), "{error}");
     }
     assert_eq!(
@@ -173,7 +173,7 @@ async fn another_identity_than_the_expected_one_is_refused_after_the_handshake()
     );
     let junk = CertificateDer::from(b"junk".to_vec());
     let error = verify_expected(&[junk], &[id(SERVER)]).unwrap_err();
-    assert_eq!(error.code(), "malformed");
+    assert_eq!(error.reason().as_str(), "malformed");
 }
 
 #[tokio::test]
@@ -217,10 +217,22 @@ async fn every_refusal_of_a_client_has_its_reason_on_both_sides() {
         (
             "a name of another shape",
             odd(&ours, |params| {
-                names(params, &["spiffe://cluster.local/db", "https://db"])
+                names(params, &["spiffe://cluster.local/db"])
             }),
             "refused_by_peer_identity",
             "no_spiffe_id",
+        ),
+        (
+            "two identities",
+            odd(&ours, |params| names(params, &[CLIENT, SERVER])),
+            "refused_by_peer_identity",
+            "many_names",
+        ),
+        (
+            "an identity and another name",
+            odd(&ours, |params| names(params, &["https://x", CLIENT])),
+            "refused_by_peer_identity",
+            "many_names",
         ),
         (
             "for servers only",
@@ -302,6 +314,12 @@ async fn every_refusal_of_a_server_has_its_reason_on_both_sides() {
             "refused_by_peer_identity",
         ),
         (
+            "two identities",
+            odd(&ours, |params| names(params, &[SERVER, FOREIGN])),
+            "many_names",
+            "refused_by_peer_identity",
+        ),
+        (
             "for clients only",
             odd(&ours, |params| {
                 names(params, &[SERVER]);
@@ -317,13 +335,15 @@ async fn every_refusal_of_a_server_has_its_reason_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_leaf_without_key_usages_and_one_with_many_names_are_accepted() {
+async fn a_leaf_without_key_usages_and_one_with_names_of_other_kinds_are_accepted() {
     let ours = authority();
     let plain = odd(&ours, |params| names(params, &[SERVER]));
-    let many = odd(&ours, |params| {
-        names(params, &["https://x", FOREIGN, SERVER])
+    let dns = odd(&ours, |params| {
+        names(params, &[SERVER]);
+        let name = rcgen::SanType::DnsName("db.shop".try_into().unwrap());
+        params.subject_alt_names.push(name);
     });
-    for server in [plain, many] {
+    for server in [plain, dns] {
         let (near, far) = shake(server.client(), server.server()).await;
         let near = near.unwrap();
         let chain = near.get_ref().1.peer_certificates().unwrap();
@@ -335,6 +355,26 @@ async fn a_leaf_without_key_usages_and_one_with_many_names_are_accepted() {
             Ok(id(SERVER))
         );
     }
+}
+
+#[test]
+fn a_chain_ends_with_the_first_of_its_certificates() {
+    let ours = authority();
+    let leaf = |seconds| {
+        let life = Duration::from_secs(seconds);
+        let svid = ours.issue(&id(SERVER), life).unwrap();
+        (svid.chain[0].clone(), svid.not_after)
+    };
+    let ((long, late), (short, early)) = (leaf(3600), leaf(60));
+    let junk = CertificateDer::from(b"junk".to_vec());
+    assert_eq!(valid_until(std::slice::from_ref(&long)), Ok(late));
+    assert_eq!(valid_until(&[long.clone(), short.clone()]), Ok(early));
+    assert_eq!(valid_until(&[short, long.clone(), junk.clone()]), Ok(early));
+    assert_eq!(
+        valid_until(&[junk, long]).unwrap_err().reason().as_str(),
+        "malformed"
+    );
+    assert_eq!(valid_until(&[]), Err(PeerError::NoCertificate));
 }
 
 #[tokio::test]
@@ -387,7 +427,7 @@ async fn a_peer_that_closes_or_talks_plaintext_is_no_refusal() {
         far.shutdown().await.unwrap();
         let connector = TlsConnector::from(client.client());
         let error = connector.connect(server_name(), near).await.unwrap_err();
-        assert_eq!(classify_io(&error).code(), code);
+        assert_eq!(classify_io(&error).reason().as_str(), code);
     }
 }
 

@@ -60,6 +60,9 @@ pub enum OpenError {
     /// The tunnel has as many streams as it may; open another one.
     #[error("the tunnel has no room for another stream")]
     Full,
+    /// The tunnel is old, or one of its certificates has ended: another one has to be made.
+    #[error("the tunnel is old or one of its certificates has ended")]
+    Retired,
     /// The peer did not look at the request: it can be sent again, on another tunnel.
     #[error("the peer did not process the request")]
     Unprocessed(#[source] Cause),
@@ -96,7 +99,7 @@ pub enum Lost {
 impl OpenError {
     /// Whether the peer certainly did nothing: the same request may go to another tunnel.
     pub fn is_unprocessed(&self) -> bool {
-        matches!(self, Self::Full | Self::Unprocessed(_))
+        matches!(self, Self::Full | Self::Retired | Self::Unprocessed(_))
     }
 
     /// Whether the tunnel broke. No application byte was sent, so a caller that finds its tunnel

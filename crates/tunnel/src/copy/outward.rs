@@ -113,7 +113,7 @@ impl Outward {
         if buffer.capacity() < wanted / 2 {
             buffer.reserve(wanted);
         }
-        socket::read(tcp, buffer, room.min(wanted).min(buffer.capacity()))
+        socket::read_application(tcp, buffer, room.min(wanted).min(buffer.capacity()))
     }
 
     fn send(

@@ -95,7 +95,7 @@ impl Relay {
         if buffer.capacity() < wanted / 2 {
             buffer.reserve(wanted);
         }
-        let read = socket::read(from, buffer, wanted.min(buffer.capacity()))?;
+        let read = socket::read_application(from, buffer, wanted.min(buffer.capacity()))?;
         if read > 0 {
             self.size.learn(read);
             self.waiting.push(buffer.split().freeze());

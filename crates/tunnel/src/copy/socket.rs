@@ -4,6 +4,7 @@
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::ops::Deref;
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BufMut;
@@ -68,21 +69,52 @@ pub(crate) fn finish_writing(tcp: &TcpStream) {
     let _reset_already = SockRef::from(tcp).shutdown(Shutdown::Write).is_err();
 }
 
-/// Reads at most `limit` bytes, more than none, into `buffer`, which has room for them.
+/// Reads at most `limit` bytes, more than none, into `buffer`, which has room for them; from the socket of a
+/// tunnel.
 ///
 /// A read that leaves room has emptied the socket, so tokio is told to wait for the next event
 /// instead of finding EAGAIN with a system call.
 pub(crate) fn read(tcp: &TcpStream, buffer: &mut impl BufMut, limit: usize) -> io::Result<usize> {
+    read_until(tcp, buffer, limit, |_| false)
+}
+
+/// Reads as [`read`] does, from the socket of an application. Applications send urgent bytes, and the kernel ends a
+/// read before such a byte also where more has arrived, so it is asked what is left.
+pub(crate) fn read_application(
+    tcp: &TcpStream,
+    buffer: &mut impl BufMut,
+    limit: usize,
+) -> io::Result<usize> {
+    read_until(tcp, buffer, limit, has_more)
+}
+
+fn read_until(
+    tcp: &TcpStream,
+    buffer: &mut impl BufMut,
+    limit: usize,
+    has_more: impl Fn(&TcpStream) -> bool,
+) -> io::Result<usize> {
     let mut short = None;
     let result = tcp.try_io(Interest::READABLE, || {
         let read = tcp.try_read_buf(&mut (&mut *buffer).limit(limit))?;
-        if read > 0 && read < limit {
+        if read > 0 && read < limit && !has_more(tcp) {
             short = Some(read);
             return Err(io::ErrorKind::WouldBlock.into());
         }
         Ok(read)
     });
     short.map_or(result, Ok)
+}
+
+/// Whether bytes wait in the socket. Unlike another read this takes away no error, which has to be found by whoever
+/// looks next.
+#[expect(unsafe_code, reason = "a question that no safe library asks")]
+fn has_more(tcp: &TcpStream) -> bool {
+    let mut left: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one `int` to the address, which is that of one and outlives the call.
+    let result = unsafe { libc::ioctl(tcp.as_raw_fd(), libc::FIONREAD, &raw mut left) };
+    // It fails on what is not a socket, or listens. Reading tells then.
+    result != 0 || left > 0
 }
 
 /// Writes what fits of `slices`, which hold `total` bytes. The same holds for a write that leaves

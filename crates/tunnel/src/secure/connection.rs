@@ -13,9 +13,11 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::layer::{Layer, Own};
 use super::link::Link;
 use super::records::{RECORD, Records, Session};
 use crate::copy::socket;
+use crate::settings::RecordLayer;
 
 /// Ciphertext read with one system call.
 const READ: usize = 64 << 10;
@@ -103,22 +105,17 @@ impl<S: Session> Connection<S> {
         Flush(shared)
     }
 
-    /// For somebody else than HTTP/2, who makes the records from now on. A peer that changes its keys or begins a
-    /// handshake message in the same flight as its Finished, which nobody does, is not understood and refused. `None` if a [`Flush`] shares the
-    /// connection, or the session does not give its keys away.
-    pub(super) fn into_link(self) -> Option<Link> {
+    /// For somebody else than HTTP/2. With records of our own, a peer that changes its keys or begins a handshake
+    /// message in the same flight as its Finished, which nobody does, is not understood and refused. `None` if a
+    /// [`Flush`] shares the connection, or the session does not give its keys away.
+    pub(super) fn into_link(self, layer: RecordLayer) -> Option<Link> {
         let inner = Arc::into_inner(self.0)?.into_inner();
         let inner = inner.unwrap_or_else(PoisonError::into_inner);
-        let mut protection = inner.records.session.into_protection().ok()?;
-        protection.closed = inner.records.closed;
-        let outgoing = inner.records.outgoing;
-        Some(Link::new(
-            inner.tcp,
-            protection,
-            outgoing,
-            inner.partial,
-            inner.plain,
-        ))
+        let layer: Box<dyn Layer> = match layer {
+            RecordLayer::Rustls => Box::new(inner.records),
+            RecordLayer::Own => Box::new(Own::new(inner.records).ok()?),
+        };
+        Some(Link::new(inner.tcp, layer, inner.partial, inner.plain))
     }
 
     /// Looks at the session.

@@ -1,14 +1,13 @@
 //! A TLS connection without anything between its records and their user.
 
 use std::io;
-use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpStream;
 
 use super::connection::SCRATCH;
-use super::protection::Protection;
-use super::records::{OVERHEAD, Outgoing, RECORD};
+use super::layer::Layer;
+use super::records::{OVERHEAD, RECORD};
 use crate::copy::socket;
 
 /// Plaintext that is best encrypted and sent at once: its records go as one packet through the kernel, also
@@ -19,15 +18,11 @@ pub(crate) const FLIGHT: usize = 62_500;
 /// Bytes read with one system call: those records.
 const READ: usize = FLIGHT + FLIGHT.div_ceil(RECORD) * OVERHEAD;
 
-/// Records whose content is shown at once.
-const PIECES: usize = 16;
-
 /// A TLS connection whose user says what to encrypt and is shown what was decrypted, where it was
 /// decrypted.
 pub(crate) struct Link {
     tcp: TcpStream,
-    protection: Box<Protection>,
-    outgoing: Outgoing,
+    layer: Box<dyn Layer>,
     /// The beginning of a record whose rest has not come yet.
     partial: Vec<u8>,
     /// What came right behind the handshake.
@@ -39,36 +34,34 @@ pub(crate) struct Link {
 impl Link {
     pub(super) fn new(
         tcp: TcpStream,
-        protection: Protection,
-        outgoing: Outgoing,
+        layer: Box<dyn Layer>,
         partial: Vec<u8>,
         early: Vec<u8>,
     ) -> Self {
         Self {
             tcp,
-            protection: Box::new(protection),
-            outgoing,
+            layer,
             partial,
             early,
             failed: None,
         }
     }
 
-    /// Makes records of `plain`, for the next [`Self::poll_send`].
-    pub(crate) fn encrypt(&mut self, plain: &[u8]) -> io::Result<()> {
+    /// Makes records of `plain`, for the next [`Self::poll_send`]. What is left in `plain` is of no use.
+    pub(crate) fn encrypt(&mut self, plain: &mut [u8]) -> io::Result<()> {
         if self.failed.is_some() {
             // The peer has been sent an alert, and nothing follows that.
             return Ok(());
         }
-        self.protection.seal(plain, &mut self.outgoing)
+        self.layer.seal(plain, &mut self.partial)
     }
 
     /// Ready when all records have been sent.
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.outgoing.waiting() == 0 {
-            self.protection.answer(&mut self.outgoing)?;
+        if self.layer.outgoing().waiting() == 0 {
+            self.layer.answer()?;
         }
-        while !self.outgoing.write_to(&self.tcp)? {
+        while !self.layer.outgoing().write_to(&self.tcp)? {
             ready!(self.tcp.poll_write_ready(cx))?;
         }
         Poll::Ready(Ok(()))
@@ -96,12 +89,12 @@ impl Link {
 
     /// Whether the peer has said that nothing follows.
     pub(crate) fn is_closed(&self) -> bool {
-        self.protection.closed && self.early.is_empty() && self.failed.is_none()
+        self.layer.is_closed() && self.early.is_empty() && self.failed.is_none()
     }
 
     /// Says that nothing follows, after what was encrypted before.
     pub(crate) fn close(&mut self) {
-        self.protection.close(&mut self.outgoing);
+        self.layer.close(&mut self.partial);
     }
 
     /// Ends our direction of the TCP connection.
@@ -149,50 +142,18 @@ impl Link {
 
     /// Opens the whole records in what came, and returns how many bytes they are.
     fn open(&mut self, incoming: &mut [u8], show: &mut dyn FnMut(&[&[u8]])) -> io::Result<usize> {
-        let mut used = 0;
         let mut shown = false;
-        loop {
-            let mut places: [Range<usize>; PIECES] = Default::default();
-            let mut count = 0;
-            let mut result = Ok(());
-            for place in &mut places {
-                let rest = incoming.get_mut(used..).unwrap_or_default();
-                match self.protection.open(rest, &mut self.outgoing) {
-                    Ok(Some(opened)) => {
-                        *place = used + opened.data.start..used + opened.data.end;
-                        used += opened.length;
-                        count += 1;
-                    }
-                    Ok(None) => break,
-                    Err(error) => {
-                        result = Err(error);
-                        break;
-                    }
-                }
-                if self.protection.closed {
-                    // Section 6.1: what follows is ignored.
-                    used = incoming.len();
-                    break;
-                }
+        let opened = self.layer.open(incoming, &mut |pieces| {
+            shown = true;
+            show(pieces);
+        });
+        match opened {
+            // What was good before it was shown first.
+            Err(error) if shown => {
+                self.failed = Some(error);
+                Ok(incoming.len())
             }
-            let mut pieces = [&[][..]; PIECES];
-            for (piece, place) in pieces.iter_mut().zip(places).take(count) {
-                *piece = incoming.get(place).unwrap_or_default();
-            }
-            if count > 0 {
-                show(pieces.get(..count).unwrap_or_default());
-                shown = true;
-            }
-            match result {
-                // What was good before it was shown first.
-                Err(error) if shown => {
-                    self.failed = Some(error);
-                    return Ok(incoming.len());
-                }
-                Err(error) => return Err(error),
-                Ok(()) if count < PIECES => return Ok(used),
-                Ok(()) => {}
-            }
+            opened => opened,
         }
     }
 }

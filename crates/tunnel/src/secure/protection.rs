@@ -2,7 +2,11 @@
 //!
 //! rustls hands the keys over for this ([`rustls::kernel`]) and keeps the key schedule. Its own records are copied
 //! once more than these when they are sent, and twice more when they are received; between two agents that is a tenth of what
-//! bulk costs. Wherever records are not that much of the work, rustls makes them: see [`super::records`].
+//! bulk costs. Security code that one team reviews is worth that only to who asks for it
+//! ([`RecordLayer::Own`](crate::settings::RecordLayer)): otherwise rustls makes the records, see [`super::records`].
+//!
+//! Keys are wiped when they are replaced or the connection is gone: what rustls hands over and what AWS-LC makes of it by
+//! those libraries, the rest here.
 
 use std::io;
 use std::ops::Range;
@@ -13,6 +17,8 @@ use rustls::{
     AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets,
     HandshakeType, InvalidMessage, PeerMisbehaved, SupportedCipherSuite,
 };
+
+use zeroize::{Zeroize, Zeroizing};
 
 use super::records::{OVERHEAD, Outgoing, RECORD, invalid};
 
@@ -27,6 +33,9 @@ const LONGEST_MESSAGE: usize = MESSAGE_HEAD + (128 << 10);
 /// Records without data that may follow one another: they cost work and bring nothing. The longest ticket has
 /// nine.
 const EMPTY_RECORDS: u8 = 32;
+/// Times that a peer may change its keys. A key is good for 2^23 records, so these are good for 35 TB; more often is
+/// work that it makes for us.
+const KEY_CHANGES: u16 = 256;
 /// `update_not_requested` in a `KeyUpdate` (section 4.6.3).
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 
@@ -83,6 +92,12 @@ struct Keys {
     sequence: u64,
 }
 
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.iv.zeroize();
+    }
+}
+
 impl Keys {
     fn new((sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, Error> {
         let (algorithm, key, iv) = match &secrets {
@@ -118,8 +133,10 @@ pub(super) struct Protection {
     /// Records under one key: section 5.5 allows 2^24.5 for AES-GCM.
     per_key: u64,
     /// The beginning of a handshake message.
-    message: Vec<u8>,
+    message: Zeroizing<Vec<u8>>,
     empty: u8,
+    /// Times that the peer has changed its keys.
+    key_changes: u16,
     /// The peer has asked for new keys from us. However often it did, it gets them once.
     update_due: bool,
     /// We said that nothing follows.
@@ -151,8 +168,9 @@ impl Protection {
             per_key: limit.ok_or(Error::HandshakeNotComplete)? / 2,
             seal: Keys::new(secrets.tx)?,
             open: Keys::new(secrets.rx)?,
-            message: Vec::new(),
+            message: Zeroizing::default(),
             empty: 0,
+            key_changes: 0,
             update_due: false,
             ended: false,
             closed: false,
@@ -179,6 +197,11 @@ impl Protection {
             self.update(outgoing)?;
         }
         Ok(())
+    }
+
+    #[cfg(fuzzing)]
+    pub(super) fn change_keys(&mut self, outgoing: &mut Outgoing) -> io::Result<()> {
+        self.update(outgoing)
     }
 
     /// Says that nothing follows (section 6.1).
@@ -329,7 +352,7 @@ impl Protection {
         }
         let mut all = std::mem::take(&mut self.message);
         all.extend_from_slice(content);
-        let mut rest = &*all;
+        let mut rest = &**all;
         while let Some(([kind, high, middle, low], behind)) = rest.split_first_chunk() {
             let length = u32::from_be_bytes([0, *high, *middle, *low]);
             let Some((body, behind)) = behind.split_at_checked(length as usize) else {
@@ -373,6 +396,13 @@ impl Protection {
                     }
                     _ => return Err(Failure::garbled(InvalidMessage::InvalidKeyUpdate)),
                 };
+                self.key_changes += 1;
+                if self.key_changes > KEY_CHANGES {
+                    return Err(Failure {
+                        alert: Some(AlertDescription::UnexpectedMessage),
+                        error: PeerMisbehaved::TooManyKeyUpdateRequests.into(),
+                    });
+                }
                 let secrets = self.schedule.next_to_open().map_err(Failure::from)?;
                 self.open = Keys::new(secrets).map_err(Failure::from)?;
                 self.update_due |= request == 1;

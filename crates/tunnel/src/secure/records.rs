@@ -270,7 +270,7 @@ impl Outgoing {
         Ok(true)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn take_all(&mut self) -> Vec<u8> {
         let all = self.buffer.get(self.sent..self.filled).unwrap_or_default();
         let all = all.to_vec();

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::frame::Kind;
 use super::stream::{App, ThinStream};
+use crate::busy::{self, Way};
 use crate::copy::socket::{self, Closing};
 use crate::copy::{Abort, CopyEnd, Counters, End, Side, TURN};
 use crate::stream::StreamEnd;
@@ -177,11 +178,11 @@ impl Outward {
         let credit = stream.stream.look().credit;
         let limit = usize::try_from(credit).unwrap_or(usize::MAX);
         let read = stream.mux.say_data(id, limit, |buffer, limit| {
-            socket::read(&app.tcp, buffer, limit)
+            socket::read_application(&app.tcp, buffer, limit)
         })?;
         stream.stream.state().credit -= u32::try_from(read).unwrap_or(credit);
         self.total += read as u64;
-        crate::busy::moved();
+        busy::moved(Way::Outward, read);
         app.counters.sent.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read > 0)
     }

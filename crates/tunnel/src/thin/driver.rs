@@ -12,11 +12,11 @@ use prost::Message;
 use tls::{TlsFailure, classify_io};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::frame::{Kind, Parser, Part, Violation, number};
+use super::frame::{HEAD, Kind, Parser, Part, Violation, number};
 use super::message::{Answer, Open};
 use super::mux::{Handle, Mux};
 use super::stream::{Gone, Stream, ThinStream};
-use crate::busy;
+use crate::busy::{self, Way};
 use crate::client::Lost;
 use crate::secure::Link;
 use crate::settings::Settings;
@@ -49,7 +49,7 @@ pub(crate) struct Driver {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
     Client,
     Server,
 }
@@ -183,8 +183,8 @@ impl Driver {
             if !self.mux.has_said() {
                 return Poll::Ready(Ok(()));
             }
-            let said = self.mux.said();
-            let encrypted = self.link.encrypt(&said);
+            let mut said = self.mux.said();
+            let encrypted = self.link.encrypt(&mut said);
             self.mux.encrypted(said);
             encrypted?;
         }
@@ -289,7 +289,12 @@ fn lost(error: io::Error) -> Lost {
 }
 
 /// Takes the frames in what was received.
-fn take(pieces: &[&[u8]], parser: &mut Parser, mux: &Mux, side: Side) -> Result<(), Violation> {
+pub(super) fn take(
+    pieces: &[&[u8]],
+    parser: &mut Parser,
+    mux: &Mux,
+    side: Side,
+) -> Result<(), Violation> {
     let mut batch = Batch::default();
     for piece in pieces {
         let mut rest = *piece;
@@ -356,7 +361,7 @@ impl<'a> Batch<'a> {
         if total > 0
             && let Some(stream) = mux.stream(self.stream)
         {
-            busy::moved();
+            busy::moved(Way::Inward, total);
             let slices = self.slices.get(..count).unwrap_or_default();
             let due = stream.state().data(slices, total)?;
             if let Some(bytes) = due {
@@ -373,7 +378,7 @@ fn frame(kind: Kind, id: u32, payload: &[u8], mux: &Mux, side: Side) -> Result<(
         (Kind::Open, Side::Server) => {
             let request =
                 Open::decode(payload).map_err(|_garbled| Violation("a request is garbled"))?;
-            return open(id, request, mux);
+            return open(id, request, payload.len(), mux);
         }
         (Kind::Answer, Side::Client) => {
             let answer =
@@ -382,7 +387,7 @@ fn frame(kind: Kind, id: u32, payload: &[u8], mux: &Mux, side: Side) -> Result<(
                 mux.most.set(answer.streams);
             }
             if let Some(stream) = stream {
-                busy::moved();
+                busy::moved(Way::Inward, HEAD + payload.len());
                 let mut state = stream.state();
                 state.credit = answer.window;
                 state.answer = Some(answer);
@@ -432,7 +437,7 @@ fn frame(kind: Kind, id: u32, payload: &[u8], mux: &Mux, side: Side) -> Result<(
     Ok(())
 }
 
-fn open(id: u32, request: Open, mux: &Mux) -> Result<(), Violation> {
+fn open(id: u32, request: Open, length: usize, mux: &Mux) -> Result<(), Violation> {
     if id <= mux.last.get() {
         return Err(Violation("a stream's number was used before"));
     }
@@ -445,7 +450,7 @@ fn open(id: u32, request: Open, mux: &Mux) -> Result<(), Violation> {
         mux.say_reset(id, Reason::REFUSED_STREAM);
         return Ok(());
     }
-    busy::moved();
+    busy::moved(Way::Inward, HEAD + length);
     // No byte may come before the answer.
     let stream = Stream::new(id, 0, request.window);
     mux.streams.borrow_mut().insert(id, Rc::clone(&stream));
@@ -483,14 +488,15 @@ mod tests {
     async fn moves(kind: Kind, payload: &[u8]) -> bool {
         let (cert, (near, far)) = (cert(), tcp_pair().await);
         let expected = [cert.identity().clone()];
+        let settings = Settings::default();
         let (near, far) = tokio::join!(
-            connect(near, &cert, &expected, true),
+            connect(near, &cert, &expected, &settings),
             TlsAcceptor::from(cert.server()).accept(far),
         );
         let (Ok((Secured::Thin(link), _)), mut far) = (near, far.unwrap()) else {
             panic!("no tunnel of our own framing");
         };
-        let (handle, mut driver) = Driver::client(link, &Settings::default());
+        let (handle, mut driver) = Driver::client(link, &settings);
         let _stream = handle.open(Open::default()).unwrap();
         far.write_all(&head(kind, payload.len(), 1)).await.unwrap();
         far.write_all(payload).await.unwrap();

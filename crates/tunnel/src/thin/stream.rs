@@ -254,6 +254,11 @@ impl ThinStream {
         }
     }
 
+    /// Tells the peer that the stream is over, and why.
+    pub(crate) fn reset(mut self, reason: Reason) {
+        self.reason = reason;
+    }
+
     /// Both sides know how it ended.
     pub(crate) fn finish(mut self) {
         self.over = true;

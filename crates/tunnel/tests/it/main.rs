@@ -8,10 +8,12 @@
 
 mod copying;
 mod ending;
+mod expiry;
 mod foreign;
 mod memory;
 mod mtls;
 mod pooling;
+mod retiring;
 mod support;
 mod tunnelling;
 mod wire;

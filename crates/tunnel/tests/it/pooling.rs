@@ -249,7 +249,7 @@ fn idle_tunnels_are_closed() {
         let (pool, peers) = (Pool::new(Config::default()), Peers::default());
         spawn_local(pool.clone().maintain());
         let stream = peers.open(&pool, 1).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(3000)).await;
+        tokio::time::sleep(Duration::from_secs(2000)).await;
         assert_eq!(pool.stats(), stats(1, 1), "it is in use");
         drop(stream);
         tokio::time::sleep(Duration::from_secs(200)).await;

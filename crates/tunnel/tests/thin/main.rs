@@ -17,8 +17,13 @@ mod peers;
 #[path = "../it/pooling.rs"]
 mod pooling;
 mod raw;
+#[path = "../it/retiring.rs"]
+mod retiring;
 #[path = "../it/support.rs"]
 mod support;
 #[path = "../it/tunnelling.rs"]
 mod tunnelling;
 mod wire;
+
+/// Who makes the records.
+pub(crate) const RECORDS: tunnel::settings::RecordLayer = tunnel::settings::RecordLayer::Rustls;

@@ -20,7 +20,8 @@ use crate::raw::{
     raw_server,
 };
 use crate::support::{
-    Copying, copying, echo, local, pattern, read_all, request, reset, serve, tcp_pair, until,
+    Copying, copying, echo, local, pattern, read_all, read_exactly, request, reset, serve,
+    tcp_pair, until,
 };
 
 /// Opens a stream: the application's socket and what moves its bytes.
@@ -160,6 +161,45 @@ fn a_peer_whose_records_are_broken_is_told() {
         let error = peer.next().await.unwrap_err();
         assert!(error.to_string().contains("alert"), "{error}");
         until("the driver ends", || driver.is_finished()).await;
+    });
+}
+
+#[test]
+fn what_came_before_a_broken_record_is_delivered() {
+    local(async {
+        let pair = tcp_pair().await;
+        let (tunnel, driver, mut peer) = raw_server(pair, Settings::default()).await;
+        let (mut client, _copy) = connected(&tunnel, &mut peer, 1).await;
+        let (tcp, session) = peer.0.get_mut();
+        let good = pattern(20_000, 1);
+        let mut records = Vec::new();
+        for part in good.chunks(10_000) {
+            let frame = frame(DATA, 1, part);
+            std::io::Write::write_all(&mut session.writer(), &frame).unwrap();
+            session.write_tls(&mut records).unwrap();
+        }
+        records.extend([23, 3, 3, 0, 32]);
+        records.extend([7; 32]);
+        // In one piece, so that one read finds all of it.
+        tcp.write_all(&records).await.unwrap();
+        assert!(read_exactly(&mut client, 20_000).await == good);
+        until("the driver ends", || driver.is_finished()).await;
+    });
+}
+
+#[test]
+fn a_peer_may_change_its_keys_and_ask_for_new_ones() {
+    local(async {
+        let pair = tcp_pair().await;
+        let (tunnel, _driver, mut peer) = raw_server(pair, Settings::default()).await;
+        let (mut client, _copy) = connected(&tunnel, &mut peer, 1).await;
+        for round in 0..10 {
+            peer.0.get_mut().1.refresh_traffic_keys().unwrap();
+            peer.send(DATA, 1, &[round]).await;
+            assert_eq!(read_exactly(&mut client, 1).await, [round]);
+            client.write_all(&[round]).await.unwrap();
+            assert_eq!(peer.next_of(DATA).await.payload, [round]);
+        }
     });
 }
 

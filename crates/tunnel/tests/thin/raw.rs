@@ -13,6 +13,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tunnel::server::ServerTunnel;
 use tunnel::{Settings, Tunnel, client, server};
 
+use crate::wire::as_asked;
+
 pub(crate) const OPEN: u8 = 1;
 pub(crate) const ANSWER: u8 = 2;
 pub(crate) const DATA: u8 = 3;
@@ -69,7 +71,7 @@ pub(crate) async fn raw_server(
     let cert = cert();
     let expected = [cert.identity().clone()];
     let (near, far) = tokio::join!(
-        client::establish(near, &cert, &expected, settings),
+        client::establish(near, &cert, &expected, as_asked(settings)),
         TlsAcceptor::from(cert.server()).accept(far),
     );
     let (tunnel, driver) = near.unwrap();
@@ -86,7 +88,7 @@ pub(crate) async fn raw_client(
     let cert = cert();
     let (near, far) = tokio::join!(
         TlsConnector::from(cert.client()).connect(server_name(), near),
-        server::accept(far, &cert, settings),
+        server::accept(far, &cert, as_asked(settings)),
     );
     (Raw(near.unwrap()), far.unwrap())
 }

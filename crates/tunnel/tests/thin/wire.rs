@@ -12,6 +12,14 @@ use crate::support::tcp_pair;
 
 pub(crate) type Server = ServerTunnel;
 
+/// With the records that this program is about.
+pub(crate) fn as_asked(settings: Settings) -> Settings {
+    Settings {
+        records: crate::RECORDS,
+        ..settings
+    }
+}
+
 /// Both ends of a tunnel, and what moves the bytes of the client's.
 pub(crate) async fn ends(
     client: Settings,
@@ -25,8 +33,8 @@ pub(crate) async fn ends(
     let cert = WorkloadCert::new(&svid, &TlsOptions::default()).unwrap();
     let (near, far) = tcp_pair().await;
     let expected = [identity];
-    let near = client::establish(near, &cert, &expected, client);
-    let far = server::accept(far, &cert, server);
+    let near = client::establish(near, &cert, &expected, as_asked(client));
+    let far = server::accept(far, &cert, as_asked(server));
     let (near, far) = tokio::join!(near, far);
     let (tunnel, driver) = near.unwrap();
     assert!(tunnel.is_thin());

@@ -1,9 +1,14 @@
 //! The maps of the node: what the agent writes into them and reads out of them.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+};
 
 use abi::{
-    Addr, InboundMode, ListenerKey, NodeConfig, Pod, PodAddr, PodState, PortKey, Reason, maps,
+    Addr, Held, HeldKey, InboundMode, ListenerKey, NodeConfig, Pod, PodAddr, PodState, PortKey,
+    Reason, Share, maps,
 };
 use aya::{
     Ebpf, Pod as Plain,
@@ -11,9 +16,12 @@ use aya::{
 };
 
 use super::{
-    super::{DirectMaps, room},
+    super::{CarriedMaps, DirectMaps, Heartbeat, WallMaps, room},
     Kernel, KernelError,
 };
+
+/// Number of listening sockets by port and family, 4 or 6.
+pub type Ports = BTreeMap<(u16, u16), i32>;
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -24,7 +32,7 @@ pub(in crate::bpf) struct Raw<T>(pub(in crate::bpf) T);
     reason = "aya asks for a promise about the types of crate `abi`"
 )]
 mod plain {
-    use super::{ListenerKey, NodeConfig, Plain, Pod, PodAddr, PortKey, Raw};
+    use super::{Held, HeldKey, ListenerKey, NodeConfig, Plain, Pod, PodAddr, PortKey, Raw, Share};
     // SAFETY: `repr(C)`, words only, no padding (sizes are asserted in `abi`): any bytes are a value.
     unsafe impl Plain for Raw<Pod> {}
     // SAFETY: as above.
@@ -32,15 +40,23 @@ mod plain {
     // SAFETY: as above.
     unsafe impl Plain for Raw<PortKey> {}
     // SAFETY: as above.
+    unsafe impl Plain for Raw<Share> {}
+    // SAFETY: as above.
     unsafe impl Plain for Raw<ListenerKey> {}
     // SAFETY: as above.
     unsafe impl Plain for Raw<NodeConfig> {}
+    // SAFETY: as above.
+    unsafe impl Plain for Raw<HeldKey> {}
+    // SAFETY: as above.
+    unsafe impl Plain for Raw<Held> {}
 }
 
 pub(super) struct Maps {
     pods: HashMap<MapData, u64, Raw<Pod>>,
     pod_addrs: HashMap<MapData, Raw<PodAddr>, u32>,
-    listening: HashMap<MapData, Raw<PortKey>, u64>,
+    pub(super) listening: HashMap<MapData, Raw<PortKey>, u64>,
+    probe_ports: HashMap<MapData, Raw<PortKey>, u32>,
+    pub(super) shares: HashMap<MapData, u32, Raw<Share>>,
     inbound: HashMap<MapData, u32, u32>,
     listeners: SockHash<MapData, Raw<ListenerKey>>,
     agents: HashMap<MapData, u64, u32>,
@@ -53,8 +69,12 @@ impl Kernel {
     /// cgroups that are gone lose theirs.
     ///
     /// # Errors
-    /// When the map is full.
+    /// When the map is full, or for the root, where whoever nobody has placed is.
     pub fn add_agent(&self, cgroup_id: u64) -> Result<(), KernelError> {
+        let root = &self.place.cgroup_root;
+        if std::fs::metadata(root).is_ok_and(|root| root.ino() == cgroup_id) {
+            return Err(KernelError::RootCgroup { root: root.clone() });
+        }
         let insert = || self.maps.lock().agents.insert(cgroup_id, 1, 0);
         insert()
             .or_else(|_full| {
@@ -64,7 +84,8 @@ impl Kernel {
             .map_err(map_error(maps::AGENTS))
     }
 
-    fn forget_gone_agents(&self) {
+    /// Ends the exemptions of cgroups that are gone.
+    pub fn forget_gone_agents(&self) {
         let alive = crate::cgroup::ids_below(&self.place.cgroup_root);
         let mut maps = self.maps.lock();
         let known: Vec<u64> = maps.agents.keys().filter_map(Result::ok).collect();
@@ -85,10 +106,23 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be read or written.
     pub fn set_direct(&self, direct: bool) -> Result<bool, KernelError> {
+        self.set_flag(abi::DIRECT, direct)
+    }
+
+    /// Sets whether destinations that are not among those to be carried are left alone; says whether
+    /// that is a change.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn set_native(&self, native: bool) -> Result<bool, KernelError> {
+        self.set_flag(abi::NATIVE, native)
+    }
+
+    fn set_flag(&self, flag: u32, on: bool) -> Result<bool, KernelError> {
         let mut maps = self.maps.lock();
         let Raw(mut config) = maps.config.get(&0, 0).map_err(map_error(maps::CONFIG))?;
         let before = config.flags;
-        config.flags = before & !abi::DIRECT | if direct { abi::DIRECT } else { 0 };
+        config.flags = before & !flag | if on { flag } else { 0 };
         if config.flags == before {
             return Ok(false);
         }
@@ -106,8 +140,9 @@ impl Kernel {
         id: u32,
         state: PodState,
         congestion: [u8; 8],
+        families: u32,
     ) -> Result<(), KernelError> {
-        let pod = Raw(Pod::new(id, state, congestion));
+        let pod = Raw(Pod::new(id, state, congestion, families));
         self.maps
             .lock()
             .pods
@@ -185,34 +220,30 @@ impl Kernel {
         Ok(())
     }
 
-    /// Replaces the pod's listening ports by what was found in its namespace: (port, family 4 or 6).
+    /// Replaces the ports that the pod's own probes declare.
     ///
     /// # Errors
     /// When the map is full.
-    pub fn set_listening(
-        &self,
-        id: u32,
-        ports: &BTreeMap<(u16, u16), u64>,
-    ) -> Result<(), KernelError> {
+    pub fn set_probe_ports(&self, id: u32, ports: &BTreeSet<u16>) -> Result<(), KernelError> {
         let mut maps = self.maps.lock();
-        let stale: Vec<Raw<PortKey>> = maps
-            .listening
-            .keys()
-            .filter_map(Result::ok)
-            .filter(|key| key.0.pod == id && !ports.contains_key(&(key.0.port, key.0.family)))
+        let keys = maps.probe_ports.keys().filter_map(Result::ok);
+        let known: BTreeSet<u16> = keys
+            .filter(|key| key.0.pod == id)
+            .map(|key| key.0.port)
             .collect();
-        for key in stale {
-            drop(maps.listening.remove(&key));
-        }
-        for (&(port, family), &sockets) in ports {
-            let key = Raw(PortKey {
+        let key = |port: &u16| {
+            Raw(PortKey {
                 pod: id,
-                port,
-                family,
-            });
-            maps.listening
-                .insert(key, sockets, 0)
-                .map_err(map_error(maps::LISTENING))?;
+                port: *port,
+                family: 0,
+            })
+        };
+        for port in known.difference(ports) {
+            drop(maps.probe_ports.remove(&key(port)));
+        }
+        for port in ports.difference(&known) {
+            let inserted = maps.probe_ports.insert(key(port), 1, 0);
+            inserted.map_err(map_error(maps::PROBE_PORTS))?;
         }
         Ok(())
     }
@@ -237,13 +268,29 @@ impl Kernel {
     /// Removes what the maps hold of a pod, but for its outbound state.
     pub fn forget_pod(&self, id: u32) {
         drop(self.set_addresses(id, &BTreeMap::new()));
-        drop(self.set_listening(id, &BTreeMap::new()));
-        drop(self.maps.lock().inbound.remove(&id));
+        self.forget_listening(id);
+        drop(self.set_probe_ports(id, &BTreeSet::new()));
+        drop(self.walls.lock().set_pod(id, None));
+        let mut maps = self.maps.lock();
+        drop(maps.shares.remove(&id));
+        drop(maps.inbound.remove(&id));
+        drop(maps);
+        self.older().forget(id);
     }
 
     /// The maps of the same-node path, locked.
     pub fn direct(&self) -> parking_lot::MutexGuard<'_, DirectMaps> {
         self.direct.lock()
+    }
+
+    /// The maps of the wall, locked.
+    pub fn walls(&self) -> parking_lot::MutexGuard<'_, WallMaps> {
+        self.walls.lock()
+    }
+
+    /// The set of destinations that may have to be carried, locked.
+    pub fn carried(&self) -> parking_lot::MutexGuard<'_, CarriedMaps> {
+        self.carried.lock()
     }
 
     /// How many entries each map may have.
@@ -265,9 +312,13 @@ impl Kernel {
             (maps::POD_ADDRS, held.pod_addrs.keys().count()),
             (maps::LISTENING, held.listening.keys().count()),
             (maps::INBOUND, held.inbound.keys().count()),
+            (maps::PROBE_PORTS, held.probe_ports.keys().count()),
         ];
         drop(held);
         all.extend(self.direct.lock().entries());
+        all.push((maps::OLDER_FLOWS, self.older().len()));
+        all.extend(self.walls.lock().entries());
+        all.push((maps::CARRIED, self.carried.lock().entries()));
         all
     }
 
@@ -294,6 +345,8 @@ impl Maps {
             pods: typed(ebpf, maps::PODS)?,
             pod_addrs: typed(ebpf, maps::POD_ADDRS)?,
             listening: typed(ebpf, maps::LISTENING)?,
+            probe_ports: typed(ebpf, maps::PROBE_PORTS)?,
+            shares: typed(ebpf, maps::SHARES)?,
             inbound: typed(ebpf, maps::INBOUND)?,
             listeners: typed(ebpf, maps::LISTENERS)?,
             agents: typed(ebpf, maps::AGENTS)?,
@@ -309,6 +362,14 @@ pub(in crate::bpf) fn typed<M: TryFrom<Map, Error = MapError>>(
 ) -> Result<M, KernelError> {
     let map = ebpf.take_map(name).ok_or(KernelError::NoMap(name))?;
     M::try_from(map).map_err(map_error(name))
+}
+
+pub(super) fn heartbeat(ebpf: &mut Ebpf, part: u32) -> Result<Heartbeat, KernelError> {
+    let name = maps::HEARTBEAT;
+    let Some(Map::Array(map)) = ebpf.take_map(name) else {
+        return Err(KernelError::NoMap(name));
+    };
+    Heartbeat::new(map, part).map_err(|error| map_error(name)(MapError::IoError(error)))
 }
 
 pub(in crate::bpf) fn map_error(map: &'static str) -> impl Fn(MapError) -> KernelError {

@@ -230,19 +230,17 @@ fn a_service_keeps_the_shares_of_its_remote_endpoints() {
         ..Service::default()
     };
     for mut member in [workload(1, "b", "n1"), remote] {
-        member.services.insert(
-            service.key(),
-            vec![PortMapping {
-                service_port: 80,
-                target_port: 8080,
-            }],
-        );
+        member
+            .services
+            .insert(service.key(), vec![PortMapping::new(80, 8080)]);
         state.insert_workload(member);
     }
+    let mut sticky = service.clone();
     state.insert_service(service);
     let tables = compile(&state, &pods);
     let vip = Endpoint::new(Addr::from("10.96.0.7".parse::<IpAddr>().unwrap()), 80);
     let shares: BTreeSet<(u32, u64)> = tables.services[&vip]
+        .targets
         .iter()
         .map(|(target, weight)| (target.pod, *weight))
         .collect();
@@ -251,5 +249,12 @@ fn a_service_keeps_the_shares_of_its_remote_endpoints() {
         BTreeSet::from([(2, 1), (0, 3)]),
         "the local endpoint by its pod, the remote one by none"
     );
+    assert_eq!(tables.services[&vip].session_seconds, 0);
     assert!(tables.reached.contains(&pods[1].workload));
+    for (timeout, expected) in [(10_800, 10_800), (0, 1), (u64::MAX, u32::MAX)] {
+        sticky.session_timeout = Some(std::time::Duration::from_secs(timeout));
+        state.insert_service(sticky.clone());
+        let tables = compile(&state, &pods);
+        assert_eq!(tables.services[&vip].session_seconds, expected);
+    }
 }

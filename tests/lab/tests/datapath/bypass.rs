@@ -269,6 +269,42 @@ fn a_process_in_another_cgroup_is_captured() -> Result<()> {
     Ok(())
 }
 
+/// The agent's own connections are known by its cgroup. What else is in the cgroup that it was started in is
+/// none of it.
+#[test]
+fn the_cgroup_in_which_an_agent_was_started_exempts_nobody_else() -> Result<()> {
+    let lab = changing_world()?;
+    let (client, server) = (lab.pod("mesh/a")?, lab.pod("mesh/c")?);
+    let port = fresh_port();
+    let _echo = echo(&server, port)?;
+    lab.kill_agent("n1")?;
+    // Where `run_outside_cgroup` puts what it runs.
+    let mut options = AgentOptions::default();
+    "stray".clone_into(&mut options.cgroup);
+    lab.start_agent("n1", &options)?;
+    let link = link(&lab)?;
+    let mut failures = Failures::default();
+    for to in addresses(&server, port) {
+        let bytes = token();
+        let (ended, took) = client.run_outside_cgroup(|| attempt_here(to, &bytes))?;
+        let served = ended == Ended::Echoed;
+        failures.note(
+            "served",
+            served
+                .then_some(())
+                .context(format!("{ended:?} after {took:?}")),
+        );
+        let readable = link.contains(&bytes)?;
+        failures.note(
+            &to.to_string(),
+            (!readable).then_some(()).context("readable on the link"),
+        );
+    }
+    lab.kill_agent("n1")?;
+    lab.start_agent("n1", &AgentOptions::default())?;
+    failures.judge(&lab)
+}
+
 /// A listener of a process in another cgroup is covered by the pod's policy as well.
 #[test]
 fn a_listener_in_another_cgroup_is_covered() -> Result<()> {

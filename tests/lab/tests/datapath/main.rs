@@ -7,6 +7,9 @@
 
 mod addresses;
 mod bypass;
+mod claims;
+mod clsact;
+mod ebpf_log;
 mod enrolment;
 mod flow;
 mod listeners;
@@ -14,10 +17,17 @@ mod load;
 mod maps;
 mod matrix;
 mod newcomers;
+mod older;
+mod opening;
+mod options;
 mod ports;
 mod probes;
+mod rivals;
 mod scale;
 mod sockets;
 mod spoofing;
+mod standstill;
 mod succession;
 mod support;
+mod truth;
+mod wall;

@@ -162,6 +162,47 @@ fn a_pod_that_is_replaced_under_its_name_is_captured_again() -> Result<()> {
     Ok(())
 }
 
+/// Nobody says that they are gone: the runtime was killed, or somebody tidied up by hand.
+#[test]
+fn pods_whose_namespace_has_vanished_without_a_word_are_let_go() -> Result<()> {
+    let lab = changing_world()?;
+    let options = AgentOptions {
+        args: vec!["--audit-interval".to_owned(), "200ms".to_owned()],
+        ..AgentOptions::default()
+    };
+    lab.kill_agent("n1")?;
+    lab.start_agent("n1", &options)?;
+    let server = lab.pod("mesh/c")?;
+    let port = fresh_port();
+    let _echo = echo(&server, port)?;
+    let count = || crate::maps::entries(&lab.bpf_dir("n1").join(pins()).join("PODS"));
+    let before = count()?;
+    let captured = lab.create(&PodSpec::new("mesh", "lost", "n1").service_account("lost"))?;
+    let exempt = lab.create(&PodSpec::new("plain", "lost", "n1"))?;
+    wait_encrypted(&lab, &captured, &server)?;
+    let carried = dial(&captured, SocketAddr::new(server.v4()?.into(), port))?;
+    round_trip(&carried, &token())?;
+    // A socket of the pod's would keep its namespace; the agent's end of it must not.
+    drop(carried);
+    for pod in [captured, exempt] {
+        lab.lose_pod(pod)?;
+    }
+    let gone = testkit::eventually("they are let go", APPLIES, || {
+        let now = (count()?, lab.agent_pods("n1")?);
+        let known = now.1.iter().any(|pod| pod.to_string().contains("lost"));
+        ensure!(now.0 == before && !known, "{now:?}");
+        lab.agent_get("n1", "/healthz/ready").map(drop)
+    })
+    .with_context(|| evidence(&lab));
+    lab.kill_agent("n1")?;
+    lab.start_agent("n1", &AgentOptions::default())?;
+    gone
+}
+
+fn pins() -> String {
+    format!("v{}", abi::ABI_VERSION)
+}
+
 /// Replicas share a service account, and whatever the mesh shares between them survives each.
 #[test]
 fn a_pod_does_not_notice_the_end_of_its_replica() -> Result<()> {

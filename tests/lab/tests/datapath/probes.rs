@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use lab::{Node, Pod};
 
 use crate::support::{
-    DECLARED, Ended, Failures, addresses, attempt_here, echo, judge_refusal, token, world,
+    Ended, Failures, PROBED, addresses, attempt_here, echo, judge_refusal, token, world,
 };
 
 /// Who connects from a node's own namespace.
@@ -28,8 +28,8 @@ impl From {
     }
 }
 
-/// A declared port and two that only a probe knows.
-const PORTS: [u16; 3] = [DECLARED, 8086, 10_254];
+/// Ports that no pod's own probes declare.
+const UNDECLARED: [u16; 2] = [8087, 10_255];
 
 fn check(
     from: From,
@@ -37,10 +37,20 @@ fn check(
     pod: &Pod,
     expected: fn(Ended, Duration) -> Result<()>,
 ) -> Result<()> {
+    check_ports(from, node, pod, &PROBED, expected)
+}
+
+fn check_ports(
+    from: From,
+    node: &str,
+    pod: &Pod,
+    ports: &[u16],
+    expected: fn(Ended, Duration) -> Result<()>,
+) -> Result<()> {
     let world = world()?;
     let node = world.node(node)?;
     let mut failures = Failures::default();
-    for port in PORTS {
+    for port in ports.iter().copied() {
         let _echo = echo(pod, port)?;
         for to in addresses(pod, port) {
             let (ended, took) = from.attempt(&node, to)?;
@@ -62,7 +72,7 @@ fn answered(ended: Ended, took: Duration) -> Result<()> {
 
 /// A38, P13.
 #[test]
-fn the_kubelets_probes_reach_a_strict_pod_on_every_listening_port() -> Result<()> {
+fn the_kubelets_probes_reach_a_strict_pod_on_every_port_that_it_declares() -> Result<()> {
     check(From::Kubelet, "n1", &pod("strict/s")?, answered)?;
     check(From::Kubelet, "n2", &pod("strict/t")?, answered)
 }
@@ -86,6 +96,25 @@ fn other_traffic_of_the_node_is_no_probe() -> Result<()> {
 fn the_kubelet_of_another_node_is_no_prober() -> Result<()> {
     check(From::Kubelet, "n2", &pod("strict/s")?, judge_refusal)?;
     check(From::Host, "n2", &pod("strict/s")?, judge_refusal)
+}
+
+/// Whoever writes a manifest can make the kubelet call any pod (`httpGet.host`): on a port that the pod's own
+/// probes do not declare that is plain text like any other.
+#[test]
+fn the_kubelet_reaches_nothing_that_a_pods_own_probes_do_not_declare() -> Result<()> {
+    for (node, pod_key, expected) in [
+        (
+            "n1",
+            "strict/s",
+            judge_refusal as fn(Ended, Duration) -> Result<()>,
+        ),
+        ("n2", "strict/t", judge_refusal),
+        ("n1", "mesh/a", answered),
+        ("n1", "plain/p", answered),
+    ] {
+        check_ports(From::Kubelet, node, &pod(pod_key)?, &UNDECLARED, expected)?;
+    }
+    Ok(())
 }
 
 /// A37.

@@ -126,7 +126,7 @@ fn ten_thousand_connections_leave_nothing_behind() -> Result<()> {
             let after = held(&world, node)?;
             ensure!(
                 after.descriptors <= before.descriptors
-                    && after.map_entries == before.map_entries
+                    && no_more(&after.map_entries, &before.map_entries)
                     && after.resident_kib <= before.resident_kib + GROWTH_KIB,
                 "before {before:?}, after {after:?}"
             );
@@ -134,6 +134,13 @@ fn ten_thousand_connections_leave_nothing_behind() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Whether no map has more entries. One that held what is tidied from time to time may have fewer.
+fn no_more(after: &[(String, usize)], before: &[(String, usize)]) -> bool {
+    let mut maps = after.iter().zip(before);
+    after.len() == before.len()
+        && maps.all(|(after, before)| after.0 == before.0 && after.1 <= before.1)
 }
 
 /// Less than half a KiB per connection: allocators breathe, but they do not forget.

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, Capture, CaptureOptions, Process, UPLINK};
 use testkit::Peer;
 
+pub(crate) use self::contract::NEXT_LAYOUT;
 use crate::load::{Client, Served};
 use crate::support::{World, echo, evidence, fresh_port, token, vips};
 

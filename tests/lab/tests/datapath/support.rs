@@ -30,6 +30,8 @@ const PLACES: [Place; 8] = [
 
 /// The port behind port 80 of every pod's Service and behind its headless Service.
 pub(crate) const DECLARED: u16 = 8080;
+/// The ports on which every pod declares a probe; only the first is a Service's.
+pub(crate) const PROBED: [u16; 3] = [DECLARED, 8086, 10_254];
 /// The port behind UDP port 53 of every pod's Service.
 pub(crate) const DNS: u16 = 5353;
 /// A Service that has no endpoints.
@@ -100,7 +102,8 @@ fn build() -> Result<Lab> {
         lab.start_agent(node, &AgentOptions::default())?;
     }
     for (space, name, node, _) in PLACES {
-        lab.create(&PodSpec::new(space, name, node).service_account(name))?;
+        let spec = PodSpec::new(space, name, node).service_account(name);
+        lab.create(&spec.probed(&PROBED))?;
     }
     for (client, server) in [
         ("mesh/a", "mesh/c"),

@@ -2,5 +2,5 @@
 
 mod away;
 mod defects;
+mod mesh;
 mod sandboxes;
-mod village;

@@ -1,6 +1,6 @@
 //! What an operator sees: metrics with Istio's names, one log line a connection, the admin pages.
 
 mod admin;
-mod gallery;
 mod log;
+mod mesh;
 mod telemetry;

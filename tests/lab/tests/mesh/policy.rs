@@ -2,6 +2,6 @@
 
 mod broken;
 mod live;
+mod mesh;
 mod modes;
-mod town;
 mod verdicts;

@@ -1,12 +1,15 @@
 //! Kernel maps that are too small for the node: what does not fit is the agent's to carry and to judge.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
 use anyhow::{Context as _, Result, ensure};
-use lab::{AgentOptions, ControllerOptions, Lab};
+use lab::{AgentOptions, ControllerOptions, Lab, Pod};
 use testkit::Behaviour;
 use tests_lab::{service, turn};
 
 use crate::fixture::{
-    APPLIES, Ended, at, call, connect, exchange, mesh_namespace, pod, serve, wait_for,
+    APPLIES, Ended, at, call, connect, exchange, mesh_namespace, plain_namespace, pod, serve,
+    wait_for,
 };
 use crate::metrics::Metrics;
 
@@ -129,4 +132,150 @@ fn a_pod_beyond_the_room_is_reported_and_the_others_go_on() -> Result<()> {
     })?;
     ensure!(call(&client, to)? == Ended::Answered, "the others");
     Ok(())
+}
+
+/// Room for listening ports, and the part of it that one pod may use.
+const PORTS: usize = 400;
+const PORTS_EACH: usize = 100;
+
+/// A node with little room for listening ports: `greedy` and `neighbour` are captured, `outside` is not.
+fn few_ports() -> Result<Lab> {
+    let lab = Lab::builder(lab::unique_id()).nodes(1).build()?;
+    let namespaces = [mesh_namespace("cramped"), plain_namespace("out")];
+    lab.apply("namespaces.yaml", &namespaces.join("---\n"))?;
+    lab.start_controller(&ControllerOptions::default())?;
+    let options = AgentOptions {
+        args: vec![
+            format!("--max-listening-ports={PORTS}"),
+            format!("--max-listening-ports-per-pod={PORTS_EACH}"),
+            "--audit-interval=1s".to_owned(),
+        ],
+        ..AgentOptions::default()
+    };
+    lab.start_agent("n1", &options)?;
+    lab.create(&pod("cramped", "greedy", "n1"))?;
+    lab.create(&pod("cramped", "neighbour", "n1"))?;
+    lab.create(&pod("out", "outside", "n1"))?;
+    Ok(lab)
+}
+
+/// So many listeners on an address of a pod, on ports of the kernel's choice.
+fn listeners(of: &Pod, ip: impl Into<IpAddr>, count: usize) -> Result<Vec<TcpListener>> {
+    let address = at(ip, 0);
+    let listen = || (0..count).map(|_| TcpListener::bind(address)).collect();
+    let all: std::io::Result<Vec<TcpListener>> = of.run(listen)?;
+    Ok(all?)
+}
+
+fn listening(lab: &Lab) -> Result<f64> {
+    let metrics = Metrics::of_agent(lab, "n1")?;
+    Ok(metrics.sum("keelson_map_entries", &[("map", "LISTENING")]))
+}
+
+/// Whoever is outside the mesh, and what nobody outside a pod reaches, needs no room.
+#[test]
+fn only_what_the_mesh_is_asked_about_takes_room_for_listening_ports() -> Result<()> {
+    let _turn = turn()?;
+    let lab = few_ports()?;
+    let (outside, greedy) = (lab.pod("out/outside")?, lab.pod("cramped/greedy")?);
+    let before = listening(&lab)?;
+    let loopback = Ipv4Addr::LOCALHOST;
+    let open = [
+        listeners(&outside, Ipv6Addr::UNSPECIFIED, 3 * PORTS)?,
+        listeners(&outside, loopback, 3 * PORTS)?,
+        listeners(&greedy, loopback, PORTS)?,
+        listeners(&greedy, Ipv4Addr::new(127, 9, 9, 9), PORTS)?,
+        listeners(&greedy, Ipv6Addr::LOCALHOST, PORTS)?,
+        listeners(&greedy, loopback.to_ipv6_mapped(), PORTS)?,
+    ];
+    let while_open = listening(&lab)?;
+    drop(open);
+    let after = listening(&lab)?;
+    assert!(
+        (while_open - before).abs() < 1e-9,
+        "{before} -> {while_open}"
+    );
+    assert!((after - before).abs() < 1e-9, "{before} -> {after}");
+    let metrics = Metrics::of_agent(&lab, "n1")?;
+    for reason in ["listening_lost", "listening_share"] {
+        let count = metrics.sum("keelson_kernel_decisions_total", &[("reason", reason)]);
+        assert!(count < 0.5, "{reason}: {count}");
+    }
+    Ok(())
+}
+
+/// A flood of listeners costs its own pod, and that only as long as it lasts.
+#[test]
+fn a_flood_of_listeners_leaves_the_neighbour_its_room_and_is_forgotten() -> Result<()> {
+    let _turn = turn()?;
+    let lab = few_ports()?;
+    let (greedy, neighbour) = (lab.pod("cramped/greedy")?, lab.pod("cramped/neighbour")?);
+    let outside = lab.pod("out/outside")?;
+    let flood = listeners(&greedy, Ipv6Addr::UNSPECIFIED, 3 * PORTS)?;
+    let entries = listening(&lab)?;
+    assert!(entries <= PORTS_EACH as f64, "{entries} of one pod");
+    let _open = [
+        serve(&neighbour, 8080, Behaviour::Echo)?,
+        serve(&greedy, 65_000, Behaviour::Echo)?,
+    ];
+    let (its, own) = (at(neighbour.v4()?, 8080), at(greedy.v4()?, 65_000));
+    wait_for(&outside, its, Ended::Answered)?;
+    ensure!(call(&outside, own)? == Ended::Refused, "beyond the share");
+    let metrics = Metrics::of_agent(&lab, "n1")?;
+    let beyond = [("reason", "listening_share")];
+    assert!(metrics.sum("keelson_kernel_decisions_total", &beyond) > 1.0);
+    lab::wait_until("the log names the setting", APPLIES, || {
+        Ok(lab
+            .agent_log("n1")
+            .contains("--max-listening-ports-per-pod"))
+    })?;
+    drop(flood);
+    wait_for(&outside, own, Ended::Answered)?;
+    ensure!(call(&outside, its)? == Ended::Answered, "the neighbour");
+    Ok(())
+}
+
+/// While the kernel cannot know every destination of the mesh, it leaves none alone; it does again as
+/// soon as it can.
+#[test]
+fn while_not_every_destination_fits_all_are_carried() -> Result<()> {
+    let _turn = turn()?;
+    let lab = Lab::builder(lab::unique_id()).nodes(1).build()?;
+    let text = mesh_namespace("cramped") + "---\n" + &plain_namespace("plain");
+    lab.apply("namespaces.yaml", &text)?;
+    lab.start_controller(&ControllerOptions::default())?;
+    let options = AgentOptions {
+        // Two pods of two families.
+        args: vec!["--max-carried=4".to_owned()],
+        ..AgentOptions::default()
+    };
+    lab.start_agent("n1", &options)?;
+    let client = lab.create(&pod("cramped", "client", "n1"))?;
+    lab.create(&pod("cramped", "second", "n1"))?;
+    let outside = lab.create(&pod("plain", "outside", "n1"))?;
+    let _echo = serve(&outside, 8080, Behaviour::Echo)?;
+    let to = at(outside.v4()?, 8080);
+    wait_left_alone(&lab, &client, to, true)?;
+    let third = lab.create(&pod("cramped", "third", "n1"))?;
+    wait_left_alone(&lab, &client, to, false)?;
+    let log = lab.agent_log("n1");
+    ensure!(log.contains("--max-carried"), "the log names no setting");
+    lab.delete_pod(&third.key())?;
+    wait_left_alone(&lab, &client, to, true)
+}
+
+/// Waits until calls of the pod are left alone or are not. Each of them is answered.
+fn wait_left_alone(lab: &Lab, client: &Pod, to: SocketAddr, expected: bool) -> Result<()> {
+    let what = format!("calls are left alone: {expected}");
+    let native = || -> Result<f64> {
+        let labels = [("reason", "outbound_native")];
+        let metrics = Metrics::of_agent(lab, "n1")?;
+        Ok(metrics.sum("keelson_kernel_decisions_total", &labels))
+    };
+    lab::wait_until(&what, APPLIES, || {
+        let before = native()?;
+        let ended = call(client, to)?;
+        ensure!(ended == Ended::Answered, "{ended}");
+        Ok((native()? > before) == expected)
+    })
 }

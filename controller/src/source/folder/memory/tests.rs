@@ -1,3 +1,4 @@
+use std::fs;
 use std::path::PathBuf;
 
 use super::*;
@@ -252,4 +253,55 @@ fn a_start_with_broken_files_serves_what_was_good_before() {
             .any(|f| f.contains("the last good version stays in effect")),
         "{findings:?}"
     );
+}
+
+#[test]
+fn what_is_no_file_stops_nothing_and_is_named() {
+    let mkfifo = |path: &PathBuf| {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).expect("makes a FIFO");
+    };
+    let mut folder = Folder::new();
+    folder.write("b.yaml", NAMESPACE);
+    mkfifo(&folder.path("a.yaml"));
+    fs::create_dir(folder.path("c.yaml")).expect("makes a directory");
+    std::os::unix::fs::symlink("/dev/zero", folder.path("d.yaml")).expect("links");
+    let _socket = std::os::unix::net::UnixListener::bind(folder.path("e.yaml")).expect("binds");
+    fs::File::create(folder.path("f.yaml"))
+        .and_then(|file| file.set_len(1 << 40))
+        .expect("makes a large file");
+    let scan = folder.memory.scan(folder.dir.path());
+    assert_eq!(scan.batch.unread, 5);
+    assert_eq!(scan.batch.upserts.len(), 1);
+    let rest = "nothing is known of its objects";
+    assert_eq!(
+        folder.scan().1,
+        [
+            format!("a.yaml: error: the file is a FIFO; only regular files are read; {rest}"),
+            format!("c.yaml: error: the file is a directory; only regular files are read; {rest}"),
+            format!("d.yaml: error: the file is a device; only regular files are read; {rest}"),
+            format!("e.yaml: error: the file is a socket; only regular files are read; {rest}"),
+            format!("f.yaml: error: the file is larger than 64 MiB; split it; {rest}"),
+        ]
+    );
+    // In the place of a file that was read, it takes nothing away.
+    fs::remove_file(folder.path("b.yaml")).expect("removes");
+    mkfifo(&folder.path("b.yaml"));
+    let (changes, findings) = folder.scan();
+    assert_eq!(changes, lines(&[]));
+    assert_eq!(
+        findings[1],
+        "b.yaml: error: the file is a FIFO; only regular files are read; the last good version of its objects stays"
+    );
+    for name in ["a.yaml", "d.yaml", "e.yaml", "f.yaml"] {
+        fs::remove_file(folder.path(name)).expect("removes");
+    }
+    fs::remove_dir(folder.path("c.yaml")).expect("removes");
+    fs::remove_file(folder.path("b.yaml")).expect("removes");
+    folder.write("b.yaml", NAMESPACE);
+    folder.write("p.yaml", POLICY);
+    assert_eq!(
+        folder.scan(),
+        (lines(&["+AuthorizationPolicy a/p p.yaml:1"]), vec![])
+    );
+    assert_eq!(folder.memory.scan(folder.dir.path()).batch.unread, 0);
 }

@@ -10,6 +10,7 @@ use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, Connection, ServerConfig};
 
+use super::super::layer::{Layer, Own};
 use super::super::records::{Records, Session};
 use super::*;
 
@@ -380,27 +381,71 @@ fn keys_change_before_they_have_made_too_many_records() {
     }
 }
 
-/// Both sides are ours, so that one of them can be made to say anything.
-fn ours_and_hostile() -> (Pair, Protection) {
+#[test]
+fn a_peer_may_not_change_its_keys_for_ever() {
+    let mut pair = pair(Side::Server, TLS13_AES_128_GCM_SHA256);
+    for _ in 0..KEY_CHANGES {
+        pair.theirs.refresh_traffic_keys().unwrap();
+        assert_eq!(pair.read(b"x"), b"x");
+    }
+    pair.theirs.refresh_traffic_keys().unwrap();
+    let wire = said(&mut pair.theirs);
+    let refused = pair.refuses(&wire);
+    let error = PeerMisbehaved::TooManyKeyUpdateRequests.into();
+    assert_eq!(refused, (error, Some(AlertDescription::UnexpectedMessage)));
+}
+
+/// Sessions that have made their handshake with each other.
+fn shaken() -> (
+    Records<UnbufferedClientConnection>,
+    Records<UnbufferedServerConnection>,
+) {
     let (client, server) = configs(TLS13_AES_128_GCM_SHA256);
-    let mut hostile = Records::new(UnbufferedClientConnection::new(client, name()).unwrap());
-    let mut ours = Records::new(UnbufferedServerConnection::new(Arc::clone(&server)).unwrap());
+    let mut client = Records::new(UnbufferedClientConnection::new(client, name()).unwrap());
+    let mut server = Records::new(UnbufferedServerConnection::new(server).unwrap());
     let (mut there, mut back) = (Vec::new(), Vec::new());
-    while hostile.session.common().is_handshaking() || ours.session.common().is_handshaking() {
-        let used = hostile.take(&mut back, &mut |_| {}).unwrap();
+    while client.session.common().is_handshaking() || server.session.common().is_handshaking() {
+        let used = client.take(&mut back, &mut |_| {}).unwrap();
         back.drain(..used);
-        there.extend(hostile.outgoing.take_all());
-        let used = ours.take(&mut there, &mut |_| {}).unwrap();
+        there.extend(client.outgoing.take_all());
+        let used = server.take(&mut there, &mut |_| {}).unwrap();
         there.drain(..used);
-        back.extend(ours.outgoing.take_all());
+        back.extend(server.outgoing.take_all());
     }
     // The server's tickets.
-    hostile.take(&mut back, &mut |_| {}).unwrap();
+    client.take(&mut back, &mut |_| {}).unwrap();
+    (client, server)
+}
+
+#[test]
+fn plaintext_does_not_stay_in_buffers() {
+    let (client, server) = shaken();
+    let (mut near, mut far) = (Own::new(client).unwrap(), Own::new(server).unwrap());
+    let mut plain = pattern(40_000);
+    near.seal(&mut plain, &mut Vec::new()).unwrap();
+    assert!(plain.iter().all(|byte| *byte == 0));
+    let mut wire = near.outgoing().take_all();
+    let mut shown = Vec::new();
+    let used = far.open(&mut wire, &mut |pieces| shown.extend(pieces.concat()));
+    assert_eq!(used.unwrap(), wire.len());
+    assert!(shown == pattern(40_000));
+    assert!(
+        !wire
+            .windows(16)
+            .any(|part| shown.windows(16).step_by(1000).any(|was| was == part))
+    );
+}
+
+/// Both sides are ours, so that one of them can be made to say anything.
+fn ours_and_hostile() -> (Pair, Protection) {
+    let (hostile, ours) = shaken();
     let pair = Pair {
         ours: ours.session.into_protection().unwrap(),
         outgoing: Outgoing::default(),
         // Nobody's: what is refused is heard by the hostile one.
-        theirs: rustls::ServerConnection::new(server).unwrap().into(),
+        theirs: rustls::ServerConnection::new(configs(TLS13_AES_128_GCM_SHA256).1)
+            .unwrap()
+            .into(),
     };
     (pair, hostile.session.into_protection().unwrap())
 }

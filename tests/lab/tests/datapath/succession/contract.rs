@@ -10,8 +10,19 @@ use super::{SHORT, Traffic, agent, expect_exit_0, judge_link, judge_load, with_a
 use crate::load::{Client, Load};
 use crate::support::{APPLIES, Ended, World, both_ends, changing_world, echo, evidence, token};
 
-/// The agent with the feature `next-layout`.
-const NEXT_LAYOUT: &str = "keelson-node-agent-next-layout";
+/// The agent with the features `next-layout` and `ebpf-log`.
+pub(crate) const NEXT_LAYOUT: &str = "keelson-node-agent-next-layout";
+/// Versions that no agent has by itself.
+const OTHER: u32 = abi::ABI_VERSION + 1;
+const THIRD: u32 = abi::ABI_VERSION + 2;
+
+/// An agent that takes its kernel contract for that version.
+fn of_version(version: u32) -> AgentOptions {
+    AgentOptions {
+        args: vec!["--abi-version".to_owned(), version.to_string()],
+        ..agent()
+    }
+}
 
 /// An agent with another kernel contract shares no program and no map with the old one: its own are
 /// attached beside, then the old ones detached, and back again. Connections are made all along, the
@@ -19,12 +30,13 @@ const NEXT_LAYOUT: &str = "keelson-node-agent-next-layout";
 #[test]
 fn another_version_of_the_kernel_contract_replaces_the_old_one_without_a_window() -> Result<()> {
     let world = changing_world()?;
-    let step = |version: u32, node| {
-        let mut options = agent();
-        options.args = vec!["--abi-version".to_owned(), version.to_string()];
-        (options, format!("v{version}"), node)
-    };
-    let steps = [step(2, "n1"), step(2, "n2"), step(3, "n1"), step(2, "n1")];
+    let step = |version: u32, node| (of_version(version), format!("v{version}"), node);
+    let steps = [
+        step(OTHER, "n1"),
+        step(OTHER, "n2"),
+        step(THIRD, "n1"),
+        step(OTHER, "n1"),
+    ];
     check_replacements(&world, &steps, |_| Ok(()))
 }
 
@@ -39,12 +51,12 @@ fn maps_of_another_layout_replace_the_old_ones_without_a_window() -> Result<()> 
         options
     };
     lab::find_program(NEXT_LAYOUT)
-        .context("`cargo xtask test` builds it; with cargo alone: build node-agent with --features next-layout and copy it")?;
+        .context("`cargo xtask test` builds it; with cargo alone: build node-agent with --features next-layout,ebpf-log and copy it")?;
     let version = |version: u32| format!("v{version}");
     let steps = [
         (next(), version(1001), "n1"),
         (next(), version(1001), "n2"),
-        (agent(), version(1), "n1"),
+        (agent(), version(abi::ABI_VERSION), "n1"),
         (next(), version(1001), "n1"),
     ];
     let mut sizes = BTreeSet::new();
@@ -156,11 +168,9 @@ fn another_version_takes_over_from_a_dead_agent() -> Result<()> {
     let traffic = Traffic::new(&world)?;
     let link = traffic.watch(&world)?;
     let Client { pod, to, bytes, .. } = traffic.clients[0].clone();
-    for version in ["2", "1"] {
+    for version in [OTHER, abi::ABI_VERSION] {
         world.kill_agent("n1")?;
-        let mut options = agent();
-        options.args = vec!["--abi-version".to_owned(), version.to_owned()];
-        world.start_agent("n1", &options)?;
+        world.start_agent("n1", &of_version(version))?;
         testkit::eventually("traffic returns", APPLIES, || {
             let (ended, took) = pod.run(|| crate::support::attempt_here(to, &bytes))?;
             ensure!(ended == Ended::Echoed, "{ended:?} after {took:?}");

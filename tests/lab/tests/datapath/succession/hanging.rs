@@ -41,7 +41,11 @@ fn stopped_in_the_pause(world: &World, options: &AgentOptions) -> Result<Process
         let _slow = Slow::down(successor.pid())?;
         let started = Instant::now();
         while said(PAUSED) == paused {
-            ensure!(started.elapsed() < APPLIES, "no pause\n{}", evidence(world));
+            ensure!(
+                started.elapsed() < 4 * APPLIES,
+                "no pause\n{}",
+                evidence(world)
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
         successor.signal(Signal::SIGSTOP)?;

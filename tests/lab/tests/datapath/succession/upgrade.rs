@@ -1,6 +1,7 @@
 //! Under load one agent takes over from another: no new connection fails, open ones live until the drain
 //! deadline.
 
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +10,8 @@ use super::{
     DRAIN, LONG, SHORT, Traffic, agent, expect_exit_0, judge_link, judge_load, with_agents,
 };
 use crate::load::Load;
-use crate::support::{PATIENCE, World, both_ends, changing_world, evidence, token};
+use crate::support::{APPLIES, PATIENCE, World, both_ends, changing_world, evidence, token};
+use crate::wall::decisions;
 use lab::AgentOptions;
 
 /// Both agents are succeeded, one after the other, while all clients connect without pause.
@@ -78,7 +80,7 @@ fn no_new_connection_of_a_hundred_thousand_fails_while_agents_are_succeeded() ->
 }
 
 /// Open connections of the agent that is succeeded go on until its deadline, and end with a reset;
-/// those between pods of one node never notice.
+/// those between pods of one node, and those to who is outside of the mesh, never notice.
 #[test]
 fn open_connections_live_until_the_drain_deadline_and_direct_ones_do_not_notice() -> Result<()> {
     let world = changing_world()?;
@@ -88,10 +90,12 @@ fn open_connections_live_until_the_drain_deadline_and_direct_ones_do_not_notice(
         ("out of the node", pair("mesh/a", "mesh/c")?),
         ("into the node", pair("mesh/c", "mesh/a")?),
         ("plain into the node", pair("plain/r", "mesh/a")?),
-        ("plain out of the node", pair("mesh/a", "plain/r")?),
     ];
-    let direct = pair("mesh/a", "mesh/b")?;
-    let talk = |what: &str, (near, far): &(std::net::TcpStream, std::net::TcpStream)| {
+    let others = [
+        ("direct", pair("mesh/a", "mesh/b")?),
+        ("plain out of the node", left_alone(&world)?),
+    ];
+    let talk = |what: &str, (near, far): &(TcpStream, TcpStream)| {
         for (from, mut to) in [(near, far), (far, near)] {
             let bytes = token();
             std::io::Write::write_all(&mut &*from, &bytes).context("writing")?;
@@ -105,10 +109,9 @@ fn open_connections_live_until_the_drain_deadline_and_direct_ones_do_not_notice(
     let mut before = world.succeed_agent("n1", &agent())?;
     let started = Instant::now();
     while started.elapsed() < DRAIN - Duration::from_secs(1) {
-        for (what, ends) in &proxied {
+        for (what, ends) in proxied.iter().chain(&others) {
             talk(what, ends).with_context(|| format!("{:?} after", started.elapsed()))?;
         }
-        talk("direct", &direct)?;
         std::thread::sleep(Duration::from_millis(20));
     }
     expect_exit_0(&mut before)?;
@@ -120,13 +123,12 @@ fn open_connections_live_until_the_drain_deadline_and_direct_ones_do_not_notice(
             ensure!(reset, "{what}: {ended:?}");
         }
     }
-    talk(
-        "direct, after the end of the agent that saw it begin",
-        &direct,
-    )?;
+    for (what, ends) in &others {
+        talk(what, ends).context("after the end of the agent that saw it begin")?;
+    }
     let log = before.log();
     ensure!(
-        log.contains("cut=4"),
+        log.contains("cut=3"),
         "the log counts what was cut:\n{}",
         evidence(&world)
     );
@@ -137,4 +139,16 @@ fn open_connections_live_until_the_drain_deadline_and_direct_ones_do_not_notice(
         evidence(&world)
     );
     Ok(())
+}
+
+/// Both ends of a connection out of the mesh that the kernel has left alone, which it does once the agent
+/// knows all of the mesh.
+fn left_alone(world: &World) -> Result<(TcpStream, TcpStream)> {
+    let decided = || decisions(world, "n1", "outbound_native");
+    testkit::eventually("what is outside of the mesh is left alone", APPLIES, || {
+        let before = decided()?;
+        let ends = both_ends(&world.pod("mesh/a")?, &world.pod("plain/r")?)?;
+        ensure!(decided()? > before, "it is carried");
+        Ok(ends)
+    })
 }

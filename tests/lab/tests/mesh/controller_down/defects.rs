@@ -5,19 +5,19 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use tests_lab::turn;
 
-use super::village::{Village, village};
+use super::mesh::{Mesh, mesh};
 use crate::fixture::{APPLIES, wait_configured};
 
-fn findings(village: &Village) -> Result<Vec<Value>> {
-    let page: Value = serde_json::from_str(&village.lab.controller_get("/debug/diagnostics")?)?;
+fn findings(mesh: &Mesh) -> Result<Vec<Value>> {
+    let page: Value = serde_json::from_str(&mesh.lab.controller_get("/debug/diagnostics")?)?;
     Ok(page.as_array().context("no list")?.clone())
 }
 
 /// Waits for a finding at this line that holds all of these words in whichever of its fields.
-fn wait_finding(village: &Village, file: &str, line: usize, words: &[&str]) -> Result<Value> {
+fn wait_finding(mesh: &Mesh, file: &str, line: usize, words: &[&str]) -> Result<Value> {
     let what = format!("a finding at {file}:{line} with {words:?}");
     testkit::eventually(&what, APPLIES, || {
-        let all = findings(village)?;
+        let all = findings(mesh)?;
         let found = all.iter().find(|finding| {
             let text = finding.to_string();
             finding["file"]
@@ -113,15 +113,15 @@ fn policy(name: &str) -> String {
 #[test]
 fn the_defective_manifests_of_the_books_are_reported_with_file_line_and_field() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
+    let mesh = mesh()?;
     for (manifest, at, words) in [
         (Y37B, "Name:", &["Name"][..]),
         (Y43A, "*.foo.com", &["*"]),
         (Y46, "Name:", &["Name"]),
     ] {
-        village.lab.apply("book.yaml", manifest)?;
+        mesh.lab.apply("book.yaml", manifest)?;
         let line = line_of(manifest, at);
-        let finding = wait_finding(&village, "book.yaml", line, words)?;
+        let finding = wait_finding(&mesh, "book.yaml", line, words)?;
         assert_eq!(finding["severity"], "error", "{finding:#}");
         if at == "Name:" {
             assert_eq!(finding["field"], "metadata.Name", "{finding:#}");
@@ -131,13 +131,13 @@ fn the_defective_manifests_of_the_books_are_reported_with_file_line_and_field() 
                 "says what would be right: {message}"
             );
         }
-        let log = village.lab.controller_log();
+        let log = mesh.lab.controller_log();
         let mut lines = log.lines();
         let told = lines.any(|text| text.contains("book.yaml") && text.contains(&line.to_string()));
         assert!(told, "the log does not tell of book.yaml:{line}");
-        village.lab.delete("book.yaml")?;
+        mesh.lab.delete("book.yaml")?;
         lab::wait_until("the finding goes with its file", APPLIES, || {
-            Ok(!findings(&village)?
+            Ok(!findings(&mesh)?
                 .iter()
                 .any(|one| one.to_string().contains("book.yaml")))
         })?;
@@ -149,7 +149,7 @@ fn the_defective_manifests_of_the_books_are_reported_with_file_line_and_field() 
 #[test]
 fn broken_documents_between_good_ones_are_reported_and_the_good_ones_apply() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
+    let mesh = mesh()?;
     let unknown_field = policy("unknown-field").replace("action:", "acton:");
     let manifest = [
         policy("good-1"),
@@ -163,20 +163,20 @@ fn broken_documents_between_good_ones_are_reported_and_the_good_ones_apply() -> 
         policy("good-5"),
     ]
     .join("---\n");
-    village.lab.apply("mixed.yaml", &manifest)?;
+    mesh.lab.apply("mixed.yaml", &manifest)?;
     let done = (|| {
         for index in 1..=5 {
-            wait_configured(village.lab, "n2", &format!("shop/good-{index}"), true)?;
+            wait_configured(mesh.lab, "n2", &format!("shop/good-{index}"), true)?;
         }
         let capital = line_of(&manifest, "Name:");
-        wait_finding(&village, "mixed.yaml", capital, &["metadata.Name"])?;
-        wait_finding(&village, "mixed.yaml", line_of(&manifest, "*.foo.com"), &[])?;
+        wait_finding(&mesh, "mixed.yaml", capital, &["metadata.Name"])?;
+        wait_finding(&mesh, "mixed.yaml", line_of(&manifest, "*.foo.com"), &[])?;
         let acton = line_of(&manifest, "acton:");
-        wait_finding(&village, "mixed.yaml", acton, &["acton", "action"])?;
+        wait_finding(&mesh, "mixed.yaml", acton, &["acton", "action"])?;
         Ok(())
     })();
-    village.lab.delete("mixed.yaml")?;
-    wait_configured(village.lab, "n2", "shop/good-5", false)?;
+    mesh.lab.delete("mixed.yaml")?;
+    wait_configured(mesh.lab, "n2", "shop/good-5", false)?;
     done
 }
 
@@ -184,19 +184,18 @@ fn broken_documents_between_good_ones_are_reported_and_the_good_ones_apply() -> 
 #[test]
 fn two_objects_of_one_name_are_reported() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
-    village.lab.apply("twin-a.yaml", &policy("twin"))?;
-    wait_configured(village.lab, "n2", "shop/twin", true)?;
-    village
-        .lab
+    let mesh = mesh()?;
+    mesh.lab.apply("twin-a.yaml", &policy("twin"))?;
+    wait_configured(mesh.lab, "n2", "shop/twin", true)?;
+    mesh.lab
         .apply("twin-b.yaml", &policy("twin").replace("[none]", "[other]"))?;
     let told = testkit::eventually("the twins are reported", APPLIES, || {
-        let all = findings(&village)?;
+        let all = findings(&mesh)?;
         let found = all.iter().find(|finding| finding["name"] == "twin");
         found.cloned().with_context(|| format!("{all:#?}"))
     });
-    village.lab.delete("twin-a.yaml")?;
-    village.lab.delete("twin-b.yaml")?;
+    mesh.lab.delete("twin-a.yaml")?;
+    mesh.lab.delete("twin-b.yaml")?;
     let told = told?.to_string();
     assert!(
         told.contains("twin-a.yaml") && told.contains("twin-b.yaml"),
@@ -209,7 +208,7 @@ fn two_objects_of_one_name_are_reported() -> Result<()> {
 #[test]
 fn objects_that_cannot_be_what_they_say_are_reported_by_field() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
+    let mesh = mesh()?;
     let rows = [
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: odd, namespace: shop}\nspec:\n  ports:\n  - port: 70000\n",
@@ -238,10 +237,10 @@ fn objects_that_cannot_be_what_they_say_are_reported_by_field() -> Result<()> {
         ),
     ];
     for (manifest, at, field) in rows {
-        village.lab.apply("odd.yaml", manifest)?;
-        let found = wait_finding(&village, "odd.yaml", line_of(manifest, at), &[field]);
-        let checked = village.check(&format!("beside\n{manifest}"));
-        village.lab.delete("odd.yaml")?;
+        mesh.lab.apply("odd.yaml", manifest)?;
+        let found = wait_finding(&mesh, "odd.yaml", line_of(manifest, at), &[field]);
+        let checked = mesh.check(&format!("beside\n{manifest}"));
+        mesh.lab.delete("odd.yaml")?;
         found.with_context(|| manifest.to_owned())?;
         checked?;
     }

@@ -13,12 +13,12 @@ use lab::{AgentOptions, Capture, Pod};
 use serde_json::{Value, json};
 use tests_lab::turn;
 
-use super::village::{Village, village};
+use super::mesh::{Mesh, mesh};
 use crate::fixture::{APPLIES, Ended, PING, at, call, call_here, echo, joined, pod, wait_for};
 use crate::metrics::Metrics;
 
-fn runtime_dir(village: &Village) -> PathBuf {
-    village.lab.run_dir().join("nodes/n1/runtime")
+fn runtime_dir(mesh: &Mesh) -> PathBuf {
+    mesh.lab.run_dir().join("nodes/n1/runtime")
 }
 
 /// Makes the list of pods of node n1's next agent say that `cart`'s namespace is at `path`.
@@ -32,28 +32,28 @@ fn move_cart(kept: &Path, path: &Path) -> Result<()> {
 }
 
 /// An agent that does not wait until it is ready: it will not be.
-fn start_unready(village: &Village) -> Result<()> {
+fn start_unready(mesh: &Mesh) -> Result<()> {
     let options = AgentOptions {
         wait_ready: false,
         ..AgentOptions::default()
     };
-    village.lab.start_agent("n1", &options)
+    mesh.lab.start_agent("n1", &options)
 }
 
-fn wait_counted(village: &Village, metric: &str, labels: &[(&str, &str)]) -> Result<()> {
+fn wait_counted(mesh: &Mesh, metric: &str, labels: &[(&str, &str)]) -> Result<()> {
     lab::wait_until(&format!("{metric} counts {labels:?}"), APPLIES, || {
-        let metrics = Metrics::of_agent(village.lab, "n1")?;
+        let metrics = Metrics::of_agent(mesh.lab, "n1")?;
         Ok(metrics.sum(metric, labels) >= 1.0)
     })
 }
 
 /// For a while: `cart` gets nowhere, nobody outside the mesh gets to `cart`, and nothing of it shows.
-fn check_kept(village: &Village, link: &Capture, served: SocketAddr) -> Result<()> {
-    let own = IpAddr::from(village.cart.v4()?);
+fn check_kept(mesh: &Mesh, link: &Capture, served: SocketAddr) -> Result<()> {
+    let own = IpAddr::from(mesh.cart.v4()?);
     for _ in 0..20 {
-        let out = call(&village.cart, village.to()?)?;
+        let out = call(&mesh.cart, mesh.to()?)?;
         ensure!(out == Ended::Refused, "what it dials: {out}");
-        let inside = call(&village.stranger, served)?;
+        let inside = call(&mesh.stranger, served)?;
         ensure!(inside == Ended::Refused, "what dials it: {inside}");
     }
     let syns = link
@@ -63,8 +63,8 @@ fn check_kept(village: &Village, link: &Capture, served: SocketAddr) -> Result<(
 }
 
 /// Sends one line to the agent of n1 as its CNI would.
-fn ask(village: &Village, request: &Value) -> Result<Value> {
-    let mut stream = UnixStream::connect(village.lab.agent_socket("n1"))?;
+fn ask(mesh: &Mesh, request: &Value) -> Result<Value> {
+    let mut stream = UnixStream::connect(mesh.lab.agent_socket("n1"))?;
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
@@ -75,14 +75,14 @@ fn ask(village: &Village, request: &Value) -> Result<Value> {
 #[test]
 fn a_pod_whose_namespace_cannot_be_opened_for_a_moment_stays_captured() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
-    let kept = runtime_dir(&village).join("pods.json");
-    let odd = village.lab.run_dir().join("odd");
-    let served = at(village.cart.v4()?, 8082);
-    let _echo = echo(&village.cart, served.port())?;
-    village.lab.kill_agent("n1")?;
+    let mesh = mesh()?;
+    let kept = runtime_dir(&mesh).join("pods.json");
+    let odd = mesh.lab.run_dir().join("odd");
+    let served = at(mesh.cart.v4()?, 8082);
+    let _echo = echo(&mesh.cart, served.port())?;
+    mesh.lab.kill_agent("n1")?;
     let old = fs::read(&kept)?;
-    let link = village.lab.node("n1")?.capture_uplink()?;
+    let link = mesh.lab.node("n1")?.capture_uplink()?;
     let mut outcomes = Vec::new();
     // A path that cannot be followed now, one that leads nowhere, one with something else at its end.
     for (reason, target) in [
@@ -96,45 +96,45 @@ fn a_pod_whose_namespace_cannot_be_opened_for_a_moment_stays_captured() -> Resul
             if let Some(target) = &target {
                 symlink(target, &odd)?;
             }
-            start_unready(&village)?;
+            start_unready(&mesh)?;
             wait_counted(
-                &village,
+                &mesh,
                 "keelson_pods_out_of_reach_total",
                 &[("reason", reason)],
             )?;
-            check_kept(&village, &link, served)?;
-            let ready = village.lab.agent_get("n1", "/healthz/ready");
+            check_kept(&mesh, &link, served)?;
+            let ready = mesh.lab.agent_get("n1", "/healthz/ready");
             ready.err().context("it says that it is ready")?;
             // Listed still, so that the next agent does not take it for gone either.
-            village.lab.kill_agent("n1")?;
-            start_unready(&village)?;
-            check_kept(&village, &link, served).context("after another restart")?;
+            mesh.lab.kill_agent("n1")?;
+            start_unready(&mesh)?;
+            check_kept(&mesh, &link, served).context("after another restart")?;
             let _absent = fs::remove_file(&odd).is_err();
-            symlink(village.cart.netns().path(), &odd)?;
-            wait_for(&village.cart, village.to()?, Ended::Answered)?;
-            village.lab.wait_agent_ready("n1")
+            symlink(mesh.cart.netns().path(), &odd)?;
+            wait_for(&mesh.cart, mesh.to()?, Ended::Answered)?;
+            mesh.lab.wait_agent_ready("n1")
         };
         let outcome = attempt().with_context(|| format!("{reason} {target:?}"));
-        outcomes.push(outcome.with_context(|| village.last_words()));
+        outcomes.push(outcome.with_context(|| mesh.last_words()));
         let _absent = fs::remove_file(&odd).is_err();
-        village.lab.kill_agent("n1")?;
+        mesh.lab.kill_agent("n1")?;
         fs::write(&kept, &old)?;
     }
-    village.lab.start_agent("n1", &AgentOptions::default())?;
+    mesh.lab.start_agent("n1", &AgentOptions::default())?;
     outcomes.into_iter().collect::<Result<Vec<()>>>()?;
-    village.wait_check("what was kept is in reach again")
+    mesh.wait_check("what was kept is in reach again")
 }
 
 /// A request of the CNI that cannot be met takes nothing from the pod that it names.
 #[test]
 fn an_add_whose_namespace_cannot_be_opened_forgets_nobody() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
-    let link = village.lab.node("n1")?.capture_uplink()?;
-    let cart = &village.cart;
+    let mesh = mesh()?;
+    let link = mesh.lab.node("n1")?.capture_uplink()?;
+    let cart = &mesh.cart;
     for uid in [cart.uid(), "another"] {
         let answer = ask(
-            &village,
+            &mesh,
             &json!({"add": {
                 "namespace": cart.namespace(), "name": cart.name(), "uid": uid,
                 "netns": "/run/netns/not-there", "ips": cart.ips(),
@@ -142,9 +142,9 @@ fn an_add_whose_namespace_cannot_be_opened_forgets_nobody() -> Result<()> {
         )?;
         let error = answer["error"].as_str().context("no error")?;
         ensure!(error.contains("/run/netns/not-there"), "{error}");
-        village.check("after an add that failed")?;
+        mesh.check("after an add that failed")?;
     }
-    ensure!(!Village::is_readable(&link, cart)?, "in the clear");
+    ensure!(!Mesh::is_readable(&link, cart)?, "in the clear");
     Ok(())
 }
 
@@ -152,14 +152,14 @@ fn an_add_whose_namespace_cannot_be_opened_forgets_nobody() -> Result<()> {
 #[test]
 fn a_captured_pod_that_is_named_again_is_never_let_go() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
-    let (cart, to) = (&village.cart, village.to()?);
+    let mesh = mesh()?;
+    let (cart, to) = (&mesh.cart, mesh.to()?);
     let served = at(cart.v4()?, 8083);
     let _echo = echo(cart, served.port())?;
-    let link = village.lab.node("n1")?.capture_uplink()?;
+    let link = mesh.lab.node("n1")?.capture_uplink()?;
     let again = |ips: Vec<&IpAddr>| -> Result<()> {
         let answer = ask(
-            &village,
+            &mesh,
             &json!({"add": {
                 "namespace": cart.namespace(), "name": cart.name(), "uid": cart.uid(),
                 "netns": cart.netns().path(), "ips": ips,
@@ -178,7 +178,7 @@ fn a_captured_pod_that_is_named_again_is_never_let_go() -> Result<()> {
     };
     let (out, inside) = std::thread::scope(|scope| -> Result<_> {
         let out = scope.spawn(|| hammer(cart, to));
-        let inside = scope.spawn(|| hammer(&village.stranger, served));
+        let inside = scope.spawn(|| hammer(&mesh.stranger, served));
         let named = (0..10).try_for_each(|_| {
             again(cart.ips().iter().rev().collect())?;
             again(cart.ips().iter().collect())
@@ -195,15 +195,15 @@ fn a_captured_pod_that_is_named_again_is_never_let_go() -> Result<()> {
         !inside.contains(&Ended::Answered),
         "a stranger was served past STRICT"
     );
-    village.wait_check("named again")
+    mesh.wait_check("named again")
 }
 
 /// A pod that the next agent would not know does not start, and the answer says what is wrong.
 #[test]
 fn no_pod_starts_while_the_list_of_pods_cannot_be_written() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
-    let dir = runtime_dir(&village);
+    let mesh = mesh()?;
+    let dir = runtime_dir(&mesh);
     let (kept, aside) = (dir.join("pods.json"), dir.join("aside.json"));
     let filler = dir.join("filler");
     let fill = || -> Result<()> {
@@ -226,17 +226,17 @@ fn no_pod_starts_while_the_list_of_pods_cannot_be_written() -> Result<()> {
         let key = format!("shop/{name}");
         let spec = pod("shop", &name, "n1").container("main", &["sleep", "1000"]);
         hinder()?;
-        let refused = village.lab.create(&spec);
-        let started = village.lab.containers(&key, |containers| containers.len());
-        let counted = wait_counted(&village, "keelson_pod_list_not_kept_total", &[]);
-        let checked = village.check("pods that were there before");
+        let refused = mesh.lab.create(&spec);
+        let started = mesh.lab.containers(&key, |containers| containers.len());
+        let counted = wait_counted(&mesh, "keelson_pod_list_not_kept_total", &[]);
+        let checked = mesh.check("pods that were there before");
         help()?;
         let captured = testkit::eventually("the pod gets in", APPLIES, || {
-            village.lab.reconcile()?;
-            village.lab.enrolment(&key).context("never announced")
+            mesh.lab.reconcile()?;
+            mesh.lab.enrolment(&key).context("never announced")
         });
         let listed = fs::read_to_string(&kept);
-        village.lab.delete_pod(&key)?;
+        mesh.lab.delete_pod(&key)?;
         let error = format!("{:#}", refused.err().context("it was let start")?);
         ensure!(error.contains("pods.json"), "{way}: {error}");
         ensure!(
@@ -252,43 +252,39 @@ fn no_pod_starts_while_the_list_of_pods_cannot_be_written() -> Result<()> {
             "{way}: answered before it was kept"
         );
     }
-    village.wait_check("everything can be kept again")
+    mesh.wait_check("everything can be kept again")
 }
 
 /// A list that cannot be read now is read later, and is not written over before.
 #[test]
 fn an_agent_waits_for_a_list_that_cannot_be_read_now() -> Result<()> {
     let _turn = turn()?;
-    let village = village()?;
-    let dir = runtime_dir(&village);
+    let mesh = mesh()?;
+    let dir = runtime_dir(&mesh);
     let (kept, aside) = (dir.join("pods.json"), dir.join("aside.json"));
-    let served = at(village.cart.v4()?, 8082);
-    let _echo = echo(&village.cart, served.port())?;
-    village.lab.kill_agent("n1")?;
+    let served = at(mesh.cart.v4()?, 8082);
+    let _echo = echo(&mesh.cart, served.port())?;
+    mesh.lab.kill_agent("n1")?;
     fs::rename(&kept, &aside)?;
     fs::create_dir(&kept)?;
-    let link = village.lab.node("n1")?.capture_uplink()?;
+    let link = mesh.lab.node("n1")?.capture_uplink()?;
     let spec = pod("shop", "early", "n1").container("main", &["sleep", "1000"]);
-    let checked = start_unready(&village).and_then(|()| {
+    let checked = start_unready(&mesh).and_then(|()| {
         lab::wait_until("the agent says so", APPLIES, || {
-            let log = village.lab.agent_log("n1");
+            let log = mesh.lab.agent_log("n1");
             Ok(log.contains("cannot read which pods the earlier agent knew"))
         })?;
-        check_kept(&village, &link, served)?;
-        let error = village
-            .lab
-            .create(&spec)
-            .err()
-            .context("it was let start")?;
+        check_kept(&mesh, &link, served)?;
+        let error = mesh.lab.create(&spec).err().context("it was let start")?;
         let error = format!("{error:#}");
         ensure!(error.contains("which must not be lost"), "{error}");
         Ok(())
     });
     fs::remove_dir(&kept)?;
     fs::rename(&aside, &kept)?;
-    let served = village.wait_check("the list can be read again");
-    village.lab.reconcile()?;
-    village.lab.delete_pod("shop/early")?;
+    let served = mesh.wait_check("the list can be read again");
+    mesh.lab.reconcile()?;
+    mesh.lab.delete_pod("shop/early")?;
     checked?;
     served
 }

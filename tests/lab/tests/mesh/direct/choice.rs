@@ -7,16 +7,14 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::hamlet::{
-    Hamlet, SERVERS, any_vip, hamlet, near_vip, repetitions, report, say, who_answers,
-};
+use super::mesh::{Mesh, SERVERS, any_vip, mesh, near_vip, repetitions, report, say, who_answers};
 use crate::fixture::APPLIES;
 
 /// How often each server answered.
 type Counts = BTreeMap<String, u64>;
 
-fn draw(hamlet: &Hamlet, to: SocketAddr, count: usize) -> Result<Counts> {
-    hamlet.client.run(|| {
+fn draw(mesh: &Mesh, to: SocketAddr, count: usize) -> Result<Counts> {
+    mesh.client.run(|| {
         let mut counts = Counts::new();
         for _ in 0..count {
             *counts.entry(who_answers(to)?).or_default() += 1;
@@ -72,10 +70,10 @@ fn weights(node: Option<&str>) -> Vec<(&'static str, u32)> {
 /// Ten thousand connections, endpoints on both nodes, four weights, both families.
 #[test]
 fn endpoints_near_and_far_are_drawn_by_weight() -> Result<()> {
-    let hamlet = hamlet()?;
-    let direct = hamlet.decisions("outbound_direct")?;
-    let mut counts = draw(&hamlet, any_vip(false), 7500)?;
-    for (name, count) in draw(&hamlet, any_vip(true), 2500)? {
+    let mesh = mesh()?;
+    let direct = mesh.decisions("outbound_direct")?;
+    let mut counts = draw(&mesh, any_vip(false), 7500)?;
+    for (name, count) in draw(&mesh, any_vip(true), 2500)? {
         *counts.entry(name).or_default() += count;
     }
     check(&counts, &weights(None))?;
@@ -86,7 +84,7 @@ fn endpoints_near_and_far_are_drawn_by_weight() -> Result<()> {
         check(&counts, &even).is_err(),
         "it cannot tell weights apart"
     );
-    let went_direct = hamlet.decisions("outbound_direct")? - direct;
+    let went_direct = mesh.decisions("outbound_direct")? - direct;
     let near: u64 = ["one", "three"]
         .iter()
         .filter_map(|name| counts.get(*name))
@@ -101,9 +99,9 @@ fn endpoints_near_and_far_are_drawn_by_weight() -> Result<()> {
 /// Where the Service prefers its clients' node, weights count among that node's endpoints.
 #[test]
 fn a_service_that_prefers_the_node_draws_there_by_weight() -> Result<()> {
-    let hamlet = hamlet()?;
+    let mesh = mesh()?;
     for v6 in [false, true] {
-        let counts = draw(&hamlet, near_vip(v6), 2000)?;
+        let counts = draw(&mesh, near_vip(v6), 2000)?;
         check(&counts, &weights(Some("n1")))?;
     }
     Ok(())
@@ -112,26 +110,26 @@ fn a_service_that_prefers_the_node_draws_there_by_weight() -> Result<()> {
 /// The near endpoints gone, the far ones take over; back again, they are preferred again.
 #[test]
 fn without_endpoints_on_the_node_the_far_ones_take_over() -> Result<()> {
-    let hamlet = hamlet()?;
+    let mesh = mesh()?;
     let near = ["green/one", "green/three"];
     let went = (|| {
         for pod in near {
-            hamlet.label_pod(pod, "role", Some("none"))?;
+            mesh.label_pod(pod, "role", Some("none"))?;
         }
-        wait_only(&hamlet, near_vip(false), &["two", "four"])?;
-        check(&draw(&hamlet, near_vip(false), 500)?, &weights(Some("n2")))
+        wait_only(&mesh, near_vip(false), &["two", "four"])?;
+        check(&draw(&mesh, near_vip(false), 500)?, &weights(Some("n2")))
     })();
     for pod in near {
-        hamlet.label_pod(pod, "role", Some("server"))?;
+        mesh.label_pod(pod, "role", Some("server"))?;
     }
-    wait_only(&hamlet, near_vip(false), &["one", "three"])?;
+    wait_only(&mesh, near_vip(false), &["one", "three"])?;
     went
 }
 
 /// Waits until a hundred connections in a row reach none but these.
-fn wait_only(hamlet: &Hamlet, to: SocketAddr, wanted: &[&str]) -> Result<()> {
+fn wait_only(mesh: &Mesh, to: SocketAddr, wanted: &[&str]) -> Result<()> {
     testkit::eventually(&format!("only {wanted:?} answer"), APPLIES, || {
-        let counts = draw(hamlet, to, 100)?;
+        let counts = draw(mesh, to, 100)?;
         let strangers = counts.keys().find(|name| !wanted.contains(&name.as_str()));
         ensure!(strangers.is_none(), "{counts:?}");
         Ok(())
@@ -142,13 +140,13 @@ fn wait_only(hamlet: &Hamlet, to: SocketAddr, wanted: &[&str]) -> Result<()> {
 /// change it was still chosen is reported, as is what the agent itself took.
 #[test]
 fn an_endpoint_that_left_the_service_is_chosen_no_more() -> Result<()> {
-    let hamlet = hamlet()?;
+    let mesh = mesh()?;
     let to = any_vip(false);
     let mut last_chosen = Vec::new();
-    let lines = hamlet.agent_log("n1").lines().count();
+    let lines = mesh.agent_log("n1").lines().count();
     for _ in 0..repetitions(5) {
         let chosen = std::thread::scope(|scope| -> Result<Instant> {
-            let client = &hamlet.client;
+            let client = &mesh.client;
             let (begun, begins) = mpsc::channel();
             let asking = scope.spawn(move || {
                 client.run(|| {
@@ -176,15 +174,15 @@ fn an_endpoint_that_left_the_service_is_chosen_no_more() -> Result<()> {
             // A thread that failed says so when it is joined.
             let _failed = begins.recv().is_err();
             let changed = Instant::now();
-            hamlet.label_pod("green/three", "role", Some("none"))?;
+            mesh.label_pod("green/three", "role", Some("none"))?;
             let last = crate::fixture::joined(asking)???;
             last_chosen.push(last.saturating_duration_since(changed));
             Ok(last)
         });
-        hamlet.label_pod("green/three", "role", Some("server"))?;
+        mesh.label_pod("green/three", "role", Some("server"))?;
         chosen?;
         testkit::eventually("it is chosen again", APPLIES, || {
-            let counts = draw(&hamlet, to, 30)?;
+            let counts = draw(&mesh, to, 30)?;
             ensure!(counts.contains_key("three"), "{counts:?}");
             Ok(())
         })?;
@@ -193,10 +191,10 @@ fn an_endpoint_that_left_the_service_is_chosen_no_more() -> Result<()> {
         "last choice of a gone endpoint, from the manifest's change",
         last_chosen,
     );
-    let log = hamlet.agent_log("n1");
+    let log = mesh.agent_log("n1");
     report(
         "configuration at the agent until the kernel goes by it",
-        super::hamlet::times(
+        super::mesh::times(
             log.lines().skip(lines),
             "the kernel goes by the new configuration",
         ),

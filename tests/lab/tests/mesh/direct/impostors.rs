@@ -9,21 +9,21 @@ use anyhow::{Context as _, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 use tests_lab::syn;
 
-use super::hamlet::{Hamlet, PORT, hamlet};
+use super::mesh::{Mesh, PORT, mesh};
 use crate::fixture::{APPLIES, Busy, CALL, Ended, at, exchange};
 
 /// How often a SYN with this source is taken for a direct connection of its owner, and how often for
 /// plain text of nobody.
-fn taken(hamlet: &Hamlet, source: SocketAddr, to: SocketAddr) -> Result<(f64, f64)> {
+fn taken(mesh: &Mesh, source: SocketAddr, to: SocketAddr) -> Result<(f64, f64)> {
     let counts = || -> Result<[f64; 2]> {
         Ok([
-            hamlet.decisions("inbound_direct")?,
-            hamlet.decisions("inbound_plaintext")?,
+            mesh.decisions("inbound_direct")?,
+            mesh.decisions("inbound_plaintext")?,
         ])
     };
     let before = counts()?;
     let packet = syn::packet(source, to);
-    hamlet.node("n1")?.run(|| syn::send(&packet, to))??;
+    mesh.node("n1")?.run(|| syn::send(&packet, to))??;
     testkit::eventually("the SYN is decided about", APPLIES, || {
         let [direct, plain] = counts()?;
         let grown = (direct - before[0], plain - before[1]);
@@ -32,8 +32,8 @@ fn taken(hamlet: &Hamlet, source: SocketAddr, to: SocketAddr) -> Result<(f64, f6
     })
 }
 
-fn pairs(hamlet: &Hamlet) -> Result<[(IpAddr, SocketAddr); 2]> {
-    let (client, echo) = (&hamlet.client, hamlet.pod("green/echo")?);
+fn pairs(mesh: &Mesh) -> Result<[(IpAddr, SocketAddr); 2]> {
+    let (client, echo) = (&mesh.client, mesh.pod("green/echo")?);
     Ok([
         (client.v4()?.into(), at(echo.v4()?, PORT)),
         (client.v6()?.into(), at(echo.v6()?, PORT)),
@@ -42,11 +42,11 @@ fn pairs(hamlet: &Hamlet) -> Result<[(IpAddr, SocketAddr); 2]> {
 
 #[test]
 fn a_forged_source_address_is_nobody_to_the_server() -> Result<()> {
-    let hamlet = hamlet()?;
-    for (stolen, to) in pairs(&hamlet)? {
-        hamlet.wait_direct(&hamlet.client, to)?;
+    let mesh = mesh()?;
+    for (stolen, to) in pairs(&mesh)? {
+        mesh.wait_direct(&mesh.client, to)?;
         assert_eq!(
-            taken(&hamlet, SocketAddr::new(stolen, 4711), to)?,
+            taken(&mesh, SocketAddr::new(stolen, 4711), to)?,
             (0.0, 1.0),
             "{stolen}"
         );
@@ -57,10 +57,10 @@ fn a_forged_source_address_is_nobody_to_the_server() -> Result<()> {
 /// Not even the ports of a connection that was direct a moment ago.
 #[test]
 fn the_note_of_a_connection_serves_that_connection_only() -> Result<()> {
-    let hamlet = hamlet()?;
-    for (own, to) in pairs(&hamlet)? {
-        hamlet.wait_direct(&hamlet.client, to)?;
-        let source = hamlet.client.run(|| -> Result<SocketAddr> {
+    let mesh = mesh()?;
+    for (own, to) in pairs(&mesh)? {
+        mesh.wait_direct(&mesh.client, to)?;
+        let source = mesh.client.run(|| -> Result<SocketAddr> {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
             socket.bind(&SocketAddr::new(own, 0).into())?;
             socket.connect_timeout(&to.into(), CALL)?;
@@ -71,7 +71,7 @@ fn the_note_of_a_connection_serves_that_connection_only() -> Result<()> {
             socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO))?;
             Ok(source)
         })??;
-        assert_eq!(taken(&hamlet, source, to)?, (0.0, 1.0), "{source}");
+        assert_eq!(taken(&mesh, source, to)?, (0.0, 1.0), "{source}");
     }
     Ok(())
 }
@@ -79,12 +79,12 @@ fn the_note_of_a_connection_serves_that_connection_only() -> Result<()> {
 /// A socket that has given up takes its note with it, though nobody has accepted its connection.
 #[test]
 fn the_note_of_a_connection_that_was_given_up_serves_nobody() -> Result<()> {
-    let hamlet = hamlet()?;
-    let echo = hamlet.pod("green/echo")?;
-    hamlet.wait_direct(&hamlet.client, at(echo.v4()?, PORT))?;
+    let mesh = mesh()?;
+    let echo = mesh.pod("green/echo")?;
+    mesh.wait_direct(&mesh.client, at(echo.v4()?, PORT))?;
     let (busy, to) = (Busy::new(&echo, 8086)?, at(echo.v4()?, 8086));
-    let own = hamlet.client.v4()?;
-    let source = hamlet.client.run(|| -> Result<SocketAddr> {
+    let own = mesh.client.v4()?;
+    let source = mesh.client.run(|| -> Result<SocketAddr> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         socket.bind(&at(own, 0).into())?;
         socket.set_nonblocking(true)?;
@@ -92,7 +92,7 @@ fn the_note_of_a_connection_that_was_given_up_serves_nobody() -> Result<()> {
         ensure!(begun.is_err(), "the queue was not full");
         socket.local_addr()?.as_socket().context("no address")
     })??;
-    assert_eq!(taken(&hamlet, source, to)?, (0.0, 1.0), "{source}");
+    assert_eq!(taken(&mesh, source, to)?, (0.0, 1.0), "{source}");
     drop(busy);
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! A policy that comes to refuse ends the direct connections that are open, and no others.
 
 use std::io::{ErrorKind, Read as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::Pod;
+use socket2::{Domain, Protocol, Socket, Type};
+use testkit::{Behaviour, Peer};
 
-use super::hamlet::{Hamlet, PORT, hamlet, repetitions, report, times};
+use super::mesh::{Mesh, PORT, mesh, repetitions, report, times};
 use crate::fixture::{APPLIES, Ended, at, connect, exchange, joined, wait_for};
 use crate::metrics::Metrics;
 
@@ -27,8 +29,8 @@ spec: {action: DENY, rules: [{from: [{source: {serviceAccounts: [rival]}}], to: 
 ";
 
 /// Connections that an application in the pod holds open.
-fn open(hamlet: &Hamlet, from: &Pod, to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
-    let before = hamlet.decisions("inbound_direct")?;
+fn open(mesh: &Mesh, from: &Pod, to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
+    let before = mesh.decisions("inbound_direct")?;
     let streams: Vec<TcpStream> = (0..count)
         .map(|_| {
             let stream = connect(from, to)?;
@@ -36,7 +38,7 @@ fn open(hamlet: &Hamlet, from: &Pod, to: SocketAddr, count: usize) -> Result<Vec
             Ok(stream)
         })
         .collect::<Result<_>>()?;
-    let direct = hamlet.decisions("inbound_direct")? - before;
+    let direct = mesh.decisions("inbound_direct")? - before;
     ensure!(
         (direct - count as f64).abs() < 0.5,
         "{direct} of {count} went directly"
@@ -61,55 +63,79 @@ fn cut(mut stream: &TcpStream) -> Result<Instant> {
 }
 
 /// Changes the policy while `streams` are open; how long each of them lived on.
-fn cut_all(hamlet: &Hamlet, streams: &[TcpStream], policy: &str) -> Result<Vec<Duration>> {
+fn cut_all(mesh: &Mesh, streams: &[TcpStream], policy: &str) -> Result<Vec<Duration>> {
     std::thread::scope(|scope| {
         let waiting: Vec<_> = streams
             .iter()
             .map(|stream| scope.spawn(move || cut(stream)))
             .collect();
         let changed = Instant::now();
-        hamlet.policies(policy)?;
+        mesh.policies(policy)?;
         let ends: Result<Vec<Instant>> = waiting.into_iter().map(|one| joined(one)?).collect();
         Ok(ends?.into_iter().map(|end| end - changed).collect())
     })
 }
 
 /// Connections that the agent of n1 has cut because of policy.
-fn policy_cuts(hamlet: &Hamlet) -> Result<f64> {
-    let metrics = Metrics::of_agent(hamlet, "n1")?;
+fn policy_cuts(mesh: &Mesh) -> Result<f64> {
+    let metrics = Metrics::of_agent(mesh, "n1")?;
     Ok(metrics.sum("keelson_connections_cut_total", &[("reason", "policy")]))
+}
+
+/// Multipath TCP survives the end of a path; so it is not talked directly, and its client is told at once.
+#[test]
+fn a_multipath_connection_that_policy_comes_to_refuse_tells_its_client_at_once() -> Result<()> {
+    let mesh = mesh()?;
+    let server = mesh.pod("green/echo")?;
+    let to = at(server.v4()?, 8086);
+    let listener: TcpListener = server.run(|| -> Result<_> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP))?;
+        socket.bind(&at([0, 0, 0, 0], to.port()).into())?;
+        socket.listen(16)?;
+        Ok(socket.into())
+    })??;
+    let _echo = Peer::serve(listener, Behaviour::Echo)?;
+    mesh.wait_direct(&mesh.rival, at(server.v4()?, PORT))?;
+    let stream: TcpStream = mesh.rival.run(|| -> Result<_> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP))?;
+        socket.connect_timeout(&to.into(), APPLIES)?;
+        Ok(socket.into())
+    })??;
+    assert_eq!(exchange(&stream, b"hello"), Ended::Answered);
+    cut_all(&mesh, &[stream], NO_RIVAL)?;
+    mesh.clear()
 }
 
 /// Both families, and the neighbour's connections to the same port go on.
 #[test]
 fn a_direct_connection_that_policy_comes_to_refuse_is_cut_and_its_neighbour_is_not() -> Result<()> {
-    let hamlet = hamlet()?;
-    let echo = hamlet.pod("green/echo")?;
+    let mesh = mesh()?;
+    let echo = mesh.pod("green/echo")?;
     for to in [at(echo.v4()?, PORT), at(echo.v6()?, PORT)] {
-        hamlet.wait_direct(&hamlet.rival, to)?;
-        hamlet.wait_direct(&hamlet.client, to)?;
-        let kept = open(&hamlet, &hamlet.client, to, 3)?;
-        let refused = open(&hamlet, &hamlet.rival, to, 3)?;
+        mesh.wait_direct(&mesh.rival, to)?;
+        mesh.wait_direct(&mesh.client, to)?;
+        let kept = open(&mesh, &mesh.client, to, 3)?;
+        let refused = open(&mesh, &mesh.rival, to, 3)?;
         // A change that leaves them allowed leaves them alone.
-        hamlet.policies(NOT_ON_81)?;
-        wait_for(&hamlet.rival, at(to.ip(), 81), Ended::Refused)?;
+        mesh.policies(NOT_ON_81)?;
+        wait_for(&mesh.rival, at(to.ip(), 81), Ended::Refused)?;
         for stream in kept.iter().chain(&refused) {
             assert_eq!(exchange(stream, b"still"), Ended::Answered);
         }
-        let lines = hamlet.agent_log("n1").lines().count();
-        let counted = policy_cuts(&hamlet)?;
-        cut_all(&hamlet, &refused, NO_RIVAL)?;
+        let lines = mesh.agent_log("n1").lines().count();
+        let counted = policy_cuts(&mesh)?;
+        cut_all(&mesh, &refused, NO_RIVAL)?;
         lab::wait_until("the cuts are counted", APPLIES, || {
-            Ok(policy_cuts(&hamlet)? - counted > refused.len() as f64 - 0.5)
+            Ok(policy_cuts(&mesh)? - counted > refused.len() as f64 - 0.5)
         })?;
-        let cuts = policy_cuts(&hamlet)? - counted;
+        let cuts = policy_cuts(&mesh)? - counted;
         assert!((cuts - refused.len() as f64).abs() < 0.5, "{cuts} counted");
         for stream in &kept {
             assert_eq!(exchange(stream, b"and on"), Ended::Answered);
         }
-        wait_for(&hamlet.rival, to, Ended::Refused)?;
+        wait_for(&mesh.rival, to, Ended::Refused)?;
         let told = || {
-            let log = hamlet.agent_log("n1");
+            let log = mesh.agent_log("n1");
             let told = log.lines().skip(lines).filter(|line| {
                 ["policy changed", "green/no-rival", "green/rival"]
                     .iter()
@@ -121,7 +147,7 @@ fn a_direct_connection_that_policy_comes_to_refuse_is_cut_and_its_neighbour_is_n
         let what = "a line for each, with the policy's name";
         lab::wait_until(what, APPLIES, || Ok(told() >= refused.len()))?;
         assert_eq!(told(), refused.len(), "one line for each");
-        hamlet.clear()?;
+        mesh.clear()?;
         for stream in &kept {
             assert_eq!(exchange(stream, b"to the end"), Ended::Answered);
         }
@@ -132,27 +158,27 @@ fn a_direct_connection_that_policy_comes_to_refuse_is_cut_and_its_neighbour_is_n
 /// A client that has left the mesh keeps the name by which its open connections were allowed.
 #[test]
 fn a_direct_connection_of_a_client_that_left_the_mesh_is_under_policy_still() -> Result<()> {
-    let hamlet = hamlet()?;
-    let to = at(hamlet.pod("green/echo")?.v4()?, PORT);
-    hamlet.wait_direct(&hamlet.rival, to)?;
-    let refused = open(&hamlet, &hamlet.rival, to, 2)?;
+    let mesh = mesh()?;
+    let to = at(mesh.pod("green/echo")?.v4()?, PORT);
+    mesh.wait_direct(&mesh.rival, to)?;
+    let refused = open(&mesh, &mesh.rival, to, 2)?;
     let is_captured = |captured: bool| {
         lab::wait_until("the rival's state", APPLIES, || {
-            let pods = hamlet.agent_pods("n1")?;
+            let pods = mesh.agent_pods("n1")?;
             let rival = pods.iter().find(|pod| pod["name"] == "rival");
             Ok(rival.is_some_and(|pod| (pod["state"] == "captured") == captured))
         })
     };
-    hamlet.label_pod("green/rival", "keelson.io/mesh", Some("disabled"))?;
+    mesh.label_pod("green/rival", "keelson.io/mesh", Some("disabled"))?;
     is_captured(false)?;
     let judged = || -> Result<()> {
         for stream in &refused {
             assert_eq!(exchange(stream, b"still"), Ended::Answered);
         }
-        cut_all(&hamlet, &refused, NO_RIVAL).map(drop)
+        cut_all(&mesh, &refused, NO_RIVAL).map(drop)
     };
     let judged = judged();
-    hamlet.label_pod("green/rival", "keelson.io/mesh", None)?;
+    mesh.label_pod("green/rival", "keelson.io/mesh", None)?;
     is_captured(true)?;
     judged
 }
@@ -160,16 +186,16 @@ fn a_direct_connection_of_a_client_that_left_the_mesh_is_under_policy_still() ->
 /// Many at once, and one after another; how long they lived on is reported.
 #[test]
 fn many_direct_connections_are_cut_by_one_change() -> Result<()> {
-    let hamlet = hamlet()?;
-    let to = at(hamlet.pod("green/echo")?.v4()?, PORT);
-    hamlet.wait_direct(&hamlet.rival, to)?;
+    let mesh = mesh()?;
+    let to = at(mesh.pod("green/echo")?.v4()?, PORT);
+    mesh.wait_direct(&mesh.rival, to)?;
     let log = |skip: usize| -> Vec<String> {
-        let log = hamlet.agent_log("n1");
+        let log = mesh.agent_log("n1");
         log.lines().skip(skip).map(str::to_owned).collect()
     };
     let lines = log(0).len();
-    let streams = open(&hamlet, &hamlet.rival, to, 200)?;
-    let crowd = cut_all(&hamlet, &streams, NO_RIVAL)?;
+    let streams = open(&mesh, &mesh.rival, to, 200)?;
+    let crowd = cut_all(&mesh, &streams, NO_RIVAL)?;
     report(
         "200 open connections, policy's file written until cut",
         crowd,
@@ -180,29 +206,29 @@ fn many_direct_connections_are_cut_by_one_change() -> Result<()> {
     report("the same, change at the agent until destroyed", ended());
     let (mut from_file, lines) = (Vec::new(), log(0).len());
     for _ in 0..repetitions(5) {
-        hamlet.clear()?;
-        hamlet.wait_direct(&hamlet.rival, to)?;
-        let one = open(&hamlet, &hamlet.rival, to, 1)?;
-        from_file.extend(cut_all(&hamlet, &one, NO_RIVAL)?);
+        mesh.clear()?;
+        mesh.wait_direct(&mesh.rival, to)?;
+        let one = open(&mesh, &mesh.rival, to, 1)?;
+        from_file.extend(cut_all(&mesh, &one, NO_RIVAL)?);
     }
     report("one connection, policy's file written until cut", from_file);
     let of_agent = log(lines);
     let of_agent = times(of_agent.iter().map(String::as_str), "policy changed");
     ensure!(!of_agent.is_empty(), "the agent tells how long it took");
     report("the same, change at the agent until destroyed", of_agent);
-    hamlet.clear()
+    mesh.clear()
 }
 
 /// A connection that is being made while policy changes is refused or cut, never left open.
 #[test]
 fn no_connection_slips_through_while_policy_changes() -> Result<()> {
-    let hamlet = hamlet()?;
-    let to = at(hamlet.pod("green/echo")?.v4()?, PORT);
+    let mesh = mesh()?;
+    let to = at(mesh.pod("green/echo")?.v4()?, PORT);
     for _ in 0..repetitions(5).min(20) {
-        hamlet.clear()?;
-        hamlet.wait_direct(&hamlet.rival, to)?;
+        mesh.clear()?;
+        mesh.wait_direct(&mesh.rival, to)?;
         let streams = std::thread::scope(|scope| -> Result<Vec<TcpStream>> {
-            let rival = &hamlet.rival;
+            let rival = &mesh.rival;
             // Opens and keeps what it gets, until it is refused for good.
             let opening = scope.spawn(move || {
                 rival.run(|| {
@@ -216,14 +242,14 @@ fn no_connection_slips_through_while_policy_changes() -> Result<()> {
                     streams
                 })
             });
-            hamlet.policies(NO_RIVAL)?;
+            mesh.policies(NO_RIVAL)?;
             joined(opening)?
         })?;
         ensure!(!streams.is_empty(), "none was opened before");
-        wait_for(&hamlet.rival, to, Ended::Refused)?;
+        wait_for(&mesh.rival, to, Ended::Refused)?;
         for (number, stream) in streams.iter().enumerate() {
             cut(stream).with_context(|| format!("connection {number} of {}", streams.len()))?;
         }
     }
-    hamlet.clear()
+    mesh.clear()
 }

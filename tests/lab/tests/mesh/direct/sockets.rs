@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, Lab, Pod};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::hamlet::{Hamlet, PORT, SERVERS, any_vip, hamlet, near_vip, who_answers};
+use super::mesh::{Mesh, PORT, SERVERS, any_vip, mesh, near_vip, who_answers};
 use crate::fixture::{APPLIES, Busy, CALL, Ended, at, exchange, wait_configured};
 
 /// An IPv6 socket may dial an IPv4 address.
@@ -25,10 +25,10 @@ fn mapped(to: SocketAddr) -> SocketAddr {
 /// `getpeername` shows the Service's address, though the kernel talks to the endpoint.
 #[test]
 fn the_application_sees_the_address_that_it_dialled() -> Result<()> {
-    let hamlet = hamlet()?;
+    let mesh = mesh()?;
     for dialled in [near_vip(false), near_vip(true), mapped(near_vip(false))] {
-        let direct = hamlet.decisions("inbound_direct")?;
-        let (peer, again) = hamlet.client.run(|| -> Result<_> {
+        let direct = mesh.decisions("inbound_direct")?;
+        let (peer, again) = mesh.client.run(|| -> Result<_> {
             let stream = std::net::TcpStream::connect_timeout(&dialled, CALL)?;
             let peer = stream.peer_addr()?;
             who_answers(dialled)?;
@@ -36,14 +36,14 @@ fn the_application_sees_the_address_that_it_dialled() -> Result<()> {
         })??;
         assert_eq!((peer, again), (dialled, dialled));
         assert_eq!(
-            hamlet.decisions("inbound_direct")? - direct,
+            mesh.decisions("inbound_direct")? - direct,
             2.0,
             "{dialled} not directly"
         );
     }
     // A socket that is dialled anew forgets what it dialled before.
-    let to = hamlet.server("one")?;
-    let seen = hamlet.client.run(|| -> Result<_> {
+    let to = mesh.server("one")?;
+    let seen = mesh.client.run(|| -> Result<_> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         socket.connect_timeout(&near_vip(false).into(), CALL)?;
         disconnect(&socket)?;
@@ -57,24 +57,24 @@ fn the_application_sees_the_address_that_it_dialled() -> Result<()> {
 /// A SYN that the kernel sends again is proved by the same socket, however late it is.
 #[test]
 fn a_server_with_a_full_queue_takes_a_direct_connection_later() -> Result<()> {
-    let hamlet = hamlet()?;
-    let echo = hamlet.pod("green/echo")?;
-    hamlet.wait_direct(&hamlet.client, at(echo.v4()?, PORT))?;
-    hamlet.policies(STRICT)?;
-    wait_configured(&hamlet, "n1", "istio_converted_static_strict", true)?;
+    let mesh = mesh()?;
+    let echo = mesh.pod("green/echo")?;
+    mesh.wait_direct(&mesh.client, at(echo.v4()?, PORT))?;
+    mesh.policies(STRICT)?;
+    wait_configured(&mesh, "n1", "istio_converted_static_strict", true)?;
     let (busy, to) = (Busy::new(&echo, 8085)?, at(echo.v4()?, 8085));
     let calling = {
-        let client = hamlet.client.clone();
+        let client = mesh.client.clone();
         std::thread::spawn(move || -> Result<Ended> {
             let stream =
                 client.run(|| std::net::TcpStream::connect_timeout(&to, 6 * APPLIES))??;
             Ok(exchange(&stream, b"at last"))
         })
     };
-    busy.wait_dialled(&hamlet.client, 5)?;
+    busy.wait_dialled(&mesh.client, 5)?;
     let _peer = busy.serve()?;
     assert_eq!(calling.join().unwrap()?, Ended::Answered);
-    hamlet.clear()
+    mesh.clear()
 }
 
 const STRICT: &str = "
@@ -140,16 +140,16 @@ fn ask(to: SocketAddr) -> Result<String> {
 /// UDP to a Service is the node's balancer's: all endpoints answer, and the mesh decides nothing.
 #[test]
 fn datagrams_to_a_service_are_left_to_the_nodes_balancer() -> Result<()> {
-    let hamlet = hamlet()?;
+    let mesh = mesh()?;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let mut serving = Vec::new();
         for (name, _, _) in SERVERS {
-            let pod = hamlet.pod(&format!("green/{name}"))?;
+            let pod = mesh.pod(&format!("green/{name}"))?;
             let stop = &stop;
             serving.push(scope.spawn(move || answer(&pod, name, stop)));
         }
-        let asked = ask_all(&hamlet);
+        let asked = ask_all(&mesh);
         stop.store(true, Ordering::Relaxed);
         for thread in serving {
             crate::fixture::joined(thread)??;
@@ -158,21 +158,21 @@ fn datagrams_to_a_service_are_left_to_the_nodes_balancer() -> Result<()> {
     })
 }
 
-fn ask_all(hamlet: &Hamlet) -> Result<()> {
-    let decided = |hamlet: &Hamlet| -> Result<f64> {
+fn ask_all(mesh: &Mesh) -> Result<()> {
+    let decided = |mesh: &Mesh| -> Result<f64> {
         ["outbound_captured", "outbound_direct", "outbound_denied"]
             .iter()
-            .map(|reason| hamlet.decisions(reason))
+            .map(|reason| mesh.decisions(reason))
             .sum()
     };
     for v6 in [false, true] {
         let vip = SocketAddr::new(any_vip(v6).ip(), 53);
         testkit::eventually("the balancer answers", APPLIES, || {
-            hamlet.client.run(|| ask(vip))??;
+            mesh.client.run(|| ask(vip))??;
             Ok(())
         })?;
-        let before = decided(hamlet)?;
-        let names = hamlet
+        let before = decided(mesh)?;
+        let names = mesh
             .client
             .run(|| (0..200).map(|_| ask(vip)).collect::<Result<BTreeSet<_>>>())??;
         let all: BTreeSet<String> = SERVERS
@@ -181,7 +181,7 @@ fn ask_all(hamlet: &Hamlet) -> Result<()> {
             .collect();
         assert_eq!(names, all);
         assert_eq!(
-            decided(hamlet)? - before,
+            decided(mesh)? - before,
             0.0,
             "the mesh decided about datagrams"
         );
@@ -228,8 +228,8 @@ fn both_ends(
 /// Whatever the node's default is, cubic carries a direct connection, unless its application chose.
 #[test]
 fn both_ends_use_cubic_unless_their_application_chose() -> Result<()> {
-    let hamlet = hamlet()?;
-    let (client, server) = (hamlet.pod("green/client")?, hamlet.pod("green/echo")?);
+    let mesh = mesh()?;
+    let (client, server) = (mesh.pod("green/client")?, mesh.pod("green/echo")?);
     let to = at(server.v4()?, PORT);
     let mut routes = Vec::new();
     for pod in [&client, &server] {
@@ -240,25 +240,25 @@ fn both_ends_use_cubic_unless_their_application_chose() -> Result<()> {
         ip(pod, &format!("route replace {own}"))?;
     }
     // A pod's default is read when an agent learns of it.
-    restart(&hamlet)?;
-    hamlet.wait_direct(&client, to)?;
+    restart(&mesh)?;
+    mesh.wait_direct(&client, to)?;
     let judged = (|| {
         for (port, chosen, expected) in [
             (9301, [None, None], ["cubic", "cubic"]),
             (9302, [Some("bbr"), None], ["bbr", "cubic"]),
             (9303, [None, Some("bbr")], ["cubic", "bbr"]),
         ] {
-            let direct = hamlet.decisions("inbound_direct")?;
+            let direct = mesh.decisions("inbound_direct")?;
             let found = both_ends(&client, &server, port, chosen)?;
             assert_eq!(
-                hamlet.decisions("inbound_direct")? - direct,
+                mesh.decisions("inbound_direct")? - direct,
                 1.0,
                 "not directly"
             );
             assert_eq!(found, expected, "chosen: {chosen:?}");
         }
         // A connection that is not direct keeps the default: the setting is not the pods'.
-        let far = hamlet.pod("green/far-echo")?;
+        let far = mesh.pod("green/far-echo")?;
         let [at_client, _] = both_ends(&client, &far, 9304, [None, None])?;
         assert_eq!(at_client, "reno", "to the other node");
         anyhow::Ok(())
@@ -267,8 +267,8 @@ fn both_ends_use_cubic_unless_their_application_chose() -> Result<()> {
         pod.netns().sysctl(DEFAULT, &default)?;
         ip(pod, &format!("route replace {route}"))?;
     }
-    restart(&hamlet)?;
-    hamlet.wait_direct(&client, to)?;
+    restart(&mesh)?;
+    mesh.wait_direct(&client, to)?;
     judged
 }
 
@@ -290,7 +290,7 @@ fn ip(pod: &Pod, arguments: &str) -> Result<String> {
 fn restart(lab: &Lab) -> Result<()> {
     lab.stop_agent("n1", Duration::from_secs(40))?;
     let options = AgentOptions {
-        args: super::hamlet::agent_args(),
+        args: super::mesh::agent_args(),
         ..AgentOptions::default()
     };
     lab.start_agent("n1", &options)

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 
-use super::hamlet::{Hamlet, PORT, hamlet};
+use super::mesh::{Mesh, PORT, mesh};
 use crate::fixture::{APPLIES, Ended, at, call, connect, exchange};
 use crate::metrics::Metrics;
 
 /// Opened, closed, request bytes, response bytes, as the source or the destination reports them.
-fn counters(hamlet: &Hamlet, reporter: &str) -> Result<[f64; 4]> {
-    let metrics = Metrics::of_agent(hamlet, "n1")?;
+fn counters(mesh: &Mesh, reporter: &str) -> Result<[f64; 4]> {
+    let metrics = Metrics::of_agent(mesh, "n1")?;
     let labels = [
         ("reporter", reporter),
         ("source_workload", "client"),
@@ -27,51 +27,45 @@ fn counters(hamlet: &Hamlet, reporter: &str) -> Result<[f64; 4]> {
     .map(|name| metrics.sum(name, &labels)))
 }
 
-fn grown(hamlet: &Hamlet, before: &[[f64; 4]; 2]) -> Result<[[f64; 4]; 2]> {
-    let mut grown = [
-        counters(hamlet, "source")?,
-        counters(hamlet, "destination")?,
-    ];
+fn grown(mesh: &Mesh, before: &[[f64; 4]; 2]) -> Result<[[f64; 4]; 2]> {
+    let mut grown = [counters(mesh, "source")?, counters(mesh, "destination")?];
     for (now, before) in grown.iter_mut().flatten().zip(before.iter().flatten()) {
         *now -= before;
     }
     Ok(grown)
 }
 
-fn to(hamlet: &Hamlet) -> Result<SocketAddr> {
-    let to = at(hamlet.pod("green/echo")?.v4()?, PORT);
-    hamlet.wait_direct(&hamlet.client, to)?;
-    hamlet.settle()?;
+fn to(mesh: &Mesh) -> Result<SocketAddr> {
+    let to = at(mesh.pod("green/echo")?.v4()?, PORT);
+    mesh.wait_direct(&mesh.client, to)?;
+    mesh.settle()?;
     Ok(to)
 }
 
 /// A59: an operator sees a long flow while it lasts, and its end adds the rest, once.
 #[test]
 fn the_bytes_of_a_live_direct_connection_are_counted_before_it_ends() -> Result<()> {
-    let hamlet = hamlet()?;
-    let to = to(&hamlet)?;
-    let before = [
-        counters(&hamlet, "source")?,
-        counters(&hamlet, "destination")?,
-    ];
-    let open = connect(&hamlet.client, to)?;
+    let mesh = mesh()?;
+    let to = to(&mesh)?;
+    let before = [counters(&mesh, "source")?, counters(&mesh, "destination")?];
+    let open = connect(&mesh.client, to)?;
     assert_eq!(exchange(&open, &vec![b'y'; 50_000]), Ended::Answered);
     testkit::eventually("the open flow's bytes are counted", APPLIES, || {
-        let grown = grown(&hamlet, &before)?;
+        let grown = grown(&mesh, &before)?;
         ensure!(grown == [[1.0, 0.0, 50_000.0, 50_000.0]; 2], "{grown:?}");
         Ok(())
     })?;
-    let listed = hamlet.live()?;
+    let listed = mesh.live()?;
     assert_eq!(listed.len(), 1, "{listed:?}");
     assert_eq!(listed[0]["request_bytes"], 50_000, "{listed:?}");
     assert_eq!(listed[0]["response_bytes"], 50_000, "{listed:?}");
-    let lines = hamlet.agent_log("n1").lines().count();
+    let lines = mesh.agent_log("n1").lines().count();
     assert_eq!(exchange(&open, &vec![b'z'; 1234]), Ended::Answered);
     drop(open);
     testkit::eventually("and the rest at the end, nothing twice", APPLIES, || {
-        let grown = grown(&hamlet, &before)?;
+        let grown = grown(&mesh, &before)?;
         ensure!(grown == [[1.0, 1.0, 51_234.0, 51_234.0]; 2], "{grown:?}");
-        let log = hamlet.agent_log("n1");
+        let log = mesh.agent_log("n1");
         let mut new = log.lines().skip(lines);
         let words = [
             "connection closed",
@@ -90,20 +84,17 @@ fn the_bytes_of_a_live_direct_connection_are_counted_before_it_ends() -> Result<
 /// Each way of ending counts the application's bytes and nothing else.
 #[test]
 fn the_bytes_of_many_short_direct_connections_add_up() -> Result<()> {
-    let hamlet = hamlet()?;
-    let to = to(&hamlet)?;
-    let before = [
-        counters(&hamlet, "source")?,
-        counters(&hamlet, "destination")?,
-    ];
+    let mesh = mesh()?;
+    let to = to(&mesh)?;
+    let before = [counters(&mesh, "source")?, counters(&mesh, "destination")?];
     let message = crate::fixture::PING.len() as f64;
     let count = 300;
     for _ in 0..count {
-        assert_eq!(call(&hamlet.client, to)?, Ended::Answered);
+        assert_eq!(call(&mesh.client, to)?, Ended::Answered);
     }
     let count = f64::from(count);
     testkit::eventually("all are counted", APPLIES, || {
-        let grown = grown(&hamlet, &before)?;
+        let grown = grown(&mesh, &before)?;
         let expected = [count, count, count * message, count * message];
         ensure!(grown == [expected; 2], "{grown:?}, not {expected:?}");
         Ok(())

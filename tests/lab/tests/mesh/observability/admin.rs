@@ -8,15 +8,15 @@ use lab::AGENT_ADMIN;
 use serde_json::Value;
 use tests_lab::turn;
 
-use super::gallery::{CATALOGUE, Gallery, gallery};
+use super::mesh::{CATALOGUE, Mesh, mesh};
 use crate::fixture::{APPLIES, Ended, connect, exchange};
 use crate::metrics::Metrics;
 
 #[test]
 fn the_configuration_dump_shows_workloads_services_policies_and_pods() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    let dump = gallery.lab.agent_json("n1", "/config_dump")?;
+    let mesh = mesh()?;
+    let dump = mesh.lab.agent_json("n1", "/config_dump")?;
     let holds = |list: &str, what: &str| -> Result<bool> {
         let list = dump[list].as_array().with_context(|| list.to_owned())?;
         Ok(list.iter().any(|entry| entry.to_string().contains(what)))
@@ -40,8 +40,8 @@ fn the_configuration_dump_shows_workloads_services_policies_and_pods() -> Result
 #[test]
 fn the_certificates_page_shows_validity_and_names_and_no_key() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    let text = gallery.lab.agent_get("n2", "/certs")?;
+    let mesh = mesh()?;
+    let text = mesh.lab.agent_get("n2", "/certs")?;
     assert!(!text.contains("PRIVATE KEY"));
     let page: Value = serde_json::from_str(&text)?;
     let certs = page.as_array().context("no list")?;
@@ -75,8 +75,8 @@ fn the_certificates_page_shows_validity_and_names_and_no_key() -> Result<()> {
 #[test]
 fn ready_says_so_and_the_pages_are_only_on_the_nodes_loopback() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    let node = gallery.lab.node("n1")?;
+    let mesh = mesh()?;
+    let node = mesh.lab.node("n1")?;
     assert_eq!(node.http_get(AGENT_ADMIN, "/healthz/ready")?.status, 200);
     let outside = SocketAddr::new(node.v4().into(), AGENT_ADMIN.port());
     assert!(
@@ -88,8 +88,8 @@ fn ready_says_so_and_the_pages_are_only_on_the_nodes_loopback() -> Result<()> {
 }
 
 /// Whether a new connection of the client is written into the access log of n1.
-fn is_logged(gallery: &Gallery) -> Result<bool> {
-    let stream = connect(&gallery.client, CATALOGUE.parse()?)?;
+fn is_logged(mesh: &Mesh) -> Result<bool> {
+    let stream = connect(&mesh.client, CATALOGUE.parse()?)?;
     let source = stream.local_addr()?;
     anyhow::ensure!(
         exchange(&stream, b"logged?") == Ended::Answered,
@@ -97,56 +97,53 @@ fn is_logged(gallery: &Gallery) -> Result<bool> {
     );
     drop(stream);
     lab::wait_until("the connection has ended", APPLIES, || {
-        let page = gallery.lab.agent_get("n1", "/connections")?;
+        let page = mesh.lab.agent_get("n1", "/connections")?;
         Ok(!page.contains(&source.to_string()))
     })?;
     std::thread::sleep(std::time::Duration::from_millis(100));
-    Ok(!gallery.access_lines("n1", source)?.is_empty())
+    Ok(!mesh.access_lines("n1", source)?.is_empty())
 }
 
 /// A63.
 #[test]
 fn the_log_level_changes_without_a_restart_for_one_scope_alone() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    let pid = gallery.lab.agent_pid("n1");
-    let before = gallery.lab.agent_get("n1", "/logging")?;
-    assert!(is_logged(&gallery)?);
-    let quiet = gallery
-        .lab
-        .agent_get("n1", "/logging?level=info,access=off")?;
-    let silent = is_logged(&gallery);
-    let asked = gallery.lab.agent_get("n1", "/logging")?;
-    let restored = gallery
-        .lab
-        .agent_get("n1", &format!("/logging?level={}", before.trim()));
-    assert!(!silent?, "the access log is off: {quiet}");
+    let mesh = mesh()?;
+    let pid = mesh.lab.agent_pid("n1");
+    let before = mesh.lab.agent_get("n1", "/logging")?;
+    assert!(is_logged(&mesh)?);
+    let node = mesh.lab.node("n1")?;
+    let set = |filter: &str| node.http_post(AGENT_ADMIN, &format!("/logging?level={filter}"));
+    let quiet = set("info,access=off")?;
+    let silent = is_logged(&mesh);
+    let asked = mesh.lab.agent_get("n1", "/logging")?;
+    let restored = set(before.trim());
+    assert!(!silent?, "the access log is off: {quiet:?}");
     assert!(asked.contains("access=off"), "{asked}");
-    restored?;
-    assert!(is_logged(&gallery)?, "and on again");
-    let wrong = gallery
-        .lab
-        .node("n1")?
-        .http_get(AGENT_ADMIN, "/logging?level=chatty=loud")?;
-    assert!((400..500).contains(&wrong.status), "{wrong:?}");
+    assert_eq!(restored?.status, 200);
+    assert!(is_logged(&mesh)?, "and on again");
+    let wrong = set("chatty=loud")?;
+    assert_eq!(wrong.status, 400, "{wrong:?}");
+    let read = node.http_get(AGENT_ADMIN, "/logging?level=debug")?;
+    assert_eq!(read.status, 405, "a GET changes nothing: {read:?}");
     assert_eq!(
-        gallery.lab.agent_get("n1", "/logging")?,
+        mesh.lab.agent_get("n1", "/logging")?,
         before,
-        "a wrong level changes nothing"
+        "neither changed anything"
     );
-    assert_eq!(gallery.lab.agent_pid("n1"), pid);
+    assert_eq!(mesh.lab.agent_pid("n1"), pid);
     Ok(())
 }
 
 #[test]
 fn an_open_connection_is_listed_with_who_and_whom_until_it_ends() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    let stream = connect(&gallery.client, CATALOGUE.parse()?)?;
+    let mesh = mesh()?;
+    let stream = connect(&mesh.client, CATALOGUE.parse()?)?;
     assert_eq!(exchange(&stream, b"look at me"), Ended::Answered);
     let source = stream.local_addr()?.to_string();
     for node in ["n1", "n2"] {
-        let page = gallery.lab.agent_json(node, "/connections")?;
+        let page = mesh.lab.agent_json(node, "/connections")?;
         let list = page.as_array().context("no list")?;
         let mut of_it = list
             .iter()
@@ -158,10 +155,7 @@ fn an_open_connection_is_listed_with_who_and_whom_until_it_ends() -> Result<()> 
     drop(stream);
     for node in ["n1", "n2"] {
         lab::wait_until(&format!("{node} forgets it"), APPLIES, || {
-            Ok(!gallery
-                .lab
-                .agent_get(node, "/connections")?
-                .contains(&source))
+            Ok(!mesh.lab.agent_get(node, "/connections")?.contains(&source))
         })?;
     }
     Ok(())
@@ -182,9 +176,9 @@ spec: {nodeName: n1, serviceAccountName: ghost, containers: [{name: main, image:
 #[test]
 fn a_pod_that_is_wanted_captured_and_is_not_is_counted() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
+    let mesh = mesh()?;
     let count = |node| -> Result<f64> {
-        let metrics = Metrics::of_agent(gallery.lab, node)?;
+        let metrics = Metrics::of_agent(mesh.lab, node)?;
         let samples = metrics.samples("keelson_pods_wanted_not_captured", &[]);
         Ok(samples.first().context("no such metric")?.value)
     };
@@ -196,7 +190,7 @@ fn a_pod_that_is_wanted_captured_and_is_not_is_counted() -> Result<()> {
         );
     }
     // Past the lab, which would make the sandbox: this one exists on paper only.
-    let folder = gallery.lab.manifests_dir();
+    let folder = mesh.lab.manifests_dir();
     let unfinished = folder.join(".ghost.new");
     std::fs::write(&unfinished, GHOST)?;
     std::fs::rename(&unfinished, folder.join("ghost.yaml"))?;

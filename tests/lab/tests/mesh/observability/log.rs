@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use tests_lab::turn;
 
-use super::gallery::{CATALOGUE, field, gallery};
+use super::mesh::{CATALOGUE, field, mesh};
 use crate::fixture::{Ended, connect, exchange, refused_call};
 
 /// Checks that each field of the line has this value.
@@ -27,14 +27,14 @@ fn number(line: &Value, name: &str) -> Result<f64> {
 #[test]
 fn a_closed_connection_is_one_line_on_each_node_with_who_whom_and_how_much() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    let stream = connect(&gallery.client, CATALOGUE.parse()?)?;
+    let mesh = mesh()?;
+    let stream = connect(&mesh.client, CATALOGUE.parse()?)?;
     let source = stream.local_addr()?;
     assert_eq!(exchange(&stream, &[b'z'; 1234]), Ended::Answered);
     std::thread::sleep(std::time::Duration::from_millis(300));
     for node in ["n1", "n2"] {
         assert_eq!(
-            gallery.access_lines(node, source)?,
+            mesh.access_lines(node, source)?,
             Vec::<Value>::new(),
             "it is still open"
         );
@@ -42,7 +42,7 @@ fn a_closed_connection_is_one_line_on_each_node_with_who_whom_and_how_much() -> 
     stream.shutdown(Shutdown::Both)?;
     drop(stream);
     for (node, direction) in [("n1", "outbound"), ("n2", "inbound")] {
-        let lines = gallery.wait_access_lines(node, source)?;
+        let lines = mesh.wait_access_lines(node, source)?;
         let [line] = &lines[..] else {
             panic!("{node}: {lines:#?}");
         };
@@ -86,10 +86,10 @@ fn a_closed_connection_is_one_line_on_each_node_with_who_whom_and_how_much() -> 
 #[test]
 fn a_refused_connection_is_one_line_on_each_node_with_the_policy() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    let source = refused_call(&gallery.thief, CATALOGUE.parse()?)?;
+    let mesh = mesh()?;
+    let source = refused_call(&mesh.thief, CATALOGUE.parse()?)?;
     for node in ["n1", "n2"] {
-        let lines = gallery.wait_access_lines(node, source)?;
+        let lines = mesh.wait_access_lines(node, source)?;
         let [line] = &lines[..] else {
             panic!("{node}: {lines:#?}");
         };
@@ -120,10 +120,10 @@ fn a_refused_connection_is_one_line_on_each_node_with_the_policy() -> Result<()>
 #[test]
 fn a_connection_that_nobody_takes_is_one_line_that_says_so() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    let to = std::net::SocketAddr::new(gallery.server.v4()?.into(), 8999);
-    let source = refused_call(&gallery.client, to)?;
-    let lines = gallery.wait_access_lines("n1", source)?;
+    let mesh = mesh()?;
+    let to = std::net::SocketAddr::new(mesh.server.v4()?.into(), 8999);
+    let source = refused_call(&mesh.client, to)?;
+    let lines = mesh.wait_access_lines("n1", source)?;
     let [line] = &lines[..] else {
         panic!("{lines:#?}");
     };

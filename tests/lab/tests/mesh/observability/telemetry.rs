@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tests_lab::turn;
 
-use super::gallery::{CATALOGUE, Gallery, gallery};
+use super::mesh::{CATALOGUE, Mesh, mesh};
 use crate::fixture::{APPLIES, Ended, call, call_here, connect, exchange};
 use crate::metrics::Metrics;
 
@@ -53,8 +53,8 @@ fn with(
 }
 
 /// What the four counters of one node say under these labels.
-fn counters(gallery: &Gallery, node: &str, labels: &[(&str, &str)]) -> Result<[u64; 4]> {
-    let metrics = Metrics::of_agent(gallery.lab, node)?;
+fn counters(mesh: &Mesh, node: &str, labels: &[(&str, &str)]) -> Result<[u64; 4]> {
+    let metrics = Metrics::of_agent(mesh.lab, node)?;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -68,7 +68,7 @@ fn counters(gallery: &Gallery, node: &str, labels: &[(&str, &str)]) -> Result<[u
 #[test]
 fn both_reporters_count_connections_and_bytes_under_istios_names_and_labels() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
+    let mesh = mesh()?;
     let places = [
         (
             "n1",
@@ -94,14 +94,14 @@ fn both_reporters_count_connections_and_bytes_under_istios_names_and_labels() ->
     let read = || -> Result<Vec<[u64; 4]>> {
         let counted = places.iter();
         counted
-            .map(|(node, labels)| counters(&gallery, node, labels))
+            .map(|(node, labels)| counters(&mesh, node, labels))
             .collect()
     };
-    settle(&gallery)?;
+    settle(&mesh)?;
     let before = read()?;
     let message = vec![b'x'; 1000];
     for _ in 0..7 {
-        let ended = gallery
+        let ended = mesh
             .client
             .run(|| call_here(CATALOGUE.parse().unwrap(), &message))?;
         assert_eq!(ended, Ended::Answered);
@@ -122,10 +122,10 @@ fn both_reporters_count_connections_and_bytes_under_istios_names_and_labels() ->
 }
 
 /// Waits until no connection of an earlier test is still being closed.
-fn settle(gallery: &Gallery) -> Result<()> {
+fn settle(mesh: &Mesh) -> Result<()> {
     let what = "no connection is open";
     lab::wait_until(what, APPLIES, || {
-        let open = ["n1", "n2"].map(|node| gallery.lab.agent_json(node, "/connections"));
+        let open = ["n1", "n2"].map(|node| mesh.lab.agent_json(node, "/connections"));
         let [first, second] = open;
         Ok([first?, second?]
             .iter()
@@ -137,9 +137,9 @@ fn settle(gallery: &Gallery) -> Result<()> {
 #[test]
 fn every_series_has_all_labels_and_none_is_empty() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    call(&gallery.stranger, gallery.server_at()?)?;
-    call(&gallery.thief, gallery.server_at()?)?;
+    let mesh = mesh()?;
+    call(&mesh.stranger, mesh.server_at()?)?;
+    call(&mesh.thief, mesh.server_at()?)?;
     let expected = [
         "reporter",
         "source_workload",
@@ -166,7 +166,7 @@ fn every_series_has_all_labels_and_none_is_empty() -> Result<()> {
         "connection_security_policy",
     ];
     for node in ["n1", "n2"] {
-        let metrics = Metrics::of_agent(gallery.lab, node)?;
+        let metrics = Metrics::of_agent(mesh.lab, node)?;
         for name in [OPENED, CLOSED, SENT, RECEIVED, FAILED] {
             let samples = metrics.samples(name, &[]);
             assert!(!samples.is_empty(), "{node} has no {name}");
@@ -193,7 +193,7 @@ fn every_series_has_all_labels_and_none_is_empty() -> Result<()> {
 #[test]
 fn plain_text_is_counted_as_security_none_by_the_destination() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
+    let mesh = mesh()?;
     let labels = [
         ("reporter", "destination"),
         ("connection_security_policy", "none"),
@@ -202,13 +202,10 @@ fn plain_text_is_counted_as_security_none_by_the_destination() -> Result<()> {
         ("source_principal", "unknown"),
         ("destination_workload", "catalogue"),
     ];
-    let before = counters(&gallery, "n2", &labels)?;
-    assert_eq!(
-        call(&gallery.stranger, gallery.server_at()?)?,
-        Ended::Answered
-    );
+    let before = counters(&mesh, "n2", &labels)?;
+    assert_eq!(call(&mesh.stranger, mesh.server_at()?)?, Ended::Answered);
     testkit::eventually("the plain call is counted", APPLIES, || {
-        let now = counters(&gallery, "n2", &labels)?;
+        let now = counters(&mesh, "n2", &labels)?;
         ensure!(
             now[0] == before[0] + 1 && now[1] == before[1] + 1,
             "{before:?}, {now:?}"
@@ -217,7 +214,7 @@ fn plain_text_is_counted_as_security_none_by_the_destination() -> Result<()> {
     })?;
     // Nobody captures the stranger, so nobody reports for it as the source.
     let as_source = [("reporter", "source"), ("source_workload", "stranger")];
-    assert_eq!(counters(&gallery, "n1", &as_source)?, [0; 4]);
+    assert_eq!(counters(&mesh, "n1", &as_source)?, [0; 4]);
     Ok(())
 }
 
@@ -225,17 +222,17 @@ fn plain_text_is_counted_as_security_none_by_the_destination() -> Result<()> {
 #[test]
 fn the_bytes_of_a_long_flow_are_counted_before_it_ends() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    settle(&gallery)?;
+    let mesh = mesh()?;
+    settle(&mesh)?;
     let sides = [("n1", "source"), ("n2", "destination")];
     let read = || -> Result<Vec<[u64; 4]>> {
         let sides = sides.iter();
         sides
-            .map(|(node, side)| counters(&gallery, node, &with(OF_CLIENT, &[("reporter", side)])))
+            .map(|(node, side)| counters(&mesh, node, &with(OF_CLIENT, &[("reporter", side)])))
             .collect()
     };
     let before = read()?;
-    let open = connect(&gallery.client, CATALOGUE.parse()?)?;
+    let open = connect(&mesh.client, CATALOGUE.parse()?)?;
     let message = vec![b'y'; 50_000];
     assert_eq!(exchange(&open, &message), Ended::Answered);
     let what = "the open flow's bytes are counted";
@@ -268,7 +265,7 @@ fn the_bytes_of_a_long_flow_are_counted_before_it_ends() -> Result<()> {
 #[test]
 fn a_refused_connection_is_counted_as_failed_with_its_flag_on_both_sides() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
+    let mesh = mesh()?;
     let labels = |side| {
         [
             ("reporter", side),
@@ -282,7 +279,7 @@ fn a_refused_connection_is_counted_as_failed_with_its_flag_on_both_sides() -> Re
             .iter_mut()
             .zip([("n1", "source"), ("n2", "destination")])
         {
-            let metrics = Metrics::of_agent(gallery.lab, node)?;
+            let metrics = Metrics::of_agent(mesh.lab, node)?;
             *row = [
                 metrics.sum(FAILED, &labels(side)),
                 metrics.sum(OPENED, &[("reporter", side), ("source_workload", "thief")]),
@@ -291,7 +288,7 @@ fn a_refused_connection_is_counted_as_failed_with_its_flag_on_both_sides() -> Re
         Ok(read)
     };
     let before = read()?;
-    assert_eq!(call(&gallery.thief, CATALOGUE.parse()?)?, Ended::Refused);
+    assert_eq!(call(&mesh.thief, CATALOGUE.parse()?)?, Ended::Refused);
     testkit::eventually("the refusal is counted", APPLIES, || {
         let now = read()?;
         for (now, before) in now.iter().zip(before) {
@@ -306,22 +303,22 @@ fn a_refused_connection_is_counted_as_failed_with_its_flag_on_both_sides() -> Re
 #[test]
 fn probes_are_served_and_not_counted_and_not_logged() -> Result<()> {
     let _turn = turn()?;
-    let gallery = gallery()?;
-    settle(&gallery)?;
-    let to = gallery.server_at()?;
-    let node = gallery.lab.node("n2")?;
-    let all = |name| -> Result<f64> { Ok(Metrics::of_agent(gallery.lab, "n2")?.sum(name, &[])) };
+    let mesh = mesh()?;
+    settle(&mesh)?;
+    let to = mesh.server_at()?;
+    let node = mesh.lab.node("n2")?;
+    let all = |name| -> Result<f64> { Ok(Metrics::of_agent(mesh.lab, "n2")?.sum(name, &[])) };
     let before = [all(OPENED)?, all(FAILED)?, all(RECEIVED)?];
-    let lines = gallery.lab.agent_log("n2").lines().count();
+    let lines = mesh.lab.agent_log("n2").lines().count();
     for _ in 0..5 {
         let ended = node.run_as_kubelet(|| call_here(to, b"GET /healthz HTTP/1.1\r\n\r\n"))?;
         assert_eq!(ended, Ended::Answered);
     }
-    assert_eq!(call(&gallery.client, to)?, Ended::Answered);
-    settle(&gallery)?;
+    assert_eq!(call(&mesh.client, to)?, Ended::Answered);
+    settle(&mesh)?;
     let grown = [all(OPENED)? - before[0], all(FAILED)? - before[1]];
     assert_eq!(grown, [1.0, 0.0], "only the client's own call is counted");
-    let new: Vec<String> = gallery
+    let new: Vec<String> = mesh
         .lab
         .agent_log("n2")
         .lines()

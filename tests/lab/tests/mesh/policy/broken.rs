@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use tests_lab::turn;
 
-use super::town::{Town, town};
+use super::mesh::{Mesh, mesh};
 use crate::fixture::{APPLIES, Ended, at, call, wait_refusal};
 
 fn policy(name: &str, spec: &str) -> String {
@@ -15,10 +15,10 @@ fn policy(name: &str, spec: &str) -> String {
 }
 
 /// Waits for a finding about this field of a policy and returns it.
-fn wait_diagnostic(town: &Town, name: &str, field: &str) -> Result<Value> {
+fn wait_diagnostic(mesh: &Mesh, name: &str, field: &str) -> Result<Value> {
     let what = format!("a finding about {field} of {name}");
     testkit::eventually(&what, APPLIES, || {
-        let page: Value = serde_json::from_str(&town.lab.controller_get("/debug/diagnostics")?)?;
+        let page: Value = serde_json::from_str(&mesh.lab.controller_get("/debug/diagnostics")?)?;
         let list = page.as_array().context("no list")?;
         let found = list.iter().find(|finding| {
             let given = finding["field"].as_str().unwrap_or_default();
@@ -32,7 +32,7 @@ fn wait_diagnostic(town: &Town, name: &str, field: &str) -> Result<Value> {
 #[test]
 fn a_policy_with_l7_parts_refuses_where_there_is_no_waypoint_and_names_the_field() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let rows = [
         ("ALLOW", "to: [{operation: {methods: [GET]}}]", "methods"),
         ("DENY", "to: [{operation: {methods: [POST]}}]", "methods"),
@@ -62,28 +62,28 @@ fn a_policy_with_l7_parts_refuses_where_there_is_no_waypoint_and_names_the_field
         let spec = format!(
             "{{selector: {{matchLabels: {{app: server}}}}, action: {action}, rules: [{{{part}}}]}}"
         );
-        town.clear()?;
-        town.apply(&policy(&name, &spec), &format!("shop/{name}"))?;
-        assert_eq!(town.verdicts(town.far()?)?, "RRRR", "{action} {part}");
-        let near = at(town.near.v4()?, 8080);
+        mesh.clear()?;
+        mesh.apply(&policy(&name, &spec), &format!("shop/{name}"))?;
+        assert_eq!(mesh.verdicts(mesh.far()?)?, "RRRR", "{action} {part}");
+        let near = at(mesh.near.v4()?, 8080);
         assert_eq!(
-            town.verdicts(near)?,
+            mesh.verdicts(near)?,
             "AAAA",
             "{action} {part}: not in its scope"
         );
         for node in ["n1", "n2"] {
-            wait_refusal(town.lab, node, &[&format!("shop/{name}"), field])?;
+            wait_refusal(mesh.lab, node, &[&format!("shop/{name}"), field])?;
         }
-        wait_diagnostic(&town, &name, field)?;
+        wait_diagnostic(&mesh, &name, field)?;
     }
-    town.clear()
+    mesh.clear()
 }
 
 /// P27, and "unknown or broken refuses": on its scope, and only there.
 #[test]
 fn a_broken_policy_refuses_on_its_scope_until_it_is_repaired() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let rows = [
         (
             "{selector: {matchLabels: {app: server}}, action: ALLOWW, rules: [{}]}",
@@ -108,62 +108,62 @@ fn a_broken_policy_refuses_on_its_scope_until_it_is_repaired() -> Result<()> {
     ];
     for (index, (spec, field)) in rows.into_iter().enumerate() {
         let name = format!("broken-{index}");
-        town.clear()?;
-        town.lab.apply("policies.yaml", &policy(&name, spec))?;
-        let finding = wait_diagnostic(&town, &name, field)?;
+        mesh.clear()?;
+        mesh.lab.apply("policies.yaml", &policy(&name, spec))?;
+        let finding = wait_diagnostic(&mesh, &name, field)?;
         assert_eq!(finding["line"], 4, "{finding:#}");
-        town.wait_verdicts(town.far()?, "RRRR")
+        mesh.wait_verdicts(mesh.far()?, "RRRR")
             .with_context(|| spec.to_owned())?;
-        let near = at(town.near.v4()?, 8080);
-        assert_eq!(town.verdicts(near)?, "AAAA", "{spec}: not in its scope");
-        wait_refusal(town.lab, "n2", &[&format!("shop/{name}")])?;
+        let near = at(mesh.near.v4()?, 8080);
+        assert_eq!(mesh.verdicts(near)?, "AAAA", "{spec}: not in its scope");
+        wait_refusal(mesh.lab, "n2", &[&format!("shop/{name}")])?;
         // Repaired, it is as if nothing had been.
         let good = "{selector: {matchLabels: {app: server}}, rules: [{}]}";
-        town.lab.apply("policies.yaml", &policy(&name, good))?;
-        town.wait_verdicts(town.far()?, "AAAA")
+        mesh.lab.apply("policies.yaml", &policy(&name, good))?;
+        mesh.wait_verdicts(mesh.far()?, "AAAA")
             .context("repaired")?;
     }
-    town.clear()
+    mesh.clear()
 }
 
 /// A policy that had a good version keeps it while the new one is broken.
 #[test]
 fn a_policy_that_breaks_keeps_its_last_good_version() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let good = "{rules: [{from: [{source: {serviceAccounts: [cart]}}]}]}";
     let other = "{action: DENY, rules: [{from: [{source: {namespaces: [bank]}}]}]}";
     let both =
         |spec: &str, other: &str| [policy("keeps", spec), policy("beside", other)].join("---\n");
-    town.apply(&both(good, other), "shop/keeps")?;
-    town.wait_verdicts(town.far()?, "ARRR")?;
+    mesh.apply(&both(good, other), "shop/keeps")?;
+    mesh.wait_verdicts(mesh.far()?, "ARRR")?;
     for (broken, field) in [
         ("{action: ALLOWW, rules: [{}]}", "action"),
         ("{rules: [{form: []}]}", "form"),
     ] {
         // What stands beside it changes in the same file, and is followed.
         let web = "{action: ALLOW, rules: [{from: [{source: {serviceAccounts: [web]}}]}]}";
-        town.lab.apply("policies.yaml", &both(broken, web))?;
-        let finding = wait_diagnostic(&town, "keeps", field)?;
+        mesh.lab.apply("policies.yaml", &both(broken, web))?;
+        let finding = wait_diagnostic(&mesh, "keeps", field)?;
         assert!(
             finding["file"]
                 .as_str()
                 .is_some_and(|file| file.contains("policies.yaml")),
             "{finding:#}"
         );
-        town.wait_verdicts(town.far()?, "AARR")
+        mesh.wait_verdicts(mesh.far()?, "AARR")
             .with_context(|| broken.to_owned())?;
-        town.lab.apply("policies.yaml", &both(good, other))?;
-        town.wait_verdicts(town.far()?, "ARRR")?;
+        mesh.lab.apply("policies.yaml", &both(good, other))?;
+        mesh.wait_verdicts(mesh.far()?, "ARRR")?;
     }
-    town.clear()
+    mesh.clear()
 }
 
 /// Also a document that is no YAML at all between two policies: the others apply.
 #[test]
 fn a_document_that_is_no_yaml_does_not_take_the_policies_around_it_along() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let text = [
         policy(
             "before",
@@ -175,8 +175,8 @@ fn a_document_that_is_no_yaml_does_not_take_the_policies_around_it_along() -> Re
             "{action: DENY, rules: [{from: [{source: {namespaces: [bank]}}]}]}",
         ),
     ];
-    town.apply(&text.join("---\n"), "shop/after")?;
-    town.wait_verdicts(town.far()?, "RARA")?;
-    assert_eq!(call(&town.web, town.far()?)?, Ended::Answered);
-    town.clear()
+    mesh.apply(&text.join("---\n"), "shop/after")?;
+    mesh.wait_verdicts(mesh.far()?, "RARA")?;
+    assert_eq!(call(&mesh.web, mesh.far()?)?, Ended::Answered);
+    mesh.clear()
 }

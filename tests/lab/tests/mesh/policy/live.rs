@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::Pod;
 use tests_lab::turn;
 
-use super::town::{Town, town};
+use super::mesh::{Mesh, mesh};
 use crate::fixture::{
     APPLIES, Busy, Ended, at, call, connect, exchange, refused_call, wait_configured, wait_refusal,
 };
@@ -47,12 +47,12 @@ fn log_line(log: &str, texts: &[&str]) -> Option<String> {
     Some(line.to_owned())
 }
 
-fn wait_log(town: &Town, node: &str, texts: &[&str]) -> Result<String> {
+fn wait_log(mesh: &Mesh, node: &str, texts: &[&str]) -> Result<String> {
     testkit::eventually(
         &format!("the log of {node} tells {texts:?}"),
         APPLIES,
         || {
-            let log = town.lab.agent_log(node);
+            let log = mesh.lab.agent_log(node);
             let last: Vec<&str> = log.lines().rev().take(5).collect();
             log_line(&log, texts).with_context(|| last.join("\n"))
         },
@@ -63,17 +63,17 @@ fn wait_log(town: &Town, node: &str, texts: &[&str]) -> Result<String> {
 #[test]
 fn a_policy_change_cuts_the_connections_that_it_refuses_and_no_others() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let kept = [
-        open(&town.cart, &town.server)?,
-        open(&town.stranger, &town.server)?,
-        open(&town.web, &town.near)?,
+        open(&mesh.cart, &mesh.server)?,
+        open(&mesh.stranger, &mesh.server)?,
+        open(&mesh.web, &mesh.near)?,
     ];
     let cut = [
-        open(&town.teller, &town.server)?,
-        open(&town.teller, &town.near)?,
+        open(&mesh.teller, &mesh.server)?,
+        open(&mesh.teller, &mesh.near)?,
     ];
-    town.apply(DENY_BANK, "shop/not-the-bank")?;
+    mesh.apply(DENY_BANK, "shop/not-the-bank")?;
     for stream in &cut {
         assert_eq!(wait_cut(stream)?, Ended::Refused);
     }
@@ -81,9 +81,9 @@ fn a_policy_change_cuts_the_connections_that_it_refuses_and_no_others() -> Resul
         assert_eq!(exchange(stream, b"and still"), Ended::Answered);
     }
     for node in ["n1", "n2"] {
-        wait_log(&town, node, &["shop/not-the-bank", "ns/bank/sa/teller"])?;
+        wait_log(&mesh, node, &["shop/not-the-bank", "ns/bank/sa/teller"])?;
     }
-    town.clear()?;
+    mesh.clear()?;
     for stream in &kept {
         assert_eq!(exchange(stream, b"to the end"), Ended::Answered);
     }
@@ -101,43 +101,46 @@ spec: {mtls: {mode: STRICT}}
 #[test]
 fn strict_cuts_open_plain_text_connections_and_no_tunnelled_ones() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
-    let tunnelled = open(&town.cart, &town.server)?;
+    let mesh = mesh()?;
+    let tunnelled = open(&mesh.cart, &mesh.server)?;
     let plain = [
-        open(&town.stranger, &town.server)?,
-        open(&town.stranger, &town.near)?,
+        open(&mesh.stranger, &mesh.server)?,
+        open(&mesh.stranger, &mesh.near)?,
     ];
-    town.lab.apply("policies.yaml", STRICT)?;
+    mesh.lab.apply("policies.yaml", STRICT)?;
     for stream in &plain {
         assert_eq!(wait_cut(stream)?, Ended::Refused);
     }
+    for node in ["n1", "n2"] {
+        wait_log(&mesh, node, &["PeerAuthentication shop/default is STRICT"])?;
+    }
     assert_eq!(exchange(&tunnelled, b"and still"), Ended::Answered);
-    town.clear()
+    mesh.clear()
 }
 
 /// A connection that is being made while the policy changes is one of those that the change is about.
 #[test]
 fn a_connection_that_is_allowed_but_not_made_yet_is_asked_about_again() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     for (client, policy, marker) in [
-        (&town.teller, DENY_BANK, "shop/not-the-bank"),
-        (&town.stranger, STRICT, "istio_converted_static_strict"),
+        (&mesh.teller, DENY_BANK, "shop/not-the-bank"),
+        (&mesh.stranger, STRICT, "istio_converted_static_strict"),
     ] {
-        let busy = Busy::new(&town.server, 8085)?;
+        let busy = Busy::new(&mesh.server, 8085)?;
         let waiting = {
-            let (client, to) = (client.clone(), at(town.server.v4()?, 8085));
+            let (client, to) = (client.clone(), at(mesh.server.v4()?, 8085));
             std::thread::spawn(move || call(&client, to))
         };
         // Admitted: the agent's own connection to the application is under way.
-        busy.wait_dialled(&town.server, 0)?;
-        town.lab.apply("policies.yaml", policy)?;
-        wait_configured(town.lab, "n2", marker, true)?;
+        busy.wait_dialled(&mesh.server, 0)?;
+        mesh.lab.apply("policies.yaml", policy)?;
+        wait_configured(mesh.lab, "n2", marker, true)?;
         let peer = busy.serve()?;
         let ended = waiting.join().unwrap()?;
         assert_eq!(ended, Ended::Refused, "{}", client.key());
         drop(peer);
-        town.clear()?;
+        mesh.clear()?;
     }
     Ok(())
 }
@@ -146,45 +149,45 @@ fn a_connection_that_is_allowed_but_not_made_yet_is_asked_about_again() -> Resul
 #[test]
 fn a_label_that_brings_a_pod_into_a_policys_scope_cuts_and_refuses() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let scoped = DENY_BANK.replace("spec: {", "spec: {selector: {matchLabels: {zone: inner}}, ");
-    town.apply(&scoped, "shop/not-the-bank")?;
-    let open = open(&town.teller, &town.server)?;
-    town.lab.label_pod("shop/server", "zone", Some("inner"))?;
+    mesh.apply(&scoped, "shop/not-the-bank")?;
+    let open = open(&mesh.teller, &mesh.server)?;
+    mesh.lab.label_pod("shop/server", "zone", Some("inner"))?;
     let cut = wait_cut(&open);
-    let refused = call(&town.teller, town.far()?);
-    town.lab.label_pod("shop/server", "zone", None)?;
+    let refused = call(&mesh.teller, mesh.far()?);
+    mesh.lab.label_pod("shop/server", "zone", None)?;
     assert_eq!(cut?, Ended::Refused);
     assert_eq!(refused?, Ended::Refused);
-    town.wait_verdicts(town.far()?, "AAAA")?;
-    town.clear()
+    mesh.wait_verdicts(mesh.far()?, "AAAA")?;
+    mesh.clear()
 }
 
 /// A refused client finds the reason where it runs: the policy's name, not only "reset".
 #[test]
 fn the_refused_clients_own_node_tells_which_policy_refused_it() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
-    town.apply(DENY_BANK, "shop/not-the-bank")?;
-    let from = refused_call(&town.teller, town.far()?)?.to_string();
-    let told = wait_refusal(town.lab, "n1", &["shop/not-the-bank", &from])?;
+    let mesh = mesh()?;
+    mesh.apply(DENY_BANK, "shop/not-the-bank")?;
+    let from = refused_call(&mesh.teller, mesh.far()?)?.to_string();
+    let told = wait_refusal(mesh.lab, "n1", &["shop/not-the-bank", &from])?;
     assert_eq!(told["pod"], "bank/teller", "{told:#}");
-    wait_log(&town, "n1", &["shop/not-the-bank", &from])?;
-    wait_refusal(town.lab, "n2", &["shop/not-the-bank", "ns/bank/sa/teller"])?;
-    town.clear()
+    wait_log(&mesh, "n1", &["shop/not-the-bank", &from])?;
+    wait_refusal(mesh.lab, "n2", &["shop/not-the-bank", "ns/bank/sa/teller"])?;
+    mesh.clear()
 }
 
 /// Where nothing allows, the policies that could have are named.
 #[test]
 fn who_matches_no_allow_policy_is_told_which_there_are() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let allow = DENY_BANK
         .replace("DENY", "ALLOW")
         .replace("not-the-bank", "only-the-bank");
-    town.apply(&allow, "shop/only-the-bank")?;
-    assert_eq!(call(&town.cart, town.far()?)?, Ended::Refused);
-    wait_refusal(town.lab, "n1", &["shop/only-the-bank", "shop/cart"])?;
-    wait_refusal(town.lab, "n2", &["shop/only-the-bank", "ns/shop/sa/cart"])?;
-    town.clear()
+    mesh.apply(&allow, "shop/only-the-bank")?;
+    assert_eq!(call(&mesh.cart, mesh.far()?)?, Ended::Refused);
+    wait_refusal(mesh.lab, "n1", &["shop/only-the-bank", "shop/cart"])?;
+    wait_refusal(mesh.lab, "n2", &["shop/only-the-bank", "ns/shop/sa/cart"])?;
+    mesh.clear()
 }

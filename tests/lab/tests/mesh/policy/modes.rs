@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests_lab::turn;
 
-use super::town::{Town, town};
+use super::mesh::{Mesh, mesh};
 use crate::fixture::{APPLIES, Ended, at, call, call_here, connect, exchange, joined};
 
 /// One PeerAuthentication: namespace, name and spec.
@@ -33,11 +33,11 @@ const MESH_STRICT: Object = ("istio-system", "default", "{mtls: {mode: STRICT}}"
 const SHOP_STRICT: Object = ("shop", "default", "{mtls: {mode: STRICT}}");
 
 /// Waits until the stranger's calls end as they should, and looks whether members are always served.
-fn wait_plain(town: &Town, plain: [bool; 3]) -> Result<()> {
+fn wait_plain(mesh: &Mesh, plain: [bool; 3]) -> Result<()> {
     let places = [
-        at(town.server.v4()?, 8080),
-        at(town.server.v4()?, 8081),
-        at(town.near.v4()?, 8080),
+        at(mesh.server.v4()?, 8080),
+        at(mesh.server.v4()?, 8081),
+        at(mesh.near.v4()?, 8080),
     ];
     testkit::eventually(&format!("plain text is taken {plain:?}"), APPLIES, || {
         for (to, plain) in places.iter().zip(plain) {
@@ -46,13 +46,13 @@ fn wait_plain(town: &Town, plain: [bool; 3]) -> Result<()> {
             } else {
                 Ended::Refused
             };
-            let ended = call(&town.stranger, *to)?;
+            let ended = call(&mesh.stranger, *to)?;
             ensure!(ended == expected, "{to}: {ended}");
         }
         Ok(())
     })?;
     for to in places {
-        for member in [&town.cart, &town.teller] {
+        for member in [&mesh.cart, &mesh.teller] {
             let ended = call(member, to)?;
             ensure!(
                 ended == Ended::Answered,
@@ -65,24 +65,24 @@ fn wait_plain(town: &Town, plain: [bool; 3]) -> Result<()> {
 }
 
 /// Starts from the opposite, so that the row itself must make the difference.
-fn check(town: &Town, row: &Row, version: &str) -> Result<()> {
+fn check(mesh: &Mesh, row: &Row, version: &str) -> Result<()> {
     let opposite = if row.plain[0] {
         &[MESH_STRICT][..]
     } else {
         &[]
     };
-    town.lab.apply("policies.yaml", &manifest(opposite, "v1"))?;
-    wait_plain(town, [!row.plain[0]; 3]).context("the opposite, before")?;
-    town.lab
+    mesh.lab.apply("policies.yaml", &manifest(opposite, "v1"))?;
+    wait_plain(mesh, [!row.plain[0]; 3]).context("the opposite, before")?;
+    mesh.lab
         .apply("policies.yaml", &manifest(row.objects, version))?;
-    wait_plain(town, row.plain).with_context(|| manifest(row.objects, version))
+    wait_plain(mesh, row.plain).with_context(|| manifest(row.objects, version))
 }
 
 /// A35, A37, A38's port part, F70-F73. Mesh clients are served under each of these.
 #[test]
 fn modes_apply_by_mesh_namespace_workload_and_port() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let rows = [
         Row {
             what: "the whole mesh",
@@ -221,37 +221,37 @@ fn modes_apply_by_mesh_namespace_workload_and_port() -> Result<()> {
         },
     ];
     for row in &rows {
-        check(&town, row, "v1").with_context(|| row.what.to_owned())?;
+        check(&mesh, row, "v1").with_context(|| row.what.to_owned())?;
     }
-    check(&town, &rows[1], "v1beta1").context("v1beta1")?;
-    check(&town, &rows[11], "v1beta1").context("v1beta1 with ports")?;
-    town.clear()
+    check(&mesh, &rows[1], "v1beta1").context("v1beta1")?;
+    check(&mesh, &rows[11], "v1beta1").context("v1beta1 with ports")?;
+    mesh.clear()
 }
 
 /// A35, F73: what a plain-text client sees is a reset, and the agent says why.
 #[test]
 fn under_strict_a_client_outside_the_mesh_is_reset_and_the_reason_is_told() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
-    town.lab
+    let mesh = mesh()?;
+    mesh.lab
         .apply("policies.yaml", &manifest(&[MESH_STRICT], "v1"))?;
-    wait_plain(&town, [false; 3])?;
-    let list = crate::fixture::refusals(town.lab, "n2")?;
-    let ip = town.stranger.v4()?.to_string();
+    wait_plain(&mesh, [false; 3])?;
+    let list = crate::fixture::refusals(mesh.lab, "n2")?;
+    let ip = mesh.stranger.v4()?.to_string();
     let mut of_stranger = list.iter().rev().map(ToString::to_string);
     let newest = of_stranger
         .find(|refusal| refusal.contains(&ip))
         .context("no refusal")?;
     let says_why = newest.contains("strict") || newest.contains("STRICT");
     assert!(says_why, "{newest}");
-    town.clear()
+    mesh.clear()
 }
 
 /// What clients see who call again and again, over new connections and over one that stays.
-fn calls_while(town: &Town, change: impl FnOnce() -> Result<()>) -> Result<(u32, Vec<String>)> {
+fn calls_while(mesh: &Mesh, change: impl FnOnce() -> Result<()>) -> Result<(u32, Vec<String>)> {
     let stop = AtomicBool::new(false);
-    let to = town.far()?;
-    let open = connect(&town.cart, to)?;
+    let to = mesh.far()?;
+    let open = connect(&mesh.cart, to)?;
     ensure!(
         exchange(&open, b"first") == Ended::Answered,
         "before anything changes"
@@ -259,7 +259,7 @@ fn calls_while(town: &Town, change: impl FnOnce() -> Result<()>) -> Result<(u32,
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             let stop = &stop;
-            town.cart.run(|| {
+            mesh.cart.run(|| {
                 let (mut calls, mut failed) = (0, Vec::new());
                 while !stop.load(Ordering::Relaxed) {
                     for ended in [call_here(to, b"new"), exchange(&open, b"kept")] {
@@ -287,40 +287,40 @@ fn calls_while(town: &Town, change: impl FnOnce() -> Result<()>) -> Result<(u32,
 #[test]
 fn from_permissive_to_strict_and_back_no_request_of_a_mesh_client_fails() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let modes = ["PERMISSIVE", "STRICT", "PERMISSIVE", "STRICT"];
-    let (calls, failed) = calls_while(&town, || {
+    let (calls, failed) = calls_while(&mesh, || {
         for mode in modes {
             let text = manifest(&[MESH_STRICT], "v1").replace("STRICT", mode);
-            town.lab.apply("policies.yaml", &text)?;
-            wait_plain(&town, [mode == "PERMISSIVE"; 3])?;
+            mesh.lab.apply("policies.yaml", &text)?;
+            wait_plain(&mesh, [mode == "PERMISSIVE"; 3])?;
         }
         Ok(())
     })?;
     assert_eq!(failed, Vec::<String>::new(), "of {calls} calls");
     assert!(calls > 50, "only {calls} calls");
-    town.clear()
+    mesh.clear()
 }
 
 /// A36, F74, P24: there is no client setting that could disagree.
 #[test]
 fn disabling_mtls_on_one_service_breaks_nobody() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
-    town.lab
+    let mesh = mesh()?;
+    mesh.lab
         .apply("policies.yaml", &manifest(&[MESH_STRICT], "v1"))?;
-    wait_plain(&town, [false; 3])?;
-    let (calls, failed) = calls_while(&town, || {
+    wait_plain(&mesh, [false; 3])?;
+    let (calls, failed) = calls_while(&mesh, || {
         let disabled = (
             "shop",
             "server",
             "{selector: {matchLabels: {app: server}}, mtls: {mode: DISABLE}}",
         );
         let text = manifest(&[MESH_STRICT, disabled], "v1");
-        town.lab.apply("policies.yaml", &text)?;
-        wait_plain(&town, [true, true, false])
+        mesh.lab.apply("policies.yaml", &text)?;
+        wait_plain(&mesh, [true, true, false])
     })?;
     assert_eq!(failed, Vec::<String>::new(), "of {calls} calls");
     assert!(calls > 20, "only {calls} calls");
-    town.clear()
+    mesh.clear()
 }

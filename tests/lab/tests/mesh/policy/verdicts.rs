@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use tests_lab::turn;
 
-use super::town::{Town, town};
+use super::mesh::{Mesh, mesh};
 use crate::fixture::at;
 
 /// A policy and how calls of cart, web, teller (namespace `bank`) and stranger (no identity) end.
@@ -46,22 +46,22 @@ fn manifest(policies: &[(&str, &str)]) -> String {
     documents.collect::<Vec<_>>().join("---\n")
 }
 
-fn check(town: &Town, row: &Row) -> Result<()> {
-    town.clear()?;
+fn check(mesh: &Mesh, row: &Row) -> Result<()> {
+    mesh.clear()?;
     let last = row.policies.len() - 1;
     let (namespace, _) = row.policies[last];
     let text = manifest(row.policies)
-        .replace("CART_IP", &town.cart.v4()?.to_string())
-        .replace("STRANGER_IP", &town.stranger.v4()?.to_string())
-        .replace("SERVER_IP", &town.server.v4()?.to_string());
-    town.apply(&text, &format!("{namespace}/row-{last}"))?;
+        .replace("CART_IP", &mesh.cart.v4()?.to_string())
+        .replace("STRANGER_IP", &mesh.stranger.v4()?.to_string())
+        .replace("SERVER_IP", &mesh.server.v4()?.to_string());
+    mesh.apply(&text, &format!("{namespace}/row-{last}"))?;
     for (to, expected) in [
-        (at(town.server.v4()?, 8080), row.far),
-        (at(town.server.v4()?, 8081), row.far_8081),
-        (at(town.near.v4()?, 8080), row.near),
+        (at(mesh.server.v4()?, 8080), row.far),
+        (at(mesh.server.v4()?, 8081), row.far_8081),
+        (at(mesh.near.v4()?, 8080), row.near),
     ] {
         assert_eq!(
-            town.verdicts(to)?,
+            mesh.verdicts(to)?,
             expected,
             "{}, to {to}, under\n{text}",
             row.what
@@ -72,20 +72,20 @@ fn check(town: &Town, row: &Row) -> Result<()> {
 
 fn check_all(rows: &[Row]) -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     for row in rows {
-        check(&town, row).with_context(|| row.what.to_owned())?;
+        check(&mesh, row).with_context(|| row.what.to_owned())?;
     }
-    town.clear()
+    mesh.clear()
 }
 
 /// Without any policy everybody is let in: the control of everything below.
 #[test]
 fn without_a_policy_everybody_is_let_in() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
-    for to in [at(town.server.v4()?, 8080), at(town.near.v4()?, 8080)] {
-        assert_eq!(town.verdicts(to)?, "AAAA");
+    let mesh = mesh()?;
+    for to in [at(mesh.server.v4()?, 8080), at(mesh.near.v4()?, 8080)] {
+        assert_eq!(mesh.verdicts(to)?, "AAAA");
     }
     Ok(())
 }
@@ -295,22 +295,22 @@ fn addresses_and_ports_are_matched() -> Result<()> {
 #[test]
 fn ipv6_addresses_are_matched_too() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
-    let far = at(town.server.v6()?, 8080);
-    let near = at(town.near.v6()?, 8080);
+    let mesh = mesh()?;
+    let far = at(mesh.server.v6()?, 8080);
+    let near = at(mesh.near.v6()?, 8080);
     for (blocks, expected) in [
-        (town.cart.v6()?.to_string(), "ARRR"),
+        (mesh.cart.v6()?.to_string(), "ARRR"),
         ("fd00:10:244:1::/64".to_owned(), "AAAA"),
         ("fd00:10:244:2::/64".to_owned(), "RRRR"),
-        (town.cart.v4()?.to_string(), "RRRR"),
+        (mesh.cart.v4()?.to_string(), "RRRR"),
     ] {
-        town.clear()?;
+        mesh.clear()?;
         let spec = format!("{{rules: [{{from: [{{source: {{ipBlocks: ['{blocks}']}}}}]}}]}}");
-        town.apply(&manifest(&[("shop", &spec)]), "shop/row-0")?;
-        assert_eq!(town.verdicts(far)?, expected, "{blocks}, far");
-        assert_eq!(town.verdicts(near)?, expected, "{blocks}, near");
+        mesh.apply(&manifest(&[("shop", &spec)]), "shop/row-0")?;
+        assert_eq!(mesh.verdicts(far)?, expected, "{blocks}, far");
+        assert_eq!(mesh.verdicts(near)?, expected, "{blocks}, near");
     }
-    town.clear()
+    mesh.clear()
 }
 
 #[test]
@@ -436,12 +436,12 @@ fn policies_apply_in_their_scope_and_nowhere_else() -> Result<()> {
 #[test]
 fn the_beta_version_of_the_api_is_read_too() -> Result<()> {
     let _turn = turn()?;
-    let town = town()?;
+    let mesh = mesh()?;
     let text = manifest(&[(
         "shop",
         "{rules: [{from: [{source: {namespaces: [bank]}}]}]}",
     )]);
-    town.apply(&text.replace("io/v1", "io/v1beta1"), "shop/row-0")?;
-    assert_eq!(town.verdicts(town.far()?)?, "RRAR");
-    town.clear()
+    mesh.apply(&text.replace("io/v1", "io/v1beta1"), "shop/row-0")?;
+    assert_eq!(mesh.verdicts(mesh.far()?)?, "RRAR");
+    mesh.clear()
 }

@@ -1,0 +1,92 @@
+//! The audit: from time to time what capture put into the kernel and into pods' namespaces is compared with
+//! what is there, and put right.
+
+use std::{collections::BTreeMap, io};
+
+use super::{
+    Enroller,
+    capture::{self, Context},
+    entry::{Entry, Phase},
+};
+use crate::{
+    bpf::listening::{self, Counts},
+    metrics::{EnrolmentMetrics, Repaired},
+    pod_net::{self, Part},
+    sock_diag,
+};
+
+impl From<Part> for Repaired {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Rule => Self::Rule,
+            Part::Route => Self::Route,
+            Part::Setting => Self::Setting,
+        }
+    }
+}
+
+impl Enroller {
+    /// Compares all captured pods.
+    pub(super) fn audit(&mut self) {
+        let counted = self.kernel.listening();
+        let metrics = self.metrics.clone();
+        let (context, entries) = self.parts();
+        let captured = entries.values_mut();
+        for entry in captured.filter(|entry| entry.phase == Phase::Captured) {
+            audit(&context, entry, &counted, &metrics);
+        }
+    }
+}
+
+fn audit(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    counted: &BTreeMap<u32, Counts>,
+    metrics: &EnrolmentMetrics,
+) {
+    let mut repaired = Vec::new();
+    match namespace(entry) {
+        Ok(parts) => repaired.extend(parts),
+        Err(error) => {
+            tracing::warn!(pod = %entry.sandbox.pod, %error, "cannot compare the pod's namespace with what capture needs");
+        }
+    }
+    match listening_ports(context, entry, counted) {
+        Ok(true) => repaired.push(Repaired::Listening),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(pod = %entry.sandbox.pod, %error, "cannot list the pod's listening ports");
+        }
+    }
+    capture::follow_addresses(context, entry);
+    if !capture::is_attached(context, entry) {
+        repaired.push(Repaired::Programs);
+        entry.phase = Phase::Unknown;
+    }
+    for kind in repaired {
+        tracing::warn!(pod = %entry.sandbox.pod, ?kind, "capture had been undone in the kernel or in the pod's namespace; it is put right");
+        metrics.repaired(kind);
+    }
+}
+
+/// Rule, route and settings: what was not as it has to be.
+fn namespace(entry: &Entry) -> io::Result<Vec<Repaired>> {
+    let own = &entry.given.own;
+    let changed = entry.netns.run(|| pod_net::set_up(own))??;
+    Ok(changed.into_iter().map(Repaired::from).collect())
+}
+
+/// What is counted of the pod's listening ports: says whether it was wrong. The count was read a moment
+/// before, so that it is another says nothing yet.
+fn listening_ports(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    counted: &BTreeMap<u32, Counts>,
+) -> io::Result<bool> {
+    let now = entry.netns.run(sock_diag::listening_ports)??;
+    let none = Counts::new();
+    if listening::is_right(counted.get(&entry.id).unwrap_or(&none), &now) {
+        return Ok(false);
+    }
+    capture::seed_listening(context.kernel, entry)
+}

@@ -1,0 +1,4 @@
+//! What a user of any cluster sees, through its API server alone.
+
+mod control_plane;
+mod smoke;
