@@ -21,7 +21,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::index::{Index, MeshConfig};
 use crate::metrics::Metrics;
 use crate::options::{Options, SameNode};
 use crate::pages;
@@ -33,6 +32,7 @@ use crate::serve::{self, Services};
 use crate::source::Source;
 use crate::source::folder::{Folder, Memory, load_last_good};
 use crate::source::kubernetes::Cluster;
+use compile::index::{Index, MeshConfig};
 
 /// Everything that the options name, read and checked; no port is open yet.
 pub struct Prepared {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use manifest::{Claim, read_file};
 
-use crate::index::{Index, MeshConfig};
+use compile::index::{Index, MeshConfig};
 
 pub use crate::serve::subscriptions;
 

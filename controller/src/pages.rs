@@ -10,11 +10,11 @@ use runtime::admin::{Reply, Server};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::diagnostics::Diagnostics;
 use crate::pipeline::Published;
-use crate::resource::Resource;
 use crate::serve::sync::SyncStatus;
-use crate::snapshot::Snapshot;
+use compile::diagnostics::Diagnostics;
+use compile::resource::Resource;
+use compile::snapshot::Snapshot;
 
 /// Adds the pages to `server`.
 pub(crate) fn add(

@@ -12,11 +12,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
-use crate::diagnostics::Diagnostics;
-use crate::index::{Captured, Index, Word};
 use crate::metrics::{Metrics, SeverityLabel, type_label};
-use crate::snapshot::Snapshot;
 use crate::source::Batch;
+use compile::diagnostics::Diagnostics;
+use compile::index::{Captured, Index, Word};
+use compile::snapshot::Snapshot;
 
 /// A snapshot and when the change behind it was read.
 #[derive(Clone, Debug)]

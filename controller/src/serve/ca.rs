@@ -16,7 +16,7 @@ use super::Services;
 use super::auth::{Authenticator, Subscriber, Unauthenticated, caller, peer};
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::pipeline::Published;
-use crate::snapshot::Snapshot;
+use compile::snapshot::Snapshot;
 
 /// The service.
 pub struct CertificateService {

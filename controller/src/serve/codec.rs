@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tonic::codec::{DecodeBuf, Decoder};
 use tonic::{Code, Status};
 
-use crate::resource::Resource;
+use compile::resource::Resource;
 
 /// A response that refers to its resources.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use proto::envoy::discovery::DeltaDiscoveryRequest;
 
 use super::stream::Stream;
 use crate::fuzzing::index;
-use crate::snapshot::Snapshot;
+use compile::snapshot::Snapshot;
 
 /// Takes the requests of one stream, in a mesh that comes and goes between them.
 pub fn subscriptions<'a>(requests: impl Iterator<Item = &'a [u8]>) {

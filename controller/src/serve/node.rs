@@ -12,9 +12,9 @@ use tracing::{debug, warn};
 
 use super::Services;
 use super::auth::{Authenticator, Subscriber, caller, peer};
-use crate::index::{Sandbox, Word, holdings};
 use crate::metrics::Metrics;
 use crate::pipeline::Report;
+use compile::index::{Sandbox, Word, holdings};
 
 /// The service.
 pub(super) struct Reports {

@@ -14,8 +14,8 @@ use proto::envoy::discovery::DeltaDiscoveryRequest;
 use proto::type_url;
 
 use super::codec::Response;
-use crate::resource::Resource;
-use crate::snapshot::{Resources, Snapshot};
+use compile::resource::Resource;
+use compile::snapshot::{Resources, Snapshot};
 
 /// The types, in the order in which they are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

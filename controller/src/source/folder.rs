@@ -5,7 +5,6 @@
 
 mod keeper;
 mod last_good;
-mod memory;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,9 +15,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
+pub use compile::memory::{Memory, Scan};
 use keeper::Keeper;
 pub use last_good::{LoadError, SaveError, load as load_last_good};
-pub use memory::{Memory, Scan};
 
 use super::{Batch, Source};
 

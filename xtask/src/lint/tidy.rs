@@ -10,13 +10,14 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("abi", &[]),
     ("model", &[]),
     ("ebpf", &["abi"]),
     ("proto", &["model"]),
     ("k8s-api", &["model"]),
     ("manifest", &["k8s-api"]),
+    ("compile", &["k8s-api", "manifest", "model", "proto"]),
     ("tls", &["model"]),
     ("tunnel", &["model", "tls"]),
     ("runtime", &[]),
@@ -39,7 +40,9 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ),
     (
         "controller",
-        &["k8s-api", "manifest", "model", "proto", "runtime", "tls"],
+        &[
+            "compile", "k8s-api", "manifest", "model", "proto", "runtime", "tls",
+        ],
     ),
     ("cni", &[]),
     ("lab", &[]),

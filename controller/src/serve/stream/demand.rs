@@ -9,8 +9,8 @@ use prost::Message;
 use proto::istio::workload::address::Type;
 use proto::istio::workload::{Address, NetworkAddress};
 
-use crate::resource::Resource;
-use crate::snapshot::Resources;
+use compile::resource::Resource;
+use compile::snapshot::Resources;
 
 /// The names, beside its own, under which a resource can be asked for.
 pub(super) fn aliases(resource: &Resource) -> Vec<String> {

@@ -3,7 +3,7 @@ use proto::envoy::discovery::DeltaDiscoveryResponse;
 use proto::google::rpc::Status;
 
 use super::*;
-use crate::snapshot::NodeEntry;
+use compile::snapshot::NodeEntry;
 
 /// A client that remembers what it was told.
 struct Client {

@@ -106,7 +106,70 @@ fn decode(line: &str) -> serde_json::Result<Option<Upsert>> {
 
 #[cfg(test)]
 mod tests {
+    use compile::memory::Memory;
+
     use super::*;
+
+    const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
+    const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {action: DENY, rules: [{}]}\n";
+
+    #[test]
+    fn a_start_with_broken_files_serves_what_was_good_before() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).expect("writes");
+        };
+        write("a.yaml", &format!("{NAMESPACE}---\n{POLICY}"));
+        write(
+            "gone.yaml",
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: gone}\n",
+        );
+        let mut before = Memory::new("istio-system");
+        before.scan(dir.path());
+        let saved = dir.path().join("saved");
+        save(&saved, &before.last_good()).expect("saves");
+        write(
+            "a.yaml",
+            &format!("{NAMESPACE}---\n{}", POLICY.replace("DENY", "DENI")),
+        );
+        std::fs::remove_file(dir.path().join("gone.yaml")).expect("removes");
+
+        let loaded = load(&saved).expect("loads");
+        assert_eq!(loaded.len(), 3);
+        let mut after = Memory::new("istio-system").with_last_good(loaded);
+        let mut changes = Vec::new();
+        let mut findings = Vec::new();
+        loop {
+            let scan = after.scan(dir.path());
+            changes.extend(
+                scan.batch
+                    .upserts
+                    .iter()
+                    .map(|u| format!("+{} {}", u.object.key(), u.origin)),
+            );
+            changes.extend(scan.batch.removals.iter().map(|key| format!("-{key}")));
+            findings.extend(scan.batch.diagnostics.into_iter().flatten());
+            if !scan.unconfirmed {
+                break;
+            }
+        }
+        changes.sort();
+        // What went while nobody looked is confirmed by a second look, like everything.
+        assert_eq!(
+            changes,
+            [
+                "+AuthorizationPolicy a/p a.yaml:5",
+                "+Namespace a a.yaml:1",
+                "+Namespace gone gone.yaml:1",
+                "-Namespace gone"
+            ]
+        );
+        let stays = "the last good version stays in effect";
+        assert!(
+            findings.iter().any(|found| found.message.contains(stays)),
+            "{findings:?}"
+        );
+    }
 
     #[test]
     fn a_line_is_read_by_group_and_kind_and_an_old_one_by_kind_alone() {

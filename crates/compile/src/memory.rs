@@ -8,7 +8,7 @@ use manifest::{Claim, Decoded, Diagnostic, ObjectKey, Origin, Severity, Upsert, 
 
 use self::files::{Stamp, Unread, content, list, stamp};
 use self::places::Places;
-use crate::source::Batch;
+use crate::Batch;
 
 mod files;
 mod places;
@@ -98,7 +98,7 @@ impl Memory {
     }
 
     /// The objects in effect that are good; a policy that refuses because it cannot be read is none.
-    pub(super) fn last_good(&self) -> Vec<Arc<Upsert>> {
+    pub fn last_good(&self) -> Vec<Arc<Upsert>> {
         self.sent
             .values()
             .filter(|held| !held.is_fallback)

@@ -213,49 +213,6 @@ fn what_cannot_be_read_keeps_what_was_known() {
 }
 
 #[test]
-fn a_start_with_broken_files_serves_what_was_good_before() {
-    let mut before = Folder::new();
-    before.write("a.yaml", &format!("{NAMESPACE}---\n{POLICY}"));
-    before.write(
-        "gone.yaml",
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: gone}\n",
-    );
-    before.scan();
-    let saved = before.path("saved");
-    super::super::last_good::save(&saved, &before.memory.last_good()).expect("saves");
-    before.write(
-        "a.yaml",
-        &format!("{NAMESPACE}---\n{}", POLICY.replace("DENY", "DENI")),
-    );
-    fs::remove_file(before.path("gone.yaml")).expect("removes");
-
-    let loaded = super::super::last_good::load(&saved).expect("loads");
-    assert_eq!(loaded.len(), 3);
-    let mut after = Folder {
-        dir: before.dir,
-        memory: Memory::new("istio-system").with_last_good(loaded),
-    };
-    let (mut changes, findings) = after.scan();
-    changes.sort();
-    // What went while nobody looked is confirmed by a second look, like everything.
-    assert_eq!(
-        changes,
-        lines(&[
-            "+AuthorizationPolicy a/p a.yaml:5",
-            "+Namespace a a.yaml:1",
-            "+Namespace gone gone.yaml:1",
-            "-Namespace gone"
-        ])
-    );
-    assert!(
-        findings
-            .iter()
-            .any(|f| f.contains("the last good version stays in effect")),
-        "{findings:?}"
-    );
-}
-
-#[test]
 fn what_is_no_file_stops_nothing_and_is_named() {
     let mkfifo = |path: &PathBuf| {
         nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).expect("makes a FIFO");

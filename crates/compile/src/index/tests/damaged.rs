@@ -2,7 +2,7 @@
 
 use super::*;
 
-const WHOLE: &str = include_str!("../../../../fuzz/corpus/manifests/mesh.yaml");
+const WHOLE: &str = include_str!("../../../../../fuzz/corpus/manifests/mesh.yaml");
 
 proptest::proptest! {
     #[test]
