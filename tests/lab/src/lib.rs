@@ -4,11 +4,13 @@
 //!   and wall-clock promises ("refused within 100 ms") do not go together with neighbours.
 //! - [`Shared`] is a lab that the first test of a theme makes and the end of the process removes.
 //! - [`syn`] writes packets with a source of one's choice, [`frame`] puts VLAN tags before them.
+//! - [`metrics`] finds the numbers of an agent's metrics page by name and labels.
 //! - [`namespace`], [`service`] and [`mtls`] write the manifests that every theme needs.
 //!
 //! What only one test program needs stays there.
 
 pub mod frame;
+pub mod metrics;
 pub mod syn;
 
 use std::fmt::Write as _;

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, Lab, Pod};
 use serde_json::{Value, json};
+use tests_lab::metrics::metric;
 
 use crate::ports::speak_encrypted;
 use crate::support::{
@@ -141,12 +142,8 @@ fn name(lab: &Lab, pod: &Pod, ips: &[IpAddr]) -> Result<Value> {
     Ok(serde_json::from_str(&line)?)
 }
 
-fn disputed(lab: &Lab) -> Result<String> {
-    let page = lab.agent_get("n1", "/stats/prometheus")?;
-    let line = page
-        .lines()
-        .find_map(|line| line.strip_prefix("keelson_addresses_disputed "));
-    Ok(line.context("no such metric")?.to_owned())
+fn disputed(lab: &Lab) -> Result<f64> {
+    metric(lab, "n1", "keelson_addresses_disputed", &[])
 }
 
 /// A mistake of the cluster's: nothing leaves with such an address, and nobody is led there directly.
@@ -168,7 +165,7 @@ fn an_address_that_two_pods_were_given_is_neithers() -> Result<()> {
     let mut failures = Failures::default();
     let count = testkit::eventually("the dispute is counted", APPLIES, || {
         let disputed = disputed(&lab)?;
-        ensure!(disputed == "2", "{disputed}");
+        ensure!(disputed == 2.0, "{disputed}");
         Ok(())
     });
     failures.note("count", count);

@@ -5,11 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, ControllerOptions, Lab, Pod, PodSpec};
+use tests_lab::metrics::{decisions, metric};
 use tests_lab::{namespace, syn, turn};
 
 use crate::spoofing::{be_careless, check};
 use crate::support::{APPLIES, fresh_port, wait_encrypted};
-use crate::wall::{decisions, metric, on_the_link, wait_enforced};
+use crate::wall::{on_the_link, wait_enforced};
 
 fn options() -> AgentOptions {
     AgentOptions {
@@ -60,7 +61,7 @@ fn without_tcx_guard_and_wall_are_filters_that_outlive_the_agent_and_go_with_it(
     wait_encrypted(&lab, &client, &server)?;
     wait_enforced(&lab)?;
     for gauge in ["keelson_pods_unguarded", "keelson_pods_without_wall"] {
-        ensure!(metric(&lab, "n1", gauge)? < 0.5, "{gauge}");
+        ensure!(metric(&lab, "n1", gauge, &[])? < 0.5, "{gauge}");
     }
     ensure!(filters(&lab, &client)? == [true, true], "not attached");
     be_careless(&lab.node("n1")?, &client)?;
@@ -88,8 +89,9 @@ fn without_tcx_guard_and_wall_are_filters_that_outlive_the_agent_and_go_with_it(
         ensure!(filters(&lab, &client)? == [true, true], "not yet");
         Ok(())
     })?;
-    let repaired = "keelson_capture_repaired_total{kind=\"programs\"}";
-    ensure!(metric(&lab, "n1", repaired)? > 0.5, "not counted");
+    let labels = [("kind", "programs")];
+    let repaired = metric(&lab, "n1", "keelson_capture_repaired_total", &labels)?;
+    ensure!(repaired > 0.5, "not counted");
 
     lab.uninstall_agent("n1").context("uninstalling")?;
     ensure!(filters(&lab, &client)? == [false, false], "left behind");

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, Lab, Pod};
 use socket2::{Domain, Protocol, Socket, Type};
 use testkit::{Behaviour, Peer};
+use tests_lab::metrics::metric;
 
 use crate::sockets::PAIRS;
 use crate::support::{
@@ -301,12 +302,12 @@ fn a_count_of_listening_sockets_that_is_wrong_is_put_right() -> Result<()> {
         });
         failures.note(&format!("{sockets} of a closed port"), refused);
     }
-    let page = lab.agent_get("n1", "/stats/prometheus")?;
-    let counted = page.lines().any(|line| {
-        let count = line.strip_prefix("keelson_capture_repaired_total{kind=\"listening\"} ");
-        count.is_some_and(|count| count != "0")
-    });
-    failures.note("counted", counted.then_some(()).context(page));
+    let labels = [("kind", "listening")];
+    let counted = metric(&lab, "n1", "keelson_capture_repaired_total", &labels)?;
+    failures.note(
+        "counted",
+        (counted > 0.0).then_some(()).context("not counted"),
+    );
     lab.kill_agent("n1")?;
     lab.start_agent("n1", &AgentOptions::default())?;
     failures.judge(&lab)

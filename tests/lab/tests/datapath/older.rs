@@ -9,9 +9,9 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context as _, Result, ensure};
 use lab::{Lab, Pod, PodSpec};
 use socket2::{Domain, SockRef, Socket, Type};
+use tests_lab::metrics::{decisions, metric};
 use tests_lab::{mtls, namespace};
 
-use crate::options::decisions;
 use crate::support::{
     APPLIES, PATIENCE, changing_world, evidence, fresh_port, listen, patient, token,
 };
@@ -84,11 +84,9 @@ fn listed(lab: &Lab, peer: SocketAddr) -> Result<Option<serde_json::Value>> {
     Ok(all.iter().find(is_it).cloned())
 }
 
-fn cuts(lab: &Lab) -> Result<u64> {
-    let text = lab.agent_get("n1", "/stats/prometheus")?;
-    let name = "keelson_connections_cut_total{reason=\"older\"} ";
-    let value = text.lines().find_map(|line| line.strip_prefix(name));
-    Ok(value.context("no counter")?.trim().parse()?)
+fn cuts(lab: &Lab) -> Result<f64> {
+    let labels = [("reason", "older")];
+    metric(lab, "n1", "keelson_connections_cut_total", &labels)
 }
 
 #[test]
@@ -111,7 +109,7 @@ fn older_connections_go_on_where_plain_is_allowed_until_policy_asks_for_more() -
     expect_cut(&caller, &called).with_context(|| evidence(&lab))?;
     // Whom it calls decides about that one.
     talk(&calling, &answering).context("what the pod has opened")?;
-    ensure!(cuts(&lab)? == counted + 1, "the cut is not counted");
+    ensure!(cuts(&lab)? == counted + 1.0, "the cut is not counted");
     drop((calling, answering));
     testkit::eventually("nothing older is listed", APPLIES, || {
         let page = lab.agent_json("n1", "/connections")?;
@@ -191,9 +189,12 @@ fn a_syn_that_leaves_after_capture_goes_to_the_agent() -> Result<()> {
     join(&lab, "elder-late")?;
     let syns = eth0.syns_from(ours.v4()?.into());
     ensure!(syns == 0, "the SYN did not wait");
-    let (late, bytes) = (decisions(&lab, "outbound_late")?, token());
+    let (late, bytes) = (decisions(&lab, "n1", "outbound_late")?, token());
     crate::support::round_trip(&deferred, &bytes).with_context(|| evidence(&lab))?;
-    ensure!(decisions(&lab, "outbound_late")? > late, "not counted");
+    ensure!(
+        decisions(&lab, "n1", "outbound_late")? > late,
+        "not counted"
+    );
     let mark = SockRef::from(&deferred).mark()?;
     ensure!(mark & 0xffff_ff00 == 0x4b45_4c00, "its mark is {mark:#x}");
     let carried = lab.agent_json("n1", "/connections")?;

@@ -18,7 +18,7 @@ use crate::support::{
     APPLIES, DECLARED, Failures, PATIENCE, addresses, changing_world, echo, fresh_port, patient,
     round_trip, serve, token, vips, world,
 };
-use crate::truth::counted;
+use tests_lab::metrics::decisions;
 
 /// How long a black hole is listened to.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -160,7 +160,7 @@ fn connecting(
 /// Waits until a client has sent a SYN again that the agent holds.
 fn wait_held_again(lab: &Lab, before: f64) -> Result<()> {
     testkit::eventually("the client asks again", APPLIES, || {
-        ensure!(counted(lab, "n1", "outbound_held_again")? > before);
+        ensure!(decisions(lab, "n1", "outbound_held_again")? > before);
         Ok(())
     })
 }
@@ -176,7 +176,7 @@ fn a_connection_that_takes_long_is_opened_once() -> Result<()> {
         let once = || -> Result<()> {
             let busy = Busy::new(&server)?;
             let to = SocketAddr::new(server.v4()?.into(), busy.port);
-            let before = counted(&world, "n1", "outbound_held_again")?;
+            let before = decisions(&world, "n1", "outbound_held_again")?;
             let connecting = connecting(&client, kind, to);
             wait_held_again(&world, before)?;
             let peer = busy.serve(Behaviour::Echo)?;
@@ -241,11 +241,11 @@ fn a_connection_outlives_the_agent_that_holds_its_syn_or_is_refused() -> Result<
     let (client, server) = (world.pod("mesh/a")?, world.pod("mesh/c")?);
     for successor in [false, true] {
         let busy = Busy::new(&server)?;
-        let before = counted(&world, "n1", "outbound_held")?;
+        let before = decisions(&world, "n1", "outbound_held")?;
         let to = SocketAddr::new(server.v4()?.into(), busy.port);
         let connecting = connecting(&client, Kind::Plain, to);
         testkit::eventually("the SYN is held", APPLIES, || {
-            ensure!(counted(&world, "n1", "outbound_held")? > before);
+            ensure!(decisions(&world, "n1", "outbound_held")? > before);
             Ok(())
         })?;
         if !successor {
@@ -456,7 +456,7 @@ fn nothing_stays_held() -> Result<()> {
     let (client, server) = (world.pod("mesh/a")?, world.pod("mesh/c")?);
     let port = fresh_port();
     let _echo = echo(&server, port)?;
-    let before = counted(&world, "n1", "outbound_held")?;
+    let before = decisions(&world, "n1", "outbound_held")?;
     let mut calls = 0.0;
     let [vip, _]: [IpAddr; 2] = vips(&server)?;
     for to in addresses(&server, port)
@@ -469,7 +469,7 @@ fn nothing_stays_held() -> Result<()> {
             calls += 1.0;
         }
     }
-    let held = counted(&world, "n1", "outbound_held")? - before;
+    let held = decisions(&world, "n1", "outbound_held")? - before;
     ensure!(held >= calls, "{held} held of {calls}");
     let pins = format!("v{}", abi::ABI_VERSION);
     let map = world.bpf_dir("n1").join(pins).join(abi::maps::HELD);

@@ -9,8 +9,9 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{Lab, Pod};
+use lab::Pod;
 use socket2::{Domain, Socket, Type};
+use tests_lab::metrics::decisions;
 
 use crate::support::{
     APPLIES, Failures, PATIENCE, addresses, dial, echo, expect_echo, expect_refused, fresh_port,
@@ -189,15 +190,6 @@ fn converse(case: &Case, right: Right, before: bool, to: SocketAddr, bytes: &[u8
     round_trip(&stream, bytes)
 }
 
-/// How often the kernel half of n1 decided so.
-pub(crate) fn decisions(lab: &Lab, reason: &str) -> Result<u64> {
-    let text = lab.agent_get("n1", "/stats/prometheus")?;
-    let name = format!("keelson_kernel_decisions_total{{reason=\"{reason}\"}} ");
-    let value = text.lines().find_map(|line| line.strip_prefix(&name));
-    let value = value.with_context(|| format!("no counter for {reason}"))?;
-    Ok(value.trim().parse()?)
-}
-
 fn interface(pod: &Pod) -> Result<u32> {
     let index = pod.run(|| nix::net::if_::if_nametoindex("eth0"))?;
     index.context("the index of eth0")
@@ -211,8 +203,8 @@ fn no_option_leads_a_carried_connection_past_the_agent() -> Result<()> {
     let port = fresh_port();
     let _echo = echo(&server, port)?;
     let (ignored, refused) = (
-        decisions(&world, "option_ignored")?,
-        decisions(&world, "option_refused")?,
+        decisions(&world, "n1", "option_ignored")?,
+        decisions(&world, "n1", "option_refused")?,
     );
     let mut failures = Failures::default();
     for case in &cases {
@@ -234,10 +226,10 @@ fn no_option_leads_a_carried_connection_past_the_agent() -> Result<()> {
             }
         }
     }
-    let ignored = decisions(&world, "option_ignored")? - ignored;
-    let refused = decisions(&world, "option_refused")? - refused;
+    let ignored = decisions(&world, "n1", "option_ignored")? - ignored;
+    let refused = decisions(&world, "n1", "option_refused")? - refused;
     // Three options, once for each family, on connected sockets; six options before and after.
-    let counted = (ignored, refused) == (6, 12);
+    let counted = (ignored, refused) == (6.0, 12.0);
     let counted = counted
         .then_some(())
         .context(format!("{ignored} and {refused}"));
@@ -304,10 +296,10 @@ fn tcp_to_a_link_local_address_is_refused_and_neighbours_are_found() -> Result<(
     let _far = echo(&server, port)?;
     let _own = echo(&client, port)?;
     let scoped = |ip: Ipv6Addr| SocketAddr::from(SocketAddrV6::new(ip, port, 0, index));
-    let refused = decisions(&world, "outbound_link_local")?;
+    let refused = decisions(&world, "n1", "outbound_link_local")?;
     expect_refused(&client, scoped("fe80::1".parse()?))?;
     ensure!(
-        decisions(&world, "outbound_link_local")? > refused,
+        decisions(&world, "n1", "outbound_link_local")? > refused,
         "not counted"
     );
     // Without a neighbour the kernel has to ask for one.

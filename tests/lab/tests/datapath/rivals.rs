@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, Lab, Pod, PodSpec};
+use tests_lab::metrics::metric;
 use tests_lab::{namespace, turn};
 
 use crate::ports::speak_encrypted;
@@ -23,10 +24,8 @@ fn shell(pod: &Pod, line: &str) -> Result<String> {
 }
 
 fn repaired(lab: &Lab, kind: &str) -> Result<f64> {
-    let page = lab.agent_get("n1", "/stats/prometheus")?;
-    let name = format!("keelson_capture_repaired_total{{kind=\"{kind}\"}}");
-    let line = page.lines().find_map(|line| line.strip_prefix(&name));
-    Ok(line.context("no such kind")?.trim().parse()?)
+    let labels = [("kind", kind)];
+    metric(lab, "n1", "keelson_capture_repaired_total", &labels)
 }
 
 /// One thing that is done to the routing towards a peer.
@@ -273,9 +272,9 @@ fn a_pod_is_found_in_its_own_namespace_whatever_its_processes_make() -> Result<(
     }
     let found = crate::support::wait_encrypted(&lab, &client, &server).and_then(|()| {
         testkit::eventually("the other is refused and counted", APPLIES, || {
-            let page = lab.agent_get("n1", "/stats/prometheus")?;
-            let line = "keelson_capture_refused_total{reason=\"namespaces_disagree\"} 1";
-            ensure!(page.contains(line), "{page}");
+            let labels = [("reason", "namespaces_disagree")];
+            let refused = metric(&lab, "n1", "keelson_capture_refused_total", &labels)?;
+            ensure!(refused == 1.0, "{refused}");
             Ok(())
         })
     });

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, Lab};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests_lab::metrics::decisions;
 
 use crate::support::{
     APPLIES, Ended, Failures, REFUSED_WITHIN, addresses, attempt, changing_world, dial, echo,
@@ -29,18 +30,6 @@ impl Drop for Stopped {
     fn drop(&mut self) {
         kill(self.0, Signal::SIGCONT).unwrap();
     }
-}
-
-/// How often the kernel half of n1 has said so.
-fn counted(lab: &Lab, reason: &str) -> Result<f64> {
-    let page = lab.agent_get("n1", "/stats/prometheus")?;
-    let name = format!("keelson_kernel_decisions_total{{reason=\"{reason}\"");
-    let line = page.lines().find(|line| line.starts_with(&name));
-    let (_, count) = line
-        .context("no such reason")?
-        .rsplit_once(' ')
-        .context("no number")?;
-    Ok(count.parse()?)
 }
 
 /// Directly, through the agent, to outside the mesh, and from outside: each is refused at once, and comes
@@ -94,7 +83,7 @@ fn an_agent_that_stands_still_refuses_at_once_and_comes_back() -> Result<()> {
         failures.note(&format!("{} to {to} afterwards", client.key()), back);
     }
     for reason in ["outbound_agent_hung", "inbound_agent_hung"] {
-        let counted = counted(&lab, reason)?;
+        let counted = decisions(&lab, "n1", reason)?;
         failures.note(reason, (counted > 0.0).then_some(()).context("not counted"));
     }
     failures.judge(&lab)

@@ -11,6 +11,7 @@ use lab::{Capture, Lab, Pod, PodSpec};
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
 use testkit::{Behaviour, Peer};
+use tests_lab::metrics::decisions;
 
 use crate::support::{
     APPLIES, DECLARED, Failures, addresses, changing_world, dial, echo, fresh_port, round_trip,
@@ -195,7 +196,7 @@ fn flips(lab: &Lab, client: &Pod, server: &Pod) -> Result<()> {
     let port = fresh_port();
     let _echo = echo(server, port)?;
     let to = SocketAddr::new(server.v4()?.into(), port);
-    let native = || -> Result<f64> { counted(lab, "n1", "outbound_native") };
+    let native = || -> Result<f64> { decisions(lab, "n1", "outbound_native") };
     for on in [true, false, true] {
         let value = on.then_some("enabled");
         lab.label_namespace("newly", "keelson.io/mesh", value)?;
@@ -216,15 +217,6 @@ fn flips(lab: &Lab, client: &Pod, server: &Pod) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// How often the kernel half gave a reason.
-pub(crate) fn counted(lab: &Lab, node: &str, reason: &str) -> Result<f64> {
-    let text = lab.agent_get(node, "/stats/prometheus")?;
-    let label = format!("reason=\"{reason}\"");
-    let line = text.lines().find(|line| line.contains(&label));
-    let value = line.and_then(|line| line.rsplit(' ').next());
-    Ok(value.map(str::parse).transpose()?.unwrap_or(0.0))
 }
 
 /// A pod without an address of a family is told so at once, and nothing leaves. Row 16.
@@ -258,11 +250,11 @@ fn lacks_a_family(lab: &Lab, client: &Pod, has_v4: bool) -> Result<()> {
     destinations.retain(|to| to.is_ipv4() != has_v4);
     let unreachable = Some(libc::ENETUNREACH);
     testkit::eventually("the pod is captured", APPLIES, || {
-        let before = counted(lab, "n1", "outbound_no_family")?;
+        let before = decisions(lab, "n1", "outbound_no_family")?;
         for to in &destinations {
             ensure!(told(client, *to)? == unreachable, "{to}");
         }
-        let refused = counted(lab, "n1", "outbound_no_family")? - before;
+        let refused = decisions(lab, "n1", "outbound_no_family")? - before;
         ensure!(refused > 0.0, "the hook has refused nothing");
         Ok(())
     })?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{Lab, Pod, PodSpec};
+use tests_lab::metrics::{Metrics, decisions, metric};
 use tests_lab::{frame, namespace, syn};
 
 use crate::support::{
@@ -16,28 +17,11 @@ use crate::support::{
 
 const MESH: &str = "keelson.io/mesh";
 
-/// One number of an agent's metrics page.
-pub(crate) fn metric(lab: &Lab, node: &str, series: &str) -> Result<f64> {
-    let page = lab.agent_get(node, "/stats/prometheus")?;
-    let line = page.lines().find_map(|line| line.strip_prefix(series));
-    let number = line.with_context(|| format!("{node} has no {series}"))?;
-    Ok(number.trim().parse()?)
-}
-
-pub(crate) fn decisions(lab: &Lab, node: &str, reason: &str) -> Result<f64> {
-    let series = format!("keelson_kernel_decisions_total{{reason=\"{reason}\"}}");
-    metric(lab, node, &series)
-}
-
 /// Packets between captured pods of two nodes that a node has dropped because they were in no tunnel.
 fn leaks(lab: &Lab, node: &str) -> Result<f64> {
     let of = |direction: &str| {
-        let labels = format!("direction=\"{direction}\",outcome=\"dropped\"");
-        metric(
-            lab,
-            node,
-            &format!("keelson_plaintext_leak_total{{{labels}}}"),
-        )
+        let labels = [("direction", direction), ("outcome", "dropped")];
+        metric(lab, node, "keelson_plaintext_leak_total", &labels)
     };
     Ok(of("outbound")? + of("inbound")?)
 }
@@ -47,20 +31,15 @@ pub(crate) fn wait_enforced(lab: &Lab) -> Result<()> {
     for node in ["n1", "n2"] {
         testkit::eventually("every wall is enforced", 2 * APPLIES, || {
             for of in ["pod", "address"] {
-                let number = |wall: &str| {
-                    metric(
-                        lab,
-                        node,
-                        &format!("keelson_wall{{of=\"{of}\",wall=\"{wall}\"}}"),
-                    )
-                };
+                let number =
+                    |wall: &str| metric(lab, node, "keelson_wall", &[("of", of), ("wall", wall)]);
                 let (count, enforce) = (number("count")?, number("enforce")?);
                 ensure!(
                     count < 0.5 && enforce > 0.5,
                     "{node}: {of}: {count} only counted, {enforce} enforced"
                 );
             }
-            let gap = metric(lab, node, "keelson_pods_without_wall")?;
+            let gap = metric(lab, node, "keelson_pods_without_wall", &[])?;
             ensure!(gap < 0.5, "{node}: {gap} captured pods have no wall");
             Ok(())
         })
@@ -344,8 +323,11 @@ fn a_pod_whose_interface_cannot_be_guarded_is_not_captured_and_it_is_said_why() 
         format!("address del {six}/128 dev eth0"),
     ];
     ip(&pod, &away)?;
-    let count = "keelson_capture_failed_total{reason=\"interface\"}";
-    let before = metric(&lab, "n1", count).unwrap_or(0.0);
+    let failures_of = || -> Result<f64> {
+        let metrics = Metrics::of_agent(&lab, "n1")?;
+        Ok(metrics.sum("keelson_capture_failed_total", &[("reason", "interface")]))
+    };
+    let before = failures_of()?;
     lab.label_namespace("odd", MESH, Some("enabled"))?;
     let mut failures = Failures::default();
     let cases = [
@@ -380,7 +362,7 @@ fn a_pod_whose_interface_cannot_be_guarded_is_not_captured_and_it_is_said_why() 
         });
         failures.note(name, said);
     }
-    let failed = metric(&lab, "n1", count)? - before;
+    let failed = failures_of()? - before;
     failures.note(
         "metric",
         (failed > 2.5).then_some(()).context(failed.to_string()),

@@ -17,7 +17,7 @@ use crate::fixture::{
     APPLIES, Ended, at, call, call_here, exchange, joined, mesh_namespace, plain_namespace, pod,
     refusals, serve, wait_for, wait_refusal,
 };
-use crate::metrics::{Metrics, refused};
+use tests_lab::metrics::{Metrics, refused};
 
 /// Connections of all pods of n1 together.
 const ROOM: usize = 1000;

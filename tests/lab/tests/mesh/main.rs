@@ -12,7 +12,6 @@ mod estate;
 mod fixture;
 mod hbone;
 mod interop;
-mod metrics;
 mod mtls;
 mod observability;
 mod policy;

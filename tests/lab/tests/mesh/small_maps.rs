@@ -11,7 +11,7 @@ use crate::fixture::{
     APPLIES, Ended, at, call, connect, exchange, mesh_namespace, plain_namespace, pod, serve,
     wait_for,
 };
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 /// Not even one pair of pods fits.
 const VERDICTS: f64 = 3.0;

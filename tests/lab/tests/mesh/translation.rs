@@ -14,7 +14,7 @@ use crate::fixture::{
     APPLIES, Ended, at, call, call_here, mesh_namespace, plain_namespace, pod, serve,
     wait_configured, wait_for, wait_refusal,
 };
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 /// What is dialled, with what it is translated to: another port, loopback, somebody behind the pod.
 const OPEN: u16 = 7000;

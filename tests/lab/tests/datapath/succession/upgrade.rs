@@ -11,8 +11,8 @@ use super::{
 };
 use crate::load::Load;
 use crate::support::{APPLIES, PATIENCE, World, both_ends, changing_world, evidence, token};
-use crate::wall::decisions;
 use lab::AgentOptions;
+use tests_lab::metrics::decisions;
 
 /// Both agents are succeeded, one after the other, while all clients connect without pause.
 fn check_upgrade(world: &World, options: &AgentOptions, connections: u64) -> Result<()> {

@@ -8,7 +8,7 @@ use tests_lab::turn;
 use super::mesh::{Mesh, POLICY, POLICY_FILE, mesh};
 use crate::api::{AUTHORIZATION, Caller};
 use crate::fixture::{Ended, call, connect, exchange, pod, wait_configured, wait_for};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 /// The serial numbers of all certificates of a node.
 fn serials(mesh: &Mesh, node: &str) -> Result<Vec<String>> {

@@ -15,7 +15,7 @@ use tests_lab::turn;
 
 use super::mesh::{Mesh, mesh};
 use crate::fixture::{APPLIES, Ended, PING, at, call, call_here, echo, joined, pod, wait_for};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 fn runtime_dir(mesh: &Mesh) -> PathBuf {
     mesh.lab.run_dir().join("nodes/n1/runtime")

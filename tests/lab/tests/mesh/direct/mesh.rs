@@ -13,7 +13,7 @@ use testkit::{Behaviour, Peer};
 use tests_lab::{Shared, Turn, turn};
 
 use crate::fixture::{APPLIES, CALL, Ended, call, mesh_namespace, plain_namespace, pod, serve};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 /// Servers of the Service: name, node, weight.
 pub(super) const SERVERS: [(&str, &str, u32); 4] = [

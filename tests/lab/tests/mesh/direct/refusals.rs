@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::mesh::{Mesh, PORT, mesh};
 use crate::fixture::{APPLIES, Ended, at, call, call_here, joined, wait_for, wait_refusal};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 const NO_RIVAL: &str = "
 apiVersion: security.istio.io/v1

@@ -11,7 +11,7 @@ use testkit::{Behaviour, Peer};
 
 use super::mesh::{Mesh, PORT, mesh, repetitions, report, times};
 use crate::fixture::{APPLIES, Ended, at, connect, exchange, joined, wait_for};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 /// Refuses `rival`, whomever it calls.
 const NO_RIVAL: &str = "

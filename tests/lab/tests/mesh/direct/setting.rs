@@ -8,7 +8,7 @@ use lab::{AgentOptions, ControllerOptions, Lab, Pod};
 use tests_lab::turn;
 
 use crate::fixture::{Ended, at, call, echo, mesh_namespace, pod};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 /// A controller that was away is found again within a few seconds.
 const FOLLOWS: Duration = Duration::from_secs(20);

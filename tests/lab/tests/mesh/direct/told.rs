@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::mesh::{Mesh, PORT, mesh};
 use crate::fixture::{APPLIES, Ended, at, call, connect, exchange};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 /// Opened, closed, request bytes, response bytes, as the source or the destination reports them.
 fn counters(mesh: &Mesh, reporter: &str) -> Result<[f64; 4]> {

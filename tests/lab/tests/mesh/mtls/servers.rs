@@ -11,7 +11,7 @@ use crate::authority::{Authority, Wish, server_config};
 use crate::estate::{Estate, estate};
 use crate::fixture::{Ended, PING, at, call, refusals, spiffe, wait_for};
 use crate::hbone::{HBONE, Server};
-use crate::metrics::refused;
+use tests_lab::metrics::refused;
 
 /// A captured client calls; the server in the place of the destination presents `wish`.
 fn meets(estate: &Estate, issuer: &Authority, wish: &Wish) -> Result<(Ended, Server)> {

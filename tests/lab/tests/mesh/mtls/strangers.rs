@@ -13,7 +13,7 @@ use crate::authority::{Authority, Minted, Wish, client_config};
 use crate::estate::{Estate, estate};
 use crate::fixture::{at, refusals, spiffe};
 use crate::hbone::{HBONE, Tunnel, inside};
-use crate::metrics::refused;
+use tests_lab::metrics::refused;
 
 /// Whether a client that presents `own` gets a CONNECT through to the echo.
 fn echoes(estate: &Estate, from: &Pod, own: Option<Minted>) -> Result<()> {

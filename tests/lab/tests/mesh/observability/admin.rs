@@ -10,7 +10,7 @@ use tests_lab::turn;
 
 use super::mesh::{CATALOGUE, Mesh, mesh};
 use crate::fixture::{APPLIES, Ended, connect, exchange};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 #[test]
 fn the_configuration_dump_shows_workloads_services_policies_and_pods() -> Result<()> {

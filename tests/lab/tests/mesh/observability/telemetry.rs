@@ -7,7 +7,7 @@ use tests_lab::turn;
 
 use super::mesh::{CATALOGUE, Mesh, mesh};
 use crate::fixture::{APPLIES, Ended, call, call_here, connect, exchange};
-use crate::metrics::Metrics;
+use tests_lab::metrics::Metrics;
 
 const OPENED: &str = "istio_tcp_connections_opened_total";
 const CLOSED: &str = "istio_tcp_connections_closed_total";
