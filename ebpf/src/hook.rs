@@ -13,4 +13,5 @@ pub mod probe;
 mod sock_ops_context;
 pub mod socket_ops;
 pub mod veth;
+mod waits;
 pub mod wall;

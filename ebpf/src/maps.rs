@@ -12,7 +12,7 @@ use abi::{
     DirectVerdict, EVENT_WINDOW_NS, EVENTS_PER_WINDOW, Endpoint, Event, Flow, Held, HeldKey,
     ListenerKey, MAX_WORKERS, MemberKey, NATIVE, NodeConfig, Pod, PodAddr, PortKey, Reason,
     SYN_WINDOW_NS, SYNS_PER_WINDOW, Service, Session, SessionKey, Share, Slot, SlotKey, Syn,
-    VerdictKey,
+    VerdictKey, Waits,
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -83,6 +83,8 @@ pub static EVENTS: RingBuf = RingBuf::pinned(EVENTS_SIZE, 0);
 pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::pinned(65536, 0);
 #[map]
 pub static SYNS: PerfEventArray<Syn> = PerfEventArray::pinned(0);
+#[map]
+pub static WAITS: LruHashMap<Flow, Waits> = LruHashMap::pinned(16384, 0);
 #[map]
 pub static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 #[map]

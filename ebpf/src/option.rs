@@ -4,6 +4,8 @@
 //! after the fact must not: it has no effect, as has the device that a socket was bound to before it was
 //! dialled, or it is refused, where no application of the mesh could mean it.
 
+use abi::Waits;
+
 /// What an option decides about a TCP connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -17,6 +19,8 @@ pub enum Kind {
     Options,
     /// An IPsec policy of the socket's own, which can hold a tunnel.
     Policy,
+    /// Nothing about where it goes, but how long its application waits for a silent peer.
+    Wait,
 }
 
 /// What the decision may ask.
@@ -40,7 +44,15 @@ pub enum Verdict {
 
 const SOL_IP: i32 = 0;
 const SOL_SOCKET: i32 = 1;
+const SOL_TCP: i32 = 6;
 const SOL_IPV6: i32 = 41;
+
+/// Options of [`Kind::Wait`].
+pub const SO_KEEPALIVE: i32 = 9;
+pub const TCP_KEEPIDLE: i32 = 4;
+pub const TCP_KEEPINTVL: i32 = 5;
+pub const TCP_KEEPCNT: i32 = 6;
+pub const TCP_USER_TIMEOUT: i32 = 18;
 
 /// The longest options that an IPv4 header holds.
 const LONGEST: usize = 40;
@@ -66,7 +78,70 @@ pub const fn kind(level: i32, name: i32) -> Kind {
         (SOL_IPV6, IPV6_RTHDR | IPV6_2292PKTOPTIONS) => Kind::RoutingHeader,
         (SOL_IP, IP_IPSEC_POLICY | IP_XFRM_POLICY)
         | (SOL_IPV6, IPV6_IPSEC_POLICY | IPV6_XFRM_POLICY) => Kind::Policy,
+        (SOL_SOCKET, SO_KEEPALIVE)
+        | (SOL_TCP, TCP_KEEPIDLE | TCP_KEEPINTVL | TCP_KEEPCNT | TCP_USER_TIMEOUT) => Kind::Wait,
         _ => Kind::Other,
+    }
+}
+
+/// Options of [`Kind::Wait`] as a socket has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Set {
+    /// `SO_KEEPALIVE`.
+    pub keepalive: i32,
+    /// `TCP_KEEPIDLE`.
+    pub idle: i32,
+    /// `TCP_KEEPINTVL`.
+    pub interval: i32,
+    /// `TCP_KEEPCNT`.
+    pub probes: i32,
+    /// `TCP_USER_TIMEOUT`.
+    pub user_timeout: i32,
+}
+
+impl Set {
+    /// What they are after one is set to a value; nothing where the kernel does not take it (`tcp(7)`;
+    /// `do_tcp_setsockopt`).
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(mut self, level: i32, name: i32, value: i32) -> Option<Self> {
+        const LONGEST: i32 = 32767;
+        const MOST: i32 = 127;
+        let lowest = match (level, name) {
+            (SOL_TCP, TCP_USER_TIMEOUT) => 0,
+            (SOL_TCP, _) => 1,
+            _ => i32::MIN,
+        };
+        let highest = match (level, name) {
+            (SOL_TCP, TCP_KEEPIDLE | TCP_KEEPINTVL) => LONGEST,
+            (SOL_TCP, TCP_KEEPCNT) => MOST,
+            _ => i32::MAX,
+        };
+        if value < lowest || value > highest {
+            return None;
+        }
+        match (level, name) {
+            (SOL_SOCKET, SO_KEEPALIVE) => self.keepalive = value,
+            (SOL_TCP, TCP_KEEPIDLE) => self.idle = value,
+            (SOL_TCP, TCP_KEEPINTVL) => self.interval = value,
+            (SOL_TCP, TCP_KEEPCNT) => self.probes = value,
+            (SOL_TCP, TCP_USER_TIMEOUT) => self.user_timeout = value,
+            _ => return None,
+        }
+        Some(self)
+    }
+
+    /// What is noted of them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn waits(&self) -> Waits {
+        let on = self.keepalive != 0;
+        Waits {
+            user_timeout: self.user_timeout.cast_unsigned(),
+            idle: if on { self.idle.cast_unsigned() } else { 0 },
+            interval: if on { self.interval.cast_unsigned() } else { 0 },
+            probes: if on { self.probes.cast_unsigned() } else { 0 },
+        }
     }
 }
 
@@ -74,7 +149,7 @@ pub const fn kind(level: i32, name: i32) -> Kind {
 #[inline(always)]
 pub fn decide(kind: Kind, facts: &impl Facts) -> Verdict {
     match kind {
-        Kind::Other => Verdict::Pass,
+        Kind::Other | Kind::Wait => Verdict::Pass,
         // Before it is dialled a socket may be bound and marked as its application likes: the hook at
         // connect has the last word.
         Kind::Path if facts.carried() => Verdict::Ignore,
@@ -123,7 +198,9 @@ fn has_source_route(facts: &impl Facts) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Facts, Kind, Verdict, decide, kind};
+    use abi::Waits;
+
+    use super::{Facts, Kind, Set, Verdict, decide, kind};
 
     struct Call<'a>(bool, &'a [u8]);
 
@@ -179,8 +256,56 @@ mod tests {
         for (level, name, number, expected) in OPTIONS {
             assert_eq!(kind(level, number), expected, "{name}");
             // The same number at another level is another option.
-            assert_eq!(kind(6, number), Kind::Other, "{name}");
+            assert_eq!(kind(7, number), Kind::Other, "{name}");
         }
+    }
+
+    #[test]
+    fn how_long_an_application_waits_is_what_the_kernel_takes() {
+        let unset = Set {
+            keepalive: 0,
+            idle: 7200,
+            interval: 75,
+            probes: 9,
+            user_timeout: 0,
+        };
+        assert!(unset.waits().is_default());
+        for (level, name, value, right) in [
+            (1, 9, 1, true),
+            (1, 9, -1, true),
+            (6, 4, 0, false),
+            (6, 4, 1, true),
+            (6, 4, 32768, false),
+            (6, 5, 32767, true),
+            (6, 6, 127, true),
+            (6, 6, 128, false),
+            (6, 18, 0, true),
+            (6, 18, -1, false),
+            (6, 18, i32::MAX, true),
+            (6, 13, 1, false),
+        ] {
+            let taken = unset.with(level, name, value);
+            assert_eq!(taken.is_some(), right, "{level} {name} {value}");
+            assert!(!right || matches!(kind(level, name), Kind::Wait));
+        }
+        let set = [(6, 18, 3000), (6, 4, 5), (6, 5, 2), (6, 6, 3)];
+        let set = set.iter().fold(unset, |set, (level, name, value)| {
+            set.with(*level, *name, *value).unwrap()
+        });
+        let off = Waits {
+            user_timeout: 3000,
+            idle: 0,
+            interval: 0,
+            probes: 0,
+        };
+        assert_eq!(set.waits(), off);
+        let on = Waits {
+            idle: 5,
+            interval: 2,
+            probes: 3,
+            ..off
+        };
+        assert_eq!(set.with(1, 9, 1).unwrap().waits(), on);
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub fn of(decision: Kernel) -> Option<Reason> {
         | Kernel::OutboundHeldAgain
         | Kernel::OutboundHoldLost
         | Kernel::OutboundUnheld
+        | Kernel::WaitsNoted
         | Kernel::LookupOutbound
         | Kernel::InboundPlaintext
         | Kernel::InboundHbone

@@ -15,6 +15,7 @@ mod held;
 mod listener;
 mod pod;
 mod reason;
+mod waits;
 mod wall;
 
 pub use address::Addr;
@@ -34,13 +35,14 @@ pub use pod::{
     SYNS_PER_WINDOW, Share, listeners, sockets,
 };
 pub use reason::Reason;
+pub use waits::Waits;
 pub use wall::Wall;
 
 /// Version of the contract. Part of the pin directory's name.
 pub const ABI_VERSION: u32 = if cfg!(feature = "next-layout") {
     1001
 } else {
-    5
+    6
 };
 
 /// `SO_MARK` of an application socket whose connection is captured, and of the agent's own legs
@@ -154,6 +156,9 @@ pub mod maps {
     pub const HELD: &str = "HELD";
     /// Events of [`crate::Syn`] with the packet behind it, by processor (perf event array).
     pub const SYNS: &str = "SYNS";
+    /// [`crate::Flow`] of a carried connection, the application's end as source -> [`crate::Waits`] (the
+    /// least recently used make room). Each change is counted as [`crate::Reason::WaitsNoted`].
+    pub const WAITS: &str = "WAITS";
     /// `u32` 0 -> [`crate::NodeConfig`].
     pub const CONFIG: &str = "CONFIG";
     /// `u32` [`crate::Reason`] -> `u64` count, per CPU.

@@ -130,6 +130,8 @@ reasons! {
     OutboundHoldLost = 52, "outbound_hold_lost";
     /// hold: the agent takes no SYNs, so the connection is accepted before the far side is known.
     OutboundUnheld = 53, "outbound_unheld";
+    /// setsockopt, sock_ops: how long the application of a carried connection waits for a silent peer was noted.
+    WaitsNoted = 54, "waits_noted";
 }
 
 const _: () = {

@@ -262,6 +262,7 @@ words! {
         Drain = "drain", "the agent stopped or was succeeded, or the pod left the mesh or is gone, and the connection outlived its deadline";
         Older = "older", "it is older than its pod's capture and policy does not allow it to a client without identity, or it was being opened then";
         Limit = "limit", "a limit was reached";
+        Silence = "silence", "the far side has not answered for as long as the application waits (`TCP_USER_TIMEOUT`, `SO_KEEPALIVE`)";
     }
 }
 

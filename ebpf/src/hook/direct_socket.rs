@@ -23,6 +23,7 @@ use core::ffi::c_void;
 use super::{
     late_connect,
     sock_ops_context::{local, remote},
+    waits,
 };
 use crate::{
     direct::{CUBIC, must_become_cubic, payload},
@@ -67,8 +68,10 @@ fn note(ctx: &SockOpsContext, socket: &DirectSocket) {
 /// Tells of an established connection.
 #[inline(always)]
 pub fn on_established(ctx: &SockOpsContext) {
-    if let Some(socket) = stored(ctx) {
-        tell_of(ctx, &socket, EventKind::Opened);
+    match stored(ctx) {
+        Some(socket) => tell_of(ctx, &socket, EventKind::Opened),
+        None if late_connect::is_carried(ctx) => waits::on_established(ctx, &flow(ctx)),
+        None => {}
     }
 }
 
@@ -91,7 +94,7 @@ pub fn on_given_up(ctx: &SockOpsContext) {
 #[inline(always)]
 pub fn on_close(ctx: &SockOpsContext) {
     let Some(socket) = stored(ctx) else {
-        return;
+        return waits::on_close(&flow(ctx));
     };
     if socket.destination != NOBODY {
         // That there is none (any more) is as good.
@@ -119,6 +122,10 @@ pub fn on_accepted(ctx: &SockOpsContext) {
         destination_port: own.source_port,
     };
     if FLOWS.remove(&towards_us).is_err() {
+        // The application's end of an agent's leg takes over the leg's mark (tcp_fwmark_accept).
+        if late_connect::is_carried(ctx) {
+            waits::on_established(ctx, &own);
+        }
         return;
     }
     let mut current = [0_u8; 8];

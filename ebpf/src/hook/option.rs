@@ -1,4 +1,5 @@
-//! `cgroup/setsockopt`: options that would lead a connection of a captured pod past the mesh.
+//! `cgroup/setsockopt`: options that would lead a connection of a captured pod past the mesh, and those that say
+//! how long an application waits for a silent peer, which the agent is to know.
 //!
 //! It fails closed for the options that it knows and leaves all others alone. The kernel copies a value of
 //! up to a page for it on every call of every process, so all but a few option names are done with before
@@ -14,7 +15,10 @@ use aya_ebpf::{
     helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie},
 };
 
-use super::connect::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM};
+use super::{
+    connect::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM},
+    waits,
+};
 use crate::{
     maps::{AGENTS, count, pod},
     option::{Facts, Kind, Verdict, decide, kind},
@@ -78,7 +82,14 @@ pub fn set(raw: *mut bpf_sockopt) -> i32 {
     let Some(carried) = socket(raw) else {
         return pass(raw);
     };
-    match decide(kind, &Context { raw, carried }) {
+    let context = Context { raw, carried };
+    if matches!(kind, Kind::Wait) {
+        if carried {
+            waits::on_set(raw, level, name, &context);
+        }
+        return pass(raw);
+    }
+    match decide(kind, &context) {
         Verdict::Pass => pass(raw),
         Verdict::Ignore => {
             count(Reason::OptionIgnored);

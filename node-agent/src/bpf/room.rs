@@ -75,7 +75,7 @@ const fn room(map: &'static str, setting: &'static str, entries: fn(&MapSizes) -
     }
 }
 
-static ROOMS: [Room; 23] = [
+static ROOMS: [Room; 24] = [
     room(maps::PODS, "--max-pods", |sizes| sizes.pods),
     room(maps::INBOUND, "--max-pods", |sizes| sizes.pods),
     room(maps::SHARES, "--max-pods", |sizes| sizes.pods),
@@ -97,6 +97,7 @@ static ROOMS: [Room; 23] = [
         sizes.service_slots
     }),
     room(maps::SESSIONS, "--max-pods", sessions),
+    room(maps::WAITS, "--max-pods", waits),
     room(maps::VERDICTS, "--max-verdicts", |sizes| sizes.verdicts),
     room(maps::DENIALS, "--max-verdicts", |sizes| sizes.verdicts),
     room(maps::FLOWS, "--max-direct-flows", |sizes| sizes.flows),
@@ -128,6 +129,10 @@ fn listeners(sizes: &MapSizes) -> u32 {
 
 fn sessions(sizes: &MapSizes) -> u32 {
     sizes.pods.saturating_mul(SESSIONS_PER_POD)
+}
+
+fn waits(sizes: &MapSizes) -> u32 {
+    sizes.pods.saturating_mul(WAITS_PER_POD)
 }
 
 /// Gives every map its size, for a loader that makes the maps that are not pinned yet.
@@ -188,6 +193,9 @@ const PROBES_PER_POD: u32 = 8;
 const ADDRESSES_PER_RANGE: u32 = 16;
 /// Service ports with session affinity; where pods use more, the ones not used for longest are drawn anew.
 const SESSIONS_PER_POD: u32 = 8;
+/// Connections of a pod whose applications have said how long they wait. Where there are more, those that were
+/// noted first are noticed as the kernel notices them.
+const WAITS_PER_POD: u32 = 16;
 /// Outbound, inbound and HBONE.
 const LISTENER_KINDS: u32 = 3;
 
