@@ -12,7 +12,7 @@ use model::{
 use tokio::{net::TcpStream, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 use tunnel::{
-    ErrorType, ProxyStatus, TunnelStream, copy,
+    ErrorType, Line, Lined, ProxyStatus, TunnelStream, copy,
     server::{AcceptError, Incoming, NextError, ServerTunnel},
 };
 
@@ -22,9 +22,10 @@ use crate::{
     enrol::Command,
     identity,
     metrics::{Party, TcpLabels},
-    outbound::{baggage, canonical},
+    outbound::{baggage, canonical, flow},
     pod::Pod,
     record::{Authority, ConnectionEnd, Description, Direction, Refusal},
+    silence::Watched,
     sock, translation,
     worker::{TURN, Track, Worker, aborted},
 };
@@ -78,7 +79,8 @@ pub(crate) async fn serve_plaintext(
     let Ok(admitted) = Box::pin(admit(&worker, &pod, &asked)).await else {
         return copy::reset(stream);
     };
-    let (leg, track, abort) = open(&worker, &pod, &asked, *admitted);
+    let stream = Lined::new(stream);
+    let (leg, track, abort) = open(&worker, &pod, &asked, *admitted, stream.line());
     let end = copy::tcp(leg, stream, track.counters(), aborted(abort)).await;
     track.close(&end);
 }
@@ -89,6 +91,7 @@ fn open(
     pod: &Arc<Pod>,
     asked: &Asked,
     admitted: Admitted,
+    line: &Arc<Line>,
 ) -> (TcpStream, Track, oneshot::Receiver<copy::Abort>) {
     let Admitted {
         leg,
@@ -98,7 +101,9 @@ fn open(
     } = admitted;
     let recorder = &worker.shared.recorder;
     let (live, abort) = recorder.open(description, &labels, Some(asked.authority()));
-    (leg, worker.track(pod, live), abort)
+    let own = leg.local_addr().map_or(asked.client, canonical);
+    let watched = Watched::new(flow((asked.application, own)), Arc::clone(line));
+    (leg, worker.track(pod, live, watched), abort)
 }
 
 /// Serves a tunnel until it ends or `stop` asks the peer to open no more connections in it.
@@ -267,7 +272,7 @@ async fn establish(
                 copy::reset(admitted.leg);
                 return None;
             };
-            let (leg, track, abort) = open(worker, pod, &asked, *admitted);
+            let (leg, track, abort) = open(worker, pod, &asked, *admitted, stream.line());
             Some((leg, stream, track, abort, permit))
         }
         Err((status, reason)) => {

@@ -37,6 +37,7 @@ pub mod ration;
 pub mod record;
 pub mod refusal;
 mod session;
+mod silence;
 pub mod sock;
 pub mod sock_diag;
 pub mod succession;

@@ -207,10 +207,18 @@ pub enum Cut {
     /// It is older than its pod's capture and policy does not allow it to a peer without identity, or it
     /// was still being opened then.
     Older,
+    /// The far side has said nothing for as long as the application waits.
+    Silence,
 }
 
 impl Cut {
-    const ALL: [Self; 4] = [Self::Drain, Self::Policy, Self::Limit, Self::Older];
+    const ALL: [Self; 5] = [
+        Self::Drain,
+        Self::Policy,
+        Self::Limit,
+        Self::Older,
+        Self::Silence,
+    ];
 
     fn labels(self) -> CutLabels {
         let ending = match self {
@@ -218,6 +226,7 @@ impl Cut {
             Self::Policy => Ending::Policy,
             Self::Limit => Ending::Limit,
             Self::Older => Ending::Older,
+            Self::Silence => Ending::Silence,
         };
         CutLabels {
             reason: ending.as_str(),
@@ -230,6 +239,7 @@ impl From<Abort> for Cut {
         match abort {
             Abort::Policy => Self::Policy,
             Abort::Drain => Self::Drain,
+            Abort::Silence => Self::Silence,
             // `Limit`, and what may be added there.
             _ => Self::Limit,
         }

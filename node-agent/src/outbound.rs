@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use abi::Flow;
 use model::{
     Identity, Reason, Security, Workload,
     outbound::{Route, RouteKind, route_among},
@@ -15,7 +16,7 @@ use socket2::SockRef;
 use tls::WorkloadCert;
 use tokio::{io::Interest, net::TcpStream, sync::oneshot};
 use tunnel::{
-    ConnectRequest, ErrorType, Tunnel, TunnelStream,
+    ConnectRequest, ErrorType, Lined, Tunnel, TunnelStream,
     client::{ConnectError, Driver, Lost, OpenError},
     copy,
     forwarded::Forwarded,
@@ -32,6 +33,7 @@ use crate::{
     pod::Pod,
     record::{ConnectionEnd, Description, Direction, Recorder, Refusal},
     session::Session,
+    silence::Watched,
     sock,
     syn::Answer,
     worker::{Shared, Track, Worker, aborted},
@@ -99,7 +101,7 @@ async fn establish(
     };
     match connected {
         Ok(connected) => {
-            let (far, track, abort) = begin(worker, pod, connected);
+            let (far, track, abort) = begin(worker, pod, (client, target), connected);
             Some((stream, far, track, abort))
         }
         Err(failure) => {
@@ -115,7 +117,13 @@ pub(crate) async fn carry(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, 
     let Opened {
         connected, permit, ..
     } = opened;
-    let (far, track, abort) = begin(&worker, &pod, *connected);
+    let ends = (stream.peer_addr(), stream.local_addr());
+    let (Ok(client), Ok(target)) = ends else {
+        // The client has gone.
+        return copy::reset(stream);
+    };
+    let application = (canonical(client), canonical(target));
+    let (far, track, abort) = begin(&worker, &pod, application, *connected);
     copy_both(stream, far, track, abort).await;
     drop(permit);
 }
@@ -124,6 +132,7 @@ pub(crate) async fn carry(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, 
 fn begin(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
+    application: (SocketAddr, SocketAddr),
     connected: Connected,
 ) -> (Far, Track, oneshot::Receiver<copy::Abort>) {
     let Connected {
@@ -132,7 +141,12 @@ fn begin(
         far,
     } = connected;
     let (live, abort) = worker.shared.recorder.open(description, &labels, None);
-    (far, worker.track(pod, live), abort)
+    let line = match &far {
+        Far::Tunnel(stream) => stream.line(),
+        Far::Plain(stream) => stream.line(),
+    };
+    let watched = Watched::new(flow(application), Arc::clone(line));
+    (far, worker.track(pod, live, watched), abort)
 }
 
 /// The other half of a connection, and what is told of both.
@@ -144,7 +158,7 @@ pub(crate) struct Connected {
 
 enum Far {
     Tunnel(TunnelStream),
-    Plain(TcpStream),
+    Plain(Lined),
 }
 
 /// Why a connection cannot be made, and what its client is told.
@@ -251,7 +265,7 @@ async fn follow(
         RouteKind::Plain { dial } | RouteKind::ToSelf { dial } => {
             sock::dial_as(&pod.netns, client, *dial, worker.shared.connect_timeout)
                 .await
-                .map(Far::Plain)
+                .map(|stream| Far::Plain(Lined::new(stream)))
                 .map_err(|error| Attempt {
                     another_endpoint: true,
                     answer: answer_of(&error),
@@ -564,6 +578,16 @@ fn own_end(pod: &Pod, peer: SocketAddr) -> SocketAddr {
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     SocketAddr::new(own.unwrap_or_else(unknown), peer.port())
+}
+
+/// A connection as one of its ends has it: its own address, then its peer's.
+pub(crate) fn flow((own, peer): (SocketAddr, SocketAddr)) -> Flow {
+    Flow {
+        source: own.ip().into(),
+        destination: peer.ip().into(),
+        source_port: own.port(),
+        destination_port: peer.port(),
+    }
 }
 
 /// IPv4 addresses of dual-stack sockets, as what they are.

@@ -5,7 +5,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, BorrowedFd},
     time::Duration,
 };
 
@@ -20,6 +20,10 @@ const BACKLOG: i32 = 4096;
 /// Same values as ztunnel's defaults, so that dead peers are found equally fast.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(180);
 const KEEPALIVE_RETRIES: u32 = 9;
+/// For how long the kernel retransmits by default (`tcp_retries2` 15: 924.6 s).
+const RETRANSMITS: Duration = Duration::from_millis(924_600);
+/// The kernel takes no more.
+const MOST_PROBES: u32 = 127;
 /// Source ports of legs whose client's own port cannot be used: below the kernel's ephemeral range,
 /// where real clients of the same address rarely are.
 const LEG_PORTS: std::ops::Range<u16> = 10_000..32_000;
@@ -341,6 +345,22 @@ pub fn dialled(stream: &TcpStream) -> Option<SocketAddr> {
         socket.original_dst_v6()
     };
     original.ok()?.as_socket()
+}
+
+/// Has the kernel ask a quiet peer whether it lives, and give it up no earlier than it gives up what it
+/// retransmits.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn probe(socket: BorrowedFd<'_>, idle: Duration, interval: Duration) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
+    // Set, it has the last word also where probes are unanswered: their number does not count.
+    socket.set_tcp_user_timeout(Some(RETRANSMITS))?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(idle)
+        .with_interval(interval)
+        .with_retries(MOST_PROBES);
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// Makes closing the socket send a reset instead of an orderly end.

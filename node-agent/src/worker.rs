@@ -40,6 +40,7 @@ use crate::{
     pod::{Carried, Pod},
     record::{Direction, Live, LiveView, Recorder},
     session::now,
+    silence::{self, Silence, Watched},
     sock::RawSockets,
     translation::{Translations, Walks},
 };
@@ -240,6 +241,7 @@ struct PodTasks {
 struct Tracked {
     pod: Arc<Pod>,
     live: Live,
+    watched: Watched,
 }
 
 /// A connection on a worker's list.
@@ -265,6 +267,9 @@ impl Track {
 impl Drop for Track {
     fn drop(&mut self) {
         let worker = &self.worker;
+        if let Some(noted) = self.tracked.watched.noted() {
+            worker.shared.kernel.forget_waits(noted);
+        }
         worker.live.borrow_mut().remove(&self.key);
         worker.ended.set(worker.ended.get() + 1);
     }
@@ -323,6 +328,9 @@ async fn beat(index: u32, heartbeat: Arc<Heartbeat>, over: CancellationToken) {
 impl Worker {
     async fn serve(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut ticks = tokio::time::interval(REPORT_INTERVAL);
+        let mut looks = tokio::time::interval(silence::LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut silence = Silence::new();
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
@@ -334,6 +342,27 @@ impl Worker {
                     self.pools.borrow().values().for_each(pool::Pool::evict_idle);
                     self.opener.tidy();
                 }
+                _ = looks.tick() => self.end_silent(&mut silence),
+            }
+        }
+    }
+
+    /// Ends what has been silent for longer than its application waits.
+    fn end_silent(&self, silence: &mut Silence) {
+        let kernel = &self.shared.kernel;
+        let changes = kernel.counter(abi::Reason::WaitsNoted);
+        let live = self.live.borrow();
+        let connections = live.values();
+        let watched = connections.map(|tracked| (&tracked.watched, tracked.live.counters.sent()));
+        let over = silence.look(watched, changes, |flow| kernel.waits(flow));
+        let mut over = over.into_iter().peekable();
+        for (place, tracked) in live.values().enumerate() {
+            if let Some((_, quiet)) = over.next_if(|(silent, _)| *silent == place) {
+                let cause = format!(
+                    "nothing has come from the far side for {:.1} s, longer than the application waits",
+                    quiet.as_secs_f64()
+                );
+                tracked.live.end(Abort::Silence, cause);
             }
         }
     }
@@ -550,12 +579,13 @@ impl Worker {
     }
 
     /// Keeps a connection on the list until it is told how it ended.
-    pub(crate) fn track(self: &Rc<Self>, pod: &Arc<Pod>, live: Live) -> Track {
+    pub(crate) fn track(self: &Rc<Self>, pod: &Arc<Pod>, live: Live, watched: Watched) -> Track {
         let carried = pod.carry();
         let key = self.next.replace(self.next.get() + 1);
         let tracked = Rc::new(Tracked {
             pod: Arc::clone(pod),
             live,
+            watched,
         });
         self.live.borrow_mut().insert(key, Rc::clone(&tracked));
         Track {

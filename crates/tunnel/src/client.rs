@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout};
 use crate::forwarded;
 use crate::keepalive::Keepalive;
 use crate::life::{Certificates, Life, Side};
+use crate::line::{Line, LineOwner, Patience};
 use crate::proxy_status::ProxyStatus;
 use crate::secure::{self, ClientIo, Failure, Flush, Peer, Secured};
 use crate::settings::Settings;
@@ -73,6 +74,8 @@ pub struct Driver<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    /// In front of the socket that it speaks of.
+    _line: LineOwner,
     wire: Wire<IO>,
     shared: Arc<Shared>,
 }
@@ -121,6 +124,7 @@ pub async fn establish(
     settings: Settings,
 ) -> Result<(Tunnel, Driver<ClientIo>), ConnectError> {
     let limit = settings.handshake_timeout;
+    let line = LineOwner::of(&tcp);
     let handshakes = async {
         let (secured, peer) = secure::connect(tcp, cert, expected, &settings)
             .await
@@ -129,15 +133,16 @@ pub async fn establish(
             identity,
             certificates,
         } = peer;
-        let shared = Shared::new(Some(identity), Some(certificates), settings);
+        let own = Arc::clone(line.line());
+        let shared = Shared::new(Some(identity), Some(certificates), own, settings);
         match secured {
             Secured::Http2(io) => {
                 let (failure, flush) = (io.failure(), io.defer());
-                start(io, shared, failure, Some(flush)).await
+                start(io, shared, line, failure, Some(flush)).await
             }
             Secured::Thin(link) => {
                 let (handle, driver) = thin::Driver::client(link, &settings);
-                Ok(pair(Sender::Thin(handle), Wire::Thin(driver), shared))
+                Ok(pair(Sender::Thin(handle), line, Wire::Thin(driver), shared))
             }
         }
     };
@@ -160,13 +165,15 @@ pub async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let shared = Shared::new(peer, None, settings);
-    start(io, shared, Failure::default(), None).await
+    let line = LineOwner::of_nothing();
+    let shared = Shared::new(peer, None, Arc::clone(line.line()), settings);
+    start(io, shared, line, Failure::default(), None).await
 }
 
 async fn start<IO>(
     io: IO,
     shared: Arc<Shared>,
+    line: LineOwner,
     failure: Failure,
     flush: Option<Flush>,
 ) -> Result<(Tunnel, Driver<IO>), ConnectError>
@@ -185,14 +192,20 @@ where
         failure,
         flush,
     };
-    Ok(pair(Sender::Http2(sender), wire, shared))
+    Ok(pair(Sender::Http2(sender), line, wire, shared))
 }
 
-fn pair<IO>(sender: Sender, wire: Wire<IO>, shared: Arc<Shared>) -> (Tunnel, Driver<IO>)
+fn pair<IO>(
+    sender: Sender,
+    line: LineOwner,
+    wire: Wire<IO>,
+    shared: Arc<Shared>,
+) -> (Tunnel, Driver<IO>)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let driver = Driver {
+        _line: line,
         wire,
         shared: Arc::clone(&shared),
     };
@@ -222,7 +235,10 @@ impl Tunnel {
         self.shared.streams.fetch_add(1, Ordering::Relaxed);
         Ok(Reservation {
             sender: self.sender.clone(),
-            slot: Slot(Arc::clone(&self.shared)),
+            slot: Slot {
+                shared: Arc::clone(&self.shared),
+                established: false,
+            },
         })
     }
 
@@ -259,6 +275,9 @@ impl Tunnel {
     fn closed(&self) -> Option<OpenError> {
         if self.shared.life.is_over() {
             return Some(OpenError::Retired);
+        }
+        if self.shared.silent.load(Ordering::Relaxed) {
+            return Some(OpenError::Unprocessed(Arc::new(Silent)));
         }
         match &self.sender {
             Sender::Http2(sender) => {
@@ -321,7 +340,7 @@ impl Reservation {
         let stream = handle.open(request).ok_or_else(|| closed(&handle))?;
         // It would keep the tunnel from closing while the answer is awaited.
         drop(handle);
-        let limit = slot.0.settings.open_timeout;
+        let limit = slot.shared.settings.open_timeout;
         let answer = timeout(limit, poll_fn(|cx| stream.poll_answer(cx)))
             .await
             .map_err(|_elapsed| OpenError::Timeout(limit))?
@@ -334,7 +353,9 @@ impl Reservation {
                         OpenError::Reset(cause)
                     }
                 }
-                Gone::Lost(lost) => OpenError::Lost(slot.0.lost.get().cloned().unwrap_or(lost)),
+                Gone::Lost(lost) => {
+                    OpenError::Lost(slot.shared.lost.get().cloned().unwrap_or(lost))
+                }
             })?;
         let status = u16::try_from(answer.status).unwrap_or_default();
         if status != StatusCode::OK.as_u16() {
@@ -348,8 +369,9 @@ impl Reservation {
             });
         }
         Ok(TunnelStream {
+            line: Arc::clone(&slot.shared.line),
             bytes: stream::Bytes::Thin(stream),
-            end: StreamEnd::Client(slot),
+            end: StreamEnd::Client(slot.established()),
             baggage: answer.baggage.map(Arc::from),
         })
     }
@@ -360,7 +382,7 @@ impl Reservation {
         request: &ConnectRequest,
     ) -> Result<TunnelStream, OpenError> {
         let request = request.to_http()?;
-        let shared = Arc::clone(&slot.0);
+        let shared = Arc::clone(&slot.shared);
         let (response, send) = sender
             .send_request(request, false)
             .map_err(|error| shared.unsent(error))?;
@@ -381,8 +403,9 @@ impl Reservation {
             });
         }
         Ok(TunnelStream {
+            line: Arc::clone(&slot.shared.line),
             bytes: stream::Bytes::Http2 { send, recv },
-            end: StreamEnd::Client(slot),
+            end: StreamEnd::Client(slot.established()),
             baggage: header_text(&head.headers, &BAGGAGE).map(Arc::from),
         })
     }
@@ -393,6 +416,10 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        let patience = Patience {
+            carries: self.shared.established.load(Ordering::Relaxed) > 0,
+            line: &self.shared.line,
+        };
         let (connection, keepalive, failure, flush) = match &mut self.wire {
             Wire::Http2 {
                 connection,
@@ -400,12 +427,14 @@ where
                 failure,
                 flush,
             } => (connection, keepalive, failure, flush),
-            Wire::Thin(driver) => return driver.poll(cx),
+            Wire::Thin(driver) => return driver.poll(&patience, cx),
         };
-        if keepalive.poll_dead(cx).is_ready() {
+        if keepalive.poll_dead(&patience, cx).is_ready() {
             let limit = self.shared.settings.keepalive_timeout;
             return Poll::Ready(Lost::Unresponsive(limit));
         }
+        let silent = keepalive.is_silent();
+        self.shared.silent.store(silent, Ordering::Relaxed);
         let polled = Pin::new(connection).poll(cx);
         if let Some(flush) = flush {
             flush.poll(cx);
@@ -473,6 +502,11 @@ pub(crate) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Opti
 #[derive(Debug)]
 struct Shared {
     streams: AtomicUsize,
+    /// Those of them that the peer has connected.
+    established: AtomicUsize,
+    /// The peer has not answered a ping in time.
+    silent: AtomicBool,
+    line: Arc<Line>,
     created: Instant,
     /// Milliseconds after `created` at which the last stream went.
     idle_since: AtomicU64,
@@ -484,14 +518,30 @@ struct Shared {
 
 /// One counted stream.
 #[derive(Debug)]
-pub(crate) struct Slot(Arc<Shared>);
+pub(crate) struct Slot {
+    shared: Arc<Shared>,
+    established: bool,
+}
+
+impl Slot {
+    /// Counts the stream among those that the peer has connected.
+    fn established(mut self) -> Self {
+        self.established = true;
+        self.shared.established.fetch_add(1, Ordering::Relaxed);
+        self
+    }
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let age = self.0.created.elapsed().as_millis();
+        let shared = &self.shared;
+        let age = shared.created.elapsed().as_millis();
         let age = u64::try_from(age).unwrap_or(u64::MAX);
-        self.0.idle_since.store(age, Ordering::Relaxed);
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        shared.idle_since.store(age, Ordering::Relaxed);
+        shared.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.established {
+            shared.established.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -503,6 +553,11 @@ fn closed(handle: &Handle) -> OpenError {
     }
 }
 
+/// Whoever asks anew does so in another tunnel.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer does not answer in this tunnel")]
+struct Silent;
+
 /// The peer said so.
 #[derive(Debug, thiserror::Error)]
 #[error("the peer takes no new connections in this tunnel")]
@@ -512,10 +567,14 @@ impl Shared {
     fn new(
         peer: Option<Identity>,
         certificates: Option<Certificates>,
+        line: Arc<Line>,
         settings: Settings,
     ) -> Arc<Self> {
         Arc::new(Self {
             streams: AtomicUsize::new(0),
+            established: AtomicUsize::new(0),
+            silent: AtomicBool::new(false),
+            line,
             created: Instant::now(),
             idle_since: AtomicU64::new(0),
             lost: OnceLock::new(),

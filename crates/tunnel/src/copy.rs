@@ -23,6 +23,7 @@ use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::line::Lined;
 use crate::stream::{Bytes, StreamEnd, TunnelStream};
 use crate::thin;
 
@@ -66,6 +67,8 @@ pub enum Abort {
     Drain,
     /// A limit asks for it.
     Limit,
+    /// The far side has said nothing for as long as the application waits.
+    Silence,
 }
 
 /// How a connection ended. Only [`End::Clean`] let both sides finish.
@@ -199,11 +202,12 @@ async fn http2(
 /// Moves bytes between two TCP connections, with the same promises.
 pub async fn tcp(
     first: TcpStream,
-    second: TcpStream,
+    second: Lined,
     counters: &Counters,
     abort: impl Future<Output = Abort>,
 ) -> CopyEnd {
     let first = Closing::new(first);
+    let (second, line) = second.apart();
     let second = Closing::new(second);
     let mut there = Relay::new(Side::First);
     let mut back = Relay::new(Side::Second);
@@ -232,6 +236,7 @@ pub async fn tcp(
         Poll::Pending
     })
     .await;
+    drop(line);
     match &end {
         End::Clean => {
             first.finish();
@@ -283,6 +288,7 @@ impl Abort {
             Self::Policy => Ending::Policy,
             Self::Drain => Ending::Drain,
             Self::Limit => Ending::Limit,
+            Self::Silence => Ending::Silence,
         }
     }
 }

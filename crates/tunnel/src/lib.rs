@@ -24,12 +24,14 @@ pub mod settings;
 
 mod keepalive;
 mod life;
+mod line;
 mod quoted;
 mod stream;
 mod thin;
 
 pub use authority::Authority;
 pub use client::{ConnectRequest, Tunnel};
+pub use line::{Heard, Line, Lined};
 pub use proxy_status::{ErrorType, ProxyStatus};
 pub use settings::Settings;
 pub use stream::TunnelStream;

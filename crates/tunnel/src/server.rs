@@ -23,6 +23,7 @@ use crate::client::{BAGGAGE, Cause, Lost, TRACEPARENT, header_text};
 use crate::forwarded::Forwarded;
 use crate::keepalive::Keepalive;
 use crate::life::{Certificates, Life, Side};
+use crate::line::{Line, LineOwner, Patience};
 use crate::proxy_status::{self, ErrorType, ProxyStatus};
 use crate::secure::{self, Flush, Peer, SecureError, Secured, ServerIo};
 use crate::settings::Settings;
@@ -35,6 +36,8 @@ pub struct ServerTunnel<IO = ServerIo>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    /// In front of the socket that it speaks of.
+    line: LineOwner,
     wire: Wire<IO>,
     /// One permit for each stream a task of ours may hold. A peer that opens and resets streams
     /// is not counted by HTTP/2, so it is counted here.
@@ -71,6 +74,7 @@ pub struct Incoming {
     pub headers: HeaderMap,
     reply: Reply,
     permit: OwnedSemaphorePermit,
+    line: Arc<Line>,
 }
 
 /// How a request is answered.
@@ -145,6 +149,7 @@ pub async fn accept(
     cert: &WorkloadCert,
     settings: Settings,
 ) -> Result<ServerTunnel, AcceptError> {
+    let line = LineOwner::of(&tcp);
     let handshakes = async {
         let (secured, peer) = secure::accept(tcp, cert, &settings)
             .await
@@ -161,7 +166,7 @@ pub async fn accept(
             certificates,
         } = peer;
         let (peer, certificates) = (Some(identity), Some(certificates));
-        Ok(ServerTunnel::new(wire, peer, certificates, settings))
+        Ok(ServerTunnel::new(line, wire, peer, certificates, settings))
     };
     let limit = settings.handshake_timeout;
     timeout(limit, handshakes)
@@ -185,7 +190,8 @@ where
     let wire = timeout(limit, start(io, settings, None))
         .await
         .map_err(|_elapsed| AcceptError::Timeout(limit))??;
-    Ok(ServerTunnel::new(wire, peer, None, settings))
+    let line = LineOwner::of_nothing();
+    Ok(ServerTunnel::new(line, wire, peer, None, settings))
 }
 
 async fn start<IO>(
@@ -213,6 +219,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     fn new(
+        line: LineOwner,
         wire: Wire<IO>,
         peer: Option<Identity>,
         certificates: Option<Certificates>,
@@ -221,6 +228,7 @@ where
         let life = Life::new(Side::Server, settings.max_age, certificates);
         let streams = usize::try_from(settings.max_concurrent_streams).unwrap_or(usize::MAX);
         Self {
+            line,
             wire,
             permits: Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS))),
             permit: None,
@@ -305,13 +313,17 @@ where
                 return Poll::Ready(self.permit.as_ref().map(|_| ()).ok_or(None));
             }
             self.poll_retirement(cx);
+            let patience = Patience {
+                carries: self.open_streams() > 0,
+                line: self.line.line(),
+            };
             match &mut self.wire {
                 Wire::Http2 {
                     connection,
                     keepalive,
                     flush,
                 } => {
-                    if keepalive.poll_dead(cx).is_ready() {
+                    if keepalive.poll_dead(&patience, cx).is_ready() {
                         return Poll::Ready(Err(Some(self.unresponsive())));
                     }
                     let closed = connection.poll_closed(cx);
@@ -321,7 +333,7 @@ where
                     }
                     closed.map(|result| Err(result.err().map(failed)))
                 }
-                Wire::Thin(driver) => driver.poll(cx).map(|lost| Err(ended(lost))),
+                Wire::Thin(driver) => driver.poll(&patience, cx).map(|lost| Err(ended(lost))),
             }
         })
         .await
@@ -332,6 +344,10 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<Unanswered, Option<NextError>>> {
         self.poll_retirement(cx);
+        let patience = Patience {
+            carries: self.open_streams() > 0,
+            line: self.line.line(),
+        };
         let (connection, keepalive, flush) = match &mut self.wire {
             Wire::Http2 {
                 connection,
@@ -339,14 +355,14 @@ where
                 flush,
             } => (connection, keepalive, flush),
             Wire::Thin(driver) => {
-                let moved = driver.poll(cx);
+                let moved = driver.poll(&patience, cx);
                 if let Some(opened) = driver.next_request() {
                     return Poll::Ready(Ok(Unanswered::Thin(opened)));
                 }
                 return moved.map(|lost| Err(ended(lost)));
             }
         };
-        if keepalive.poll_dead(cx).is_ready() {
+        if keepalive.poll_dead(&patience, cx).is_ready() {
             return Poll::Ready(Err(Some(self.unresponsive())));
         }
         let next = connection.poll_accept(cx);
@@ -392,6 +408,7 @@ where
                         headers: head.headers,
                         reply: Reply::Http2 { recv, respond },
                         permit,
+                        line: Arc::clone(self.line.line()),
                     }));
                 }
                 Err(source) => NextError::Authority {
@@ -417,6 +434,7 @@ where
                     headers,
                     reply: Reply::Thin(stream),
                     permit,
+                    line: Arc::clone(self.line.line()),
                 }))
             }
             Err(source) => {
@@ -483,6 +501,7 @@ impl Incoming {
         };
         Ok(TunnelStream {
             bytes,
+            line: self.line,
             end: StreamEnd::Server(self.permit),
             baggage: peer_baggage,
         })

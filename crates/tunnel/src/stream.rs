@@ -6,6 +6,7 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::client::Slot;
+use crate::line::Line;
 use crate::thin::ThinStream;
 
 /// The bytes of one connection through a tunnel. Give it to [`crate::copy::bidirectional`].
@@ -16,6 +17,7 @@ pub struct TunnelStream {
     pub(crate) bytes: Bytes,
     pub(crate) end: StreamEnd,
     pub(crate) baggage: Option<Arc<str>>,
+    pub(crate) line: Arc<Line>,
 }
 
 /// How the bytes of a stream are framed.
@@ -39,6 +41,11 @@ impl TunnelStream {
     /// The peer's `baggage`: what it says about its workload, for telemetry only.
     pub fn peer_baggage(&self) -> Option<&str> {
         self.baggage.as_deref()
+    }
+
+    /// The TCP connection of its tunnel.
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
     }
 
     /// Resets the stream.

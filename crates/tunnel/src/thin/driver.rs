@@ -18,6 +18,7 @@ use super::mux::{Handle, Mux};
 use super::stream::{Gone, Stream, ThinStream};
 use crate::busy::{self, Way};
 use crate::client::Lost;
+use crate::line::Patience;
 use crate::secure::Link;
 use crate::settings::Settings;
 
@@ -57,6 +58,8 @@ pub(super) enum Side {
 struct Keepalive {
     timer: Pin<Box<Sleep>>,
     waiting: bool,
+    /// The peer's kernel has acknowledged nothing either.
+    outage: bool,
     interval: Duration,
     timeout: Duration,
 }
@@ -84,6 +87,7 @@ impl Driver {
             keepalive: Keepalive {
                 timer: Box::pin(sleep(settings.keepalive_interval)),
                 waiting: false,
+                outage: false,
                 interval: settings.keepalive_interval,
                 timeout: settings.keepalive_timeout,
             },
@@ -114,12 +118,14 @@ impl Driver {
     }
 
     /// Moves what can be moved. Ready when the tunnel is over.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+    ///
+    /// A peer that answers no ping ends it, unless there is [`Patience`].
+    pub(crate) fn poll(&mut self, patience: &Patience<'_>, cx: &mut Context<'_>) -> Poll<Lost> {
         if let Some(lost) = self.mux.lost() {
             return Poll::Ready(lost);
         }
         self.mux.look(cx);
-        let moved = self.poll_move(cx);
+        let moved = self.poll_move(patience, cx);
         self.mux.looked();
         moved.map(|lost| {
             self.mux.end(&lost);
@@ -127,7 +133,7 @@ impl Driver {
         })
     }
 
-    fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+    fn poll_move(&mut self, patience: &Patience<'_>, cx: &mut Context<'_>) -> Poll<Lost> {
         if self.closing {
             return self.poll_closing(cx);
         }
@@ -154,10 +160,11 @@ impl Driver {
             return Poll::Ready(lost(error));
         }
         if self.mux.pong.take() {
+            self.mux.silent.set(false);
             self.keepalive.heard(cx);
         }
         // Only when all has been read: after a stall of ours the answer may be waiting.
-        if reads < READS && self.poll_dead(cx).is_ready() {
+        if reads < READS && self.poll_dead(patience, cx).is_ready() {
             return Poll::Ready(Lost::Unresponsive(self.keepalive.timeout));
         }
         let sent = match self.poll_send(cx) {
@@ -239,11 +246,17 @@ impl Driver {
         Poll::Pending
     }
 
-    /// Ready when the peer did not answer a ping in time.
-    fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the peer did not answer a ping in time and there is no patience left.
+    fn poll_dead(&mut self, patience: &Patience<'_>, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.keepalive.timer.as_mut().poll(cx));
         if self.keepalive.waiting {
-            return Poll::Ready(());
+            self.mux.silent.set(true);
+            let keepalive = &mut self.keepalive;
+            let Some(more) = patience.extend(&mut keepalive.outage, keepalive.interval) else {
+                return Poll::Ready(());
+            };
+            keepalive.set(more, cx);
+            return Poll::Pending;
         }
         self.keepalive.waiting = true;
         self.ping();
@@ -254,7 +267,7 @@ impl Driver {
 
 impl Keepalive {
     fn heard(&mut self, cx: &mut Context<'_>) {
-        self.waiting = false;
+        (self.waiting, self.outage) = (false, false);
         self.set(self.interval, cx);
     }
 
@@ -263,14 +276,6 @@ impl Keepalive {
         if self.timer.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
-    }
-}
-
-impl Future for Driver {
-    type Output = Lost;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Lost> {
-        Self::poll(&mut self, cx)
     }
 }
 
@@ -467,6 +472,7 @@ mod tests {
 
     use super::super::frame::head;
     use super::*;
+    use crate::line::LineOwner;
     use crate::secure::{Secured, connect};
 
     async fn tcp_pair() -> (TcpStream, TcpStream) {
@@ -502,7 +508,12 @@ mod tests {
         far.write_all(payload).await.unwrap();
         far.flush().await.unwrap();
         busy::has_moved();
-        let moving = std::future::poll_fn(|cx| Driver::poll(&mut driver, cx));
+        let owner = LineOwner::of_nothing();
+        let patience = Patience {
+            carries: true,
+            line: owner.line(),
+        };
+        let moving = std::future::poll_fn(|cx| driver.poll(&patience, cx));
         let moved = tokio::time::timeout(Duration::from_millis(50), moving).await;
         assert!(moved.is_err(), "{moved:?}");
         busy::has_moved()

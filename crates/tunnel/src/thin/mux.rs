@@ -48,6 +48,8 @@ pub(crate) struct Mux {
     pub(super) away: Cell<bool>,
     /// The peer knows that we said so.
     pub(super) away_heard: Cell<bool>,
+    /// The peer has not answered a ping in time: nothing new is asked of it.
+    pub(super) silent: Cell<bool>,
     lost: RefCell<Option<Lost>>,
     /// Who may still open streams: a client's tunnel without any closes when it has no streams.
     handles: Cell<usize>,
@@ -77,6 +79,7 @@ impl Mux {
             blocked: RefCell::default(),
             away: Cell::new(false),
             away_heard: Cell::new(false),
+            silent: Cell::new(false),
             lost: RefCell::default(),
             handles: Cell::new(0),
             last: Cell::new(0),
@@ -339,7 +342,7 @@ impl Handle {
 
     /// Whether the tunnel opens no more streams.
     pub(crate) fn is_closed(&self) -> bool {
-        self.0.away.get()
+        self.0.away.get() || self.0.silent.get()
     }
 
     /// Streams that the peer lets us have open, as far as it has said.

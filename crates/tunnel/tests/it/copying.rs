@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, spawn_local};
+use tunnel::Lined;
 use tunnel::copy::{End, bidirectional, tcp};
 
 const BULK: usize = 64 << 20;
@@ -69,7 +70,7 @@ fn bulk_arrives_unchanged_between_two_tcp_connections() {
         let (client, first) = tcp_pair().await;
         let (server, second) = tcp_pair().await;
         let counters = Arc::default();
-        let copy = tcp(first, second, &counters, pending());
+        let copy = tcp(first, Lined::new(second), &counters, pending());
         let (end, ()) = tokio::join!(copy, exchange(client, server));
         assert_eq!(end.end, End::Clean);
         assert_eq!((end.sent, end.received), (BULK as u64, BULK as u64));

@@ -10,6 +10,7 @@ use h2::Reason;
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::task::spawn_local;
+use tunnel::Lined;
 use tunnel::copy::{Abort, Counters, End, Side, tcp};
 
 #[test]
@@ -233,8 +234,9 @@ fn plaintext_copies_keep_half_closes() {
     local(async {
         let (mut client, first) = tcp_pair().await;
         let (mut server, second) = tcp_pair().await;
-        let copy =
-            spawn_local(async move { tcp(first, second, &Counters::default(), pending()).await });
+        let copy = spawn_local(async move {
+            tcp(first, Lined::new(second), &Counters::default(), pending()).await
+        });
         client.write_all(b"request").await.unwrap();
         client.shutdown().await.unwrap();
         assert_eq!(read_all(&mut server).await, b"request");
@@ -252,10 +254,9 @@ fn plaintext_copies_keep_resets() {
         local(async {
             let (mut client, first) = tcp_pair().await;
             let (mut server, second) = tcp_pair().await;
-            let copy =
-                spawn_local(
-                    async move { tcp(first, second, &Counters::default(), pending()).await },
-                );
+            let copy = spawn_local(async move {
+                tcp(first, Lined::new(second), &Counters::default(), pending()).await
+            });
             client.write_all(b"a").await.unwrap();
             read_exactly(&mut server, 1).await;
             let mut other = match by {
@@ -280,7 +281,13 @@ fn a_plaintext_copy_that_policy_ends_is_reset_on_both_sides() {
     local(async {
         let (mut client, first) = tcp_pair().await;
         let (mut server, second) = tcp_pair().await;
-        let end = tcp(first, second, &Counters::default(), ready(Abort::Drain)).await;
+        let end = tcp(
+            first,
+            Lined::new(second),
+            &Counters::default(),
+            ready(Abort::Drain),
+        )
+        .await;
         assert_eq!(end.end, End::Aborted(Abort::Drain));
         read_until_reset(&mut client).await;
         read_until_reset(&mut server).await;

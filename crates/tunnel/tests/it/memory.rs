@@ -12,6 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
+use tunnel::Lined;
 use tunnel::copy::{Counters, tcp};
 use tunnel::settings::{SEND_BUFFER, STREAM_WINDOW};
 
@@ -130,7 +131,7 @@ fn a_plaintext_copy_holds_one_read() {
         let (mut server, second) = tcp_pair().await;
         let counters = Arc::new(Counters::default());
         let counted = Arc::clone(&counters);
-        spawn_local(async move { tcp(first, second, &counted, pending()).await });
+        spawn_local(async move { tcp(first, Lined::new(second), &counted, pending()).await });
         let bytes = pattern(64 << 20, 7);
         let written = fill(&mut client, &bytes).await;
         assert!(read_exactly(&mut server, written).await == bytes[..written]);

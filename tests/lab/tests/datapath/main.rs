@@ -24,6 +24,7 @@ mod ports;
 mod probes;
 mod rivals;
 mod scale;
+mod silence;
 mod sockets;
 mod spoofing;
 mod standstill;
