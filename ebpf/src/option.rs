@@ -47,11 +47,15 @@ const SOL_SOCKET: i32 = 1;
 const SOL_TCP: i32 = 6;
 const SOL_IPV6: i32 = 41;
 
-/// Options of [`Kind::Wait`].
+/// Whether a quiet peer is probed (`socket(7)`).
 pub const SO_KEEPALIVE: i32 = 9;
+/// Seconds of quiet before the first probe (`tcp(7)`).
 pub const TCP_KEEPIDLE: i32 = 4;
+/// Seconds between probes (`tcp(7)`).
 pub const TCP_KEEPINTVL: i32 = 5;
+/// Probes that may go unanswered (`tcp(7)`).
 pub const TCP_KEEPCNT: i32 = 6;
+/// Milliseconds that bytes may stay unacknowledged (`tcp(7)`).
 pub const TCP_USER_TIMEOUT: i32 = 18;
 
 /// The longest options that an IPv4 header holds.
