@@ -4,6 +4,7 @@ mod authorization;
 mod damaged;
 mod endpoints;
 mod held;
+mod incremental;
 mod never_plain;
 mod pods;
 mod scale;

@@ -1,0 +1,196 @@
+//! Property: after any changes in any order, flushed in any portions, the index has what one has that is built from
+//! the objects that are left. What a change does not mark is stale for good, so this is what `track` has to get right.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SPACES: [&str; 3] = ["shop", "bank", "istio-system"];
+
+/// One object's place: of which kind, and which of that kind.
+type Place = (usize, usize);
+
+/// What is written at a place; `None` deletes it.
+#[derive(Clone, Debug)]
+struct Change {
+    place: Place,
+    variant: Option<usize>,
+    flush: bool,
+}
+
+const KINDS: usize = 7;
+const OF_A_KIND: usize = 4;
+const VARIANTS: usize = 6;
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let place = (0..KINDS, 0..OF_A_KIND);
+    let variant = prop::option::weighted(0.75, 0..VARIANTS);
+    (place, variant, any::<bool>()).prop_map(|(place, variant, flush)| Change {
+        place,
+        variant,
+        flush,
+    })
+}
+
+/// The manifest of a place.
+fn manifest((kind, which): Place, variant: usize) -> String {
+    let pick = |texts: &[&'static str]| texts[variant % texts.len()];
+    // Two places of a kind share a namespace, so that they can be in each other's way.
+    let space = SPACES[which % SPACES.len()];
+    match kind {
+        0 => format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {space}, labels: {{{}}}}}\n",
+            pick(&[
+                "",
+                "keelson.io/mesh: enabled",
+                "istio.io/dataplane-mode: ambient",
+                "keelson.io/mesh: enabled, istio.io/use-waypoint: wp",
+            ])
+        ),
+        1 => format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: n{}, labels: {{{}}}}}\n",
+            which % 2,
+            pick(&[
+                "",
+                "topology.kubernetes.io/region: r1",
+                "topology.kubernetes.io/region: r1, topology.kubernetes.io/zone: z1",
+            ])
+        ),
+        2 => format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p{which}, namespace: {space}, labels: {{{}}}, {} annotations: {{keelson.io/pod-ips: 10.244.1.1{}}}}}\n\
+             spec: {{nodeName: n{}, serviceAccountName: {}, hostNetwork: {}, containers: [{{name: c, image: i, ports: [{{name: http, containerPort: 80{}}}]}}]}}\n\
+             status: {{phase: {}, conditions: [{{type: Ready, status: \"{}\"}}]}}\n",
+            pick(&["app: a", "app: b", "app: a, tier: t", ""]),
+            pick(&["", "", "", "", "deletionTimestamp: \"2026-01-01T00:00:00Z\","]),
+            // Some give the same address, as a cluster does after a pod has finished.
+            if variant % 2 == 0 { which } else { 0 },
+            variant % 2,
+            pick(&["default", "other"]),
+            variant == 5,
+            variant,
+            pick(&["Running", "Running", "Running", "Succeeded"]),
+            pick(&["True", "True", "False"]),
+        ),
+        3 => format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{}, namespace: {space}, labels: {{{}}}}}\n\
+             spec: {{clusterIP: {}, {} publishNotReadyAddresses: {}, ports: [{{name: http, port: 80, targetPort: {}}}]}}\n",
+            which % 2,
+            pick(&["", "istio.io/use-waypoint: wp"]),
+            if variant == 3 {
+                "None".to_owned()
+            } else {
+                format!("10.96.0.1{which}")
+            },
+            pick(&["selector: {app: a},", "selector: {app: b},", "", "selector: {tier: t},"]),
+            variant % 2 == 1,
+            pick(&["http", "8080", "80"]),
+        ),
+        4 => format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: e{which}, namespace: {space}, labels: {{kubernetes.io/service-name: s{}}}}}\n\
+             addressType: IPv4\nports: [{{name: http, port: {}}}]\nendpoints: [{{addresses: [10.244.1.1{}], {} conditions: {{ready: {}, serving: true, terminating: {}}}}}]\n",
+            variant % 2,
+            pick(&["8080", "80", "9090"]),
+            variant % OF_A_KIND,
+            if variant % 3 == 0 {
+                String::new()
+            } else {
+                format!(
+                    "targetRef: {{kind: Pod, name: p{}, namespace: {space}}},",
+                    variant % OF_A_KIND
+                )
+            },
+            variant % 2 == 0,
+            variant == 5,
+        ),
+        5 => format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: a{which}, namespace: {space}, creationTimestamp: \"2026-01-0{}T00:00:00Z\"}}\nspec: {{{}}}\n",
+            which + 1,
+            pick(&[
+                "mtls: {mode: STRICT}",
+                "mtls: {mode: PERMISSIVE}",
+                "selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}",
+                "selector: {matchLabels: {app: a}}, mtls: {mode: PERMISSIVE}",
+                "selector: {matchLabels: {app: b}}, portLevelMtls: {80: {mode: STRICT}}",
+                "mtls: {mode: UNSET}",
+            ])
+        ),
+        _ => format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: z{which}, namespace: {space}}}\nspec: {{{}}}\n",
+            pick(&[
+                "{}",
+                "action: DENY, rules: [{from: [{source: {namespaces: [bank]}}]}]",
+                "selector: {matchLabels: {app: a}}, rules: [{to: [{operation: {ports: [\"80\"]}}]}]",
+                "selector: {matchLabels: {tier: t}}, action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]",
+                "targetRefs: [{kind: Service, name: s0, group: \"\"}], rules: [{from: [{source: {principals: [\"*\"]}}]}]",
+                "selector: {matchLabels: {app: b}}, rules: []",
+            ])
+            .trim_matches(['{', '}'])
+        ),
+    }
+}
+
+/// All that an index says, in a form whose differences can be read.
+fn said(index: &Index) -> BTreeMap<String, String> {
+    let snapshot = index.snapshot();
+    let mut said = BTreeMap::new();
+    for (what, resources) in [
+        ("address", &snapshot.addresses),
+        ("authorization", &snapshot.authorizations),
+        ("announced", &snapshot.announced),
+    ] {
+        for (name, resource) in resources {
+            said.insert(format!("{what} {name}"), resource.version.to_string());
+        }
+    }
+    for (node, pods) in &snapshot.nodes {
+        for (name, pod) in pods {
+            let identity = format!("{}/{}", pod.namespace, pod.service_account);
+            let version = pod.resource.version;
+            said.insert(
+                format!("node {node} {name}"),
+                format!("{identity} {version}"),
+            );
+        }
+    }
+    for (node, pods) in &snapshot.unreported {
+        said.insert(format!("unreported {node}"), format!("{pods:?}"));
+    }
+    said
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(768))]
+
+    #[test]
+    fn what_changes_bring_about_is_what_the_rest_says(
+        changes in prop::collection::vec(any_change(), 1..60),
+    ) {
+        let mut index = Index::new(MeshConfig::default());
+        let mut left: BTreeMap<ObjectKey, Upsert> = BTreeMap::new();
+        for change in changes {
+            let written = objects(&manifest(change.place, change.variant.unwrap_or(0)));
+            for upsert in written {
+                let key = upsert.object.key();
+                if change.variant.is_some() {
+                    index.apply(&upsert);
+                    left.insert(key, upsert);
+                } else {
+                    index.remove(&key);
+                    left.remove(&key);
+                }
+            }
+            if change.flush {
+                index.flush();
+            }
+        }
+        index.flush();
+        let mut anew = Index::new(MeshConfig::default());
+        for upsert in left.values() {
+            anew.apply(upsert);
+        }
+        anew.flush();
+        prop_assert_eq!(said(&index), said(&anew));
+    }
+}
