@@ -3,6 +3,25 @@
 //!
 //! One thread does all of it. Until it has written a table the agent carries the connections that
 //! the table would send directly, so being late costs speed, not safety.
+//!
+//! The life of one direct connection, map by map (`K` is the kernel half, `A` this thread):
+//!
+//! 1. `A` writes `LOCAL_PODS`, `VERDICTS`, `SERVICES`, `SLOTS` for the mesh as it is (`compile`). A verdict is
+//!    written in an order in which the kernel never says yes where policy does not (`verdicts`).
+//! 2. The client calls `connect`. `K` (`hook::connect`) draws an endpoint of the service from `SLOTS`, finds its pod
+//!    in `LOCAL_PODS`, and asks `VERDICTS`. No entry: the agent carries it. Deny: `ECONNREFUSED`, counted in
+//!    `DENIALS` and told of in `DENIED`. Allow: the address becomes the endpoint's, and who calls whom is kept with the
+//!    socket (`SOCKETS`).
+//! 3. The source port is chosen. `K` (`hook::direct_socket`) notes ports and pods in `FLOWS` before the SYN leaves.
+//! 4. The SYN arrives at the server's namespace. `K` (`hook::lookup`) takes it only where `FLOWS` has it and asks
+//!    `VERDICTS` again: policy may have changed since step 2. What is not noted is plain text of a stranger.
+//! 5. The server's socket is established: the note goes. The client's is: `EVENTS` has "opened", with time and ports.
+//! 6. `A` reads `EVENTS` (`events`) and has the connection on its list. Bytes are read from the kernel every 5 s.
+//! 7. Policy changes. `A` writes `VERDICTS`, then ends what is listed and refused (`revoke`), then what is told of
+//!    later although it was opened before, and where the list may miss some, what the namespace's sockets show.
+//! 8. The client's socket closes: `EVENTS` has "closed", with the bytes, and the connection is logged.
+//!
+//! A succession leaves all maps as they are; whoever is in charge writes them and reads `EVENTS`.
 
 mod alias;
 mod compile;

@@ -1,4 +1,21 @@
 //! What is known of each file: its objects with their last good versions. Compares the folder with it, synchronously.
+//!
+//! A broken document never takes an object away, and above all no policy. What becomes of an object:
+//!
+//! | what a scan finds | the object | what is said |
+//! |---|---|---|
+//! | a good document | as written | nothing |
+//! | a document that names its object and is wrong otherwise | its last good version, from this file or from wherever it is in effect | the error, and that the last good version stays |
+//! | the same, a policy that was never good | one that refuses everything on its scope (`is_fallback`) | that it refuses until it is repaired |
+//! | a document of which not even the name can be read | none; every object that the file had and does not list now stays, as it may be that one | the error, at each of them |
+//! | the file has become unreadable: no text, too large, a FIFO | all that it had stay | the error |
+//! | the file lacks an object, and all documents are good | stays until the next scan, which removes it: an editor may be in the midst of writing (`shrinking`) | nothing |
+//! | the file is gone | the same, for all of its objects | nothing |
+//! | two places define it | the last one by file name and position | the others have no effect |
+//! | the folder cannot be read | everything stays | the error |
+//!
+//! What is sent on is the winner of each object's places. An object that refuses for want of a good version is
+//! sent, but not kept over a restart ([`Memory::last_good`]): the next run finds the document itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,4 +1,18 @@
 //! How a TCP connection becomes a TLS connection whose peer is known, before any byte of HTTP/2.
+//!
+//! 1. `Connection::handshake` moves rustls' handshake over the socket, alone: nobody else polls it. A refusal of
+//!    ours is sent as an alert and waited for, so that the peer learns why.
+//! 2. The peer's certificate is held against whom we expect (client) or our trust domain (server). Only then is
+//!    anything of the connection shown to anybody.
+//! 3. ALPN has decided what is spoken. HBONE: HTTP/2 owns the `Connection` and reads and writes it; its flushes are
+//!    left to a `Flush`, which the driver polls after HTTP/2, so that many frames are one record and one system call.
+//!    Our own framing: the `Connection` is taken apart into a `Link`, whose user is shown plaintext where it was
+//!    decrypted.
+//! 4. Records are made and opened by a `Layer`: rustls' own by default, or ours with the keys that rustls has
+//!    agreed on.
+//!
+//! Nothing here spawns a task or sets a timer. Whoever polls is woken by the socket alone; a failure to write is left
+//! for the next read, which may find the alert that says why.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -1,4 +1,26 @@
 //! One pod on its way into the mesh, in it, or out of it.
+//!
+//! An [`Entry`] has a [`Phase`], which is what this agent has done, and the kernel half has a state for the pod's
+//! namespace ([`PodState`]), which is what happens to packets. The two differ on purpose: an agent that starts has
+//! the phase `Unknown` for a pod that the kernel still holds captured. Each pass takes at most one step:
+//!
+//! | phase | wanted | step | next phase | state in the kernel |
+//! |---|---|---|---|---|
+//! | `Unknown` | nothing known yet | none; the CNI waits | `Unknown` | `Pending` for a new pod: what it dials is refused |
+//! | `Unknown` | captured, certificate missing | none for `certificate_wait` | `Unknown` | as before |
+//! | `Unknown` | captured | `capture`: stage, then engage | `Captured` | `Joining` while ports are listed, then `Captured` |
+//! | `Unknown` | captured, a step fails | none | `Failed` for a second | as before: never less captured than it was |
+//! | `Failed` | captured | as `Unknown`, when the second is over | | |
+//! | `Captured` | captured | follow probes and addresses | `Captured` | `Captured` |
+//! | `Captured` | exempt | `stop_capturing` | `Releasing`, tunnels open | `Exempt`, inbound `Release` |
+//! | `Releasing` | exempt, `release_wait` over | `end_tunnels` | `Releasing`, tunnels ended | the same |
+//! | `Releasing` | exempt, nothing carried or the drain deadline over | `clean_namespace` | `Exempt` | forgotten |
+//! | `Releasing` | captured | `capture`, over what is there | `Captured` | `Captured` |
+//! | `Unknown`, `Failed` | exempt | none, or a release where the kernel holds it captured | `Exempt`, `Releasing` | `Exempt` |
+//!
+//! A pod whose addresses change begins again (`begin_again`): the phase is `Unknown`, the state stays `Captured`,
+//! and every step is taken over what is there. `held` remembers that connections from before have been looked at.
+//! "Nothing known" never takes a pod out of the mesh: only the controller's word does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

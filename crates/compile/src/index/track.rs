@@ -1,4 +1,25 @@
 //! Which resources a change of an object can affect.
+//!
+//! Each `set_*` compares the new facts with the old, keeps the maps from one kind to another (`slices_by_pod`,
+//! `policies_by_service`, selectors) and marks what may come out differently. It marks before and after: what the
+//! object named and what it names now. Marking too much costs a build whose result is thrown away, because a
+//! resource with the same content keeps its version; marking too little is a stale mesh. So where it is not plain
+//! which, more is marked.
+//!
+//! | what changed | marked pods | also marked |
+//! |---|---|---|
+//! | labels of a namespace | all of the namespace | its Services, and its nodes' lists of pods |
+//! | locality of a Node | those on it | |
+//! | a Node goes | those that it held and nobody else has | addresses that it held |
+//! | a Pod | itself, and pods of its namespace that are terminating | its addresses before and after, its node's list |
+//! | a Service | those that it selects or that its slices name | itself, and endpoints without a pod |
+//! | an `EndpointSlice` | those behind its Service before and after | endpoints without a pod |
+//! | a `PeerAuthentication` | those that it selects | itself as a policy; all that inherit from it, where that changes |
+//! | an `AuthorizationPolicy` | those that name it: by selector, or behind the Services that it targets | itself |
+//! | a node's report | those that it holds or held | their addresses |
+//!
+//! That this is enough is a property: after any changes in any order the index has what one has that is built
+//! from what is left alone (`index::tests::incremental`).
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;

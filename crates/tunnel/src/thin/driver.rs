@@ -1,4 +1,22 @@
 //! What moves a tunnel's frames.
+//!
+//! One task polls the [`Driver`]; each connection has a task of its own with a [`ThinStream`]. All are on one
+//! thread and meet in the [`Mux`], so nothing is locked. Who wakes whom:
+//!
+//! | what happens | who is woken |
+//! |---|---|
+//! | a connection says bytes, a fin, credit or a reset | the driver, once for all that is said until it looks |
+//! | a connection finds the room for bytes used up | nobody; it waits in line (`blocked`) |
+//! | what was said has become records | those in line, the first of which may fill the room again |
+//! | the socket can be read or written again | the driver (tokio) |
+//! | data, credit, a fin or a reset comes for a stream | that connection's task |
+//! | an answer comes | whoever opens that stream |
+//! | a stream ends | the next in line, and the driver if it was the last |
+//! | the tunnel is lost | every stream's task |
+//!
+//! A look sends, reads up to `READS` times, then sends what that has caused. What is left is another look, after
+//! the worker's other tasks. The states of a tunnel: open; *away*, when no new streams are opened (the peer said so, or
+//! we did); *silent*, when a ping is overdue; *closing*, when nothing is open and we have said `close_notify`; lost.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
