@@ -14,6 +14,7 @@ mod ci;
 mod cluster_command;
 mod demo;
 mod fuzz;
+mod images;
 mod lab_command;
 mod lint;
 mod setup;
@@ -47,6 +48,9 @@ enum Command {
     Setup(setup::Args),
     /// Build the programs: agent (with its kernel half), controller, lab applications.
     Build(build::Args),
+    /// Build the programs statically and make container images of them: archives for `ctr images import`, `docker load` and
+    /// `cargo xtask cluster load`.
+    Images(images::Args),
     /// Run the main job in the lab, step by step, with what was observed. Needs root.
     ///
     /// Two nodes and their pods as network namespaces, real programs, real packets: plain HTTP
@@ -93,6 +97,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
+        Command::Images(args) => images::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Lab(command) => lab_command::run(command),

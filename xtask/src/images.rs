@@ -1,0 +1,145 @@
+//! Container images of the programs that run in a cluster, as archives that container runtimes import. No engine is needed.
+//!
+//! The programs are linked statically: nothing but them and a few empty directories is inside.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use cluster::{Entry, Image};
+
+use crate::build;
+use crate::shell;
+
+/// What is made, and where it goes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Where the archives go; `target/images` if nothing is said.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The part of the images' names before `node-agent` and `controller`.
+    #[arg(long, default_value = REGISTRY)]
+    registry: String,
+    /// The images' tag.
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    tag: String,
+    /// With all optimisations, for use.
+    #[arg(long)]
+    release: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    write(args).map(drop)
+}
+
+/// Makes the images of the chart's defaults; says where they are.
+///
+/// # Errors
+/// A program cannot be built, or an archive not written.
+pub(crate) fn make(release: bool) -> Result<Vec<PathBuf>> {
+    write(&Args {
+        out: None,
+        registry: REGISTRY.to_owned(),
+        tag: env!("CARGO_PKG_VERSION").to_owned(),
+        release,
+    })
+}
+
+fn write(args: &Args) -> Result<Vec<PathBuf>> {
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => shell::root()?.join("target/images"),
+    };
+    let mut archives = Vec::new();
+    fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+    let programs = build(args.release)?;
+    for (name, image) in [
+        ("node-agent", node_agent(&programs)),
+        ("controller", controller(&programs)),
+    ] {
+        let image = Image {
+            name: format!("{}/{name}:{}", args.registry, args.tag),
+            ..image
+        };
+        let archive = out.join(format!("{name}.tar"));
+        image.write(&archive)?;
+        let size = fs::metadata(&archive)?.len() >> 20;
+        println!("{} {size} MiB {}", image.name, archive.display());
+        archives.push(archive);
+    }
+    Ok(archives)
+}
+
+/// Builds the programs, and says where they lie.
+fn build(release: bool) -> Result<PathBuf> {
+    let target = match env::consts::ARCH {
+        "x86_64" => "x86_64-unknown-linux-gnu",
+        "aarch64" => "aarch64-unknown-linux-gnu",
+        other => bail!("images for {other} have not been tried"),
+    };
+    let mut command = shell::cargo(&["build", "--target", target])?;
+    for package in PACKAGES {
+        command.args(["--package", package]);
+    }
+    if release {
+        command.arg("--release");
+    }
+    // Only what is made for the target: what runs while building, such as macros, cannot be static.
+    let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase());
+    let flags = flags.replace('-', "_");
+    shell::run(command.env(flags, "-C target-feature=+crt-static"))?;
+    let profiles = build::programs(release)?;
+    let profile = profiles.file_name().context("a profile has a name")?;
+    let cargo = profiles.parent().context("and lies in a directory")?;
+    Ok(cargo.join(target).join(profile))
+}
+
+/// Root, as whoever loads programs into the kernel. The plugin is in the image since the agent installs it.
+fn node_agent(programs: &Path) -> Image {
+    Image {
+        entrypoint: vec!["/keelson-node-agent".to_owned()],
+        entries: vec![
+            program(programs, "keelson-node-agent"),
+            program(programs, "keelson-cni"),
+            // Runtimes say /var/run where they mean /run.
+            Entry::Link {
+                path: "/var/run".to_owned(),
+                target: "../run".to_owned(),
+            },
+            directory("/run", 0o755),
+            directory("/etc", 0o755),
+        ],
+        ..Image::default()
+    }
+}
+
+fn controller(programs: &Path) -> Image {
+    Image {
+        entrypoint: vec!["/keelson-controller".to_owned()],
+        user: "65532:65532".to_owned(),
+        entries: vec![
+            program(programs, "keelson-controller"),
+            directory("/etc", 0o755),
+        ],
+        ..Image::default()
+    }
+}
+
+fn program(programs: &Path, name: &str) -> Entry {
+    Entry::File {
+        path: format!("/{name}"),
+        source: programs.join(name),
+    }
+}
+
+fn directory(path: &str, mode: u32) -> Entry {
+    Entry::Directory {
+        path: path.to_owned(),
+        mode,
+    }
+}
+
+/// Nobody has to be asked for images that are on the node already.
+const REGISTRY: &str = "keelson.io";
+const PACKAGES: [&str; 3] = ["node-agent", "controller", "cni"];
