@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::options::{Options, SameNode};
 use crate::pages;
 use crate::pipeline::{self, Pipeline};
+use crate::root;
 use crate::serve::auth::{Authenticator, NodeTokens, TokenReviews};
 use crate::serve::sync::SyncStatus;
 use crate::serve::tls::ServingCertificates;
@@ -68,7 +69,15 @@ impl Prepared {
         let tokens = options.node_tokens.as_deref().map(NodeTokens::read);
         let tokens = tokens.transpose()?.map(Arc::new);
         private_dir(&options.state_dir)?;
-        let authority = Arc::new(authority(&options)?);
+        let config = match &options.manifests {
+            Some(_) => None,
+            None => Some(cluster(options.kubeconfig.as_deref())?),
+        };
+        let authority = match (&config, &options.ca_namespace) {
+            (Some(config), Some(namespace)) => cluster_root(config, namespace, &options)?,
+            _ => authority(&options)?,
+        };
+        let authority = Arc::new(authority);
         let certificates =
             ServingCertificates::new(Arc::clone(&authority), options.server_name.clone())
                 .with_context(|| format!("--server-name {}", options.server_name.join(",")))?;
@@ -81,14 +90,15 @@ impl Prepared {
                 )
             })?;
         }
-        let from = match &options.manifests {
-            Some(manifests) => {
+        let from = match (config, &options.manifests) {
+            (None, Some(manifests)) => {
                 let last_good = options.state_dir.join("last-good.jsonl");
                 let memory = Memory::new(&options.root_namespace)
                     .with_last_good(load_last_good(&last_good)?);
                 From::Folder(Folder::open(manifests, memory, &last_good)?)
             }
-            None => From::Cluster(Box::new(cluster(options.kubeconfig.as_deref())?)),
+            (Some(config), _) => From::Cluster(Box::new(config)),
+            (None, None) => bail!("--manifests or --kubernetes says what the mesh consists of"),
         };
         let mesh = MeshConfig {
             cluster_id: options.cluster_id.clone(),
@@ -122,7 +132,12 @@ impl Prepared {
         let listener = serve::bind(listen)
             .await
             .with_context(|| format!("--listen {listen}: cannot bind"))?;
-        let admin = admin::Server::bind(self.options.admin, Exposure::Loopback)
+        // Probes of a cluster come from outside of the pod; what is not for everybody stays for this host's root and user.
+        let exposure = match self.from {
+            From::Folder(_) => Exposure::Loopback,
+            From::Cluster(_) => Exposure::AnyAddress,
+        };
+        let admin = admin::Server::bind(self.options.admin, exposure)
             .await
             .context("--admin")?;
         self.run_on(listener, admin, log, stop).await
@@ -294,6 +309,20 @@ fn cluster(kubeconfig: Option<&Path>) -> Result<kube::Config> {
             .with_context(|| format!("--kubeconfig {}", path.display()))
     };
     runtime.block_on(read)
+}
+
+/// The root that the cluster keeps for all controllers.
+fn cluster_root(config: &kube::Config, namespace: &str, options: &Options) -> Result<Authority> {
+    // A client belongs to the runtime that it was made in, and this one ends here.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let client = kube::Client::try_from(config.clone()).context("--kubernetes")?;
+        root::find(client, namespace, &options.trust_domain, &options.state_dir)
+            .await
+            .context("--ca-namespace")
+    })
 }
 
 /// Makes the state folder for this user alone.

@@ -10,5 +10,6 @@ pub mod metrics;
 pub mod options;
 mod pages;
 pub mod pipeline;
+mod root;
 pub mod serve;
 pub mod source;

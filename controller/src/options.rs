@@ -63,6 +63,16 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub cacerts: Option<PathBuf>,
 
+    /// Keep the CA root in this namespace of the cluster (with --kubernetes): the Secret cacerts, if there is one, else the
+    /// Secret keelson-ca, made when it is missing; agents find the certificate in the ConfigMap keelson-ca-root
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        requires = "kubernetes",
+        conflicts_with = "cacerts"
+    )]
+    pub ca_namespace: Option<String>,
+
     /// Where to write the root certificate, which node agents need to trust this controller
     #[arg(long, value_name = "FILE")]
     pub root_cert_out: Option<PathBuf>,
@@ -100,7 +110,8 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = ttl)]
     pub cert_ttl: Duration,
 
-    /// Address of the admin page (readiness, metrics, diagnostics, configuration, log level); loopback only
+    /// Address of the admin page (readiness, metrics, diagnostics, configuration, log level); loopback only, but with
+    /// --kubernetes any. Everything but readiness and metrics is for root and this program's user on this host
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15014")]
     pub admin: SocketAddr,
 
