@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::agent::{self, Silence};
+use crate::known::{self, Belongs};
 
 /// What a runtime says in the environment (CNI specification, "Parameters").
 #[derive(Debug, Default)]
@@ -47,8 +48,10 @@ struct Config {
     cni_version: String,
     /// Where the agent listens.
     socket: PathBuf,
-    /// Namespaces whose pods start without the agent: what a node needs before the agent can run.
+    /// Namespaces whose pods start without the agent, which is not asked: what a node needs before the agent can run.
     exclude_namespaces: Vec<String>,
+    /// Where the agent keeps which pods and namespaces belong to the mesh.
+    known: PathBuf,
     /// How long an agent that is not there is waited for.
     wait_ms: u64,
     prev_result: Option<Value>,
@@ -60,6 +63,7 @@ impl Default for Config {
             cni_version: OLDEST.to_owned(),
             socket: "/run/keelson/cni.sock".into(),
             exclude_namespaces: vec!["kube-system".to_owned(), "keelson-system".to_owned()],
+            known: "/var/lib/keelson/mesh.json".into(),
             wait_ms: 3000,
             prev_result: None,
         }
@@ -158,6 +162,11 @@ fn add(config: &Config, call: &Call) -> Result<String, Failure> {
         // No pod of Kubernetes.
         return Ok(result);
     };
+    // The controller could not start if an agent that waits for it refused its traffic. What of these belongs to the mesh is
+    // captured while it runs.
+    if config.exclude_namespaces.iter().any(|own| own == namespace) {
+        return Ok(result);
+    }
     if call.netns.is_empty() {
         return Err(Failure {
             code: INVALID_ENVIRONMENT,
@@ -168,19 +177,28 @@ fn add(config: &Config, call: &Call) -> Result<String, Failure> {
         "namespace": namespace, "name": name, "uid": call.arg("K8S_POD_UID").unwrap_or_default(),
         "netns": call.netns, "ips": addresses(previous)?,
     }});
-    let needs_no_agent = config.exclude_namespaces.iter().any(|own| own == namespace);
-    let wait = if needs_no_agent { 0 } else { config.wait_ms };
-    match agent::ask(&config.socket, &question, Duration::from_millis(wait)) {
-        Ok(_) => Ok(result),
-        Err(_) if needs_no_agent => Ok(result),
-        Err(Silence::Absent(error)) => Err(Failure::again(format!(
-            "the Keelson agent does not run on this node ({}: {error}); pod {namespace}/{name} starts when it does, because nobody else can say whether the pod belongs to the mesh",
+    let belongs = known::belongs(&config.known, namespace, name);
+    // An agent that is being replaced is waited for on behalf of those who need it.
+    let wait = match belongs {
+        Belongs::No => 0,
+        Belongs::Yes(_) => config.wait_ms,
+    };
+    let answer = agent::ask(&config.socket, &question, Duration::from_millis(wait));
+    match (answer, belongs) {
+        (Ok(_), _) | (Err(Silence::Absent(_)), Belongs::No) => Ok(result),
+        (Err(_), Belongs::No) => {
+            // An agent that cannot decide refuses the pod's traffic until it can: it shall not wait for this one.
+            del(config, call);
+            Ok(result)
+        }
+        (Err(Silence::Absent(error)), Belongs::Yes(why)) => Err(Failure::again(format!(
+            "the Keelson agent does not run on this node ({}: {error}); pod {namespace}/{name} starts when it does, because {why}",
             config.socket.display()
         ))),
-        Err(Silence::Broken(error)) => Err(Failure::again(format!(
+        (Err(Silence::Broken(error)), _) => Err(Failure::again(format!(
             "the Keelson agent of this node does not answer ({error}); pod {namespace}/{name} starts when it does"
         ))),
-        Err(Silence::Refused(why)) => Err(Failure::again(format!(
+        (Err(Silence::Refused(why)), _) => Err(Failure::again(format!(
             "the Keelson agent could not take pod {namespace}/{name}: {why}"
         ))),
     }
@@ -234,6 +252,7 @@ mod tests {
         json!({
             "cniVersion": "1.0.0", "name": "cluster", "type": "keelson-cni",
             "socket": socket, "waitMs": 100, "prevResult": previous,
+            "known": socket.with_file_name("mesh.json"),
         })
         .to_string()
     }
@@ -298,6 +317,29 @@ mod tests {
                 "{namespace}"
             );
         }
+    }
+
+    #[test]
+    fn without_an_agent_pods_of_the_mesh_wait_and_others_start() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let config = config(&dir.path().join("cni.sock"));
+        let known = r#"{"namespaces":["shop","bank"],"pods":{"bank/cart":false,"lone/cart":true}}"#;
+        std::fs::write(dir.path().join("mesh.json"), known).expect("writes");
+        for (namespace, starts) in [
+            ("shop", false),
+            ("lone", false),
+            ("bank", true),
+            ("other", true),
+            ("kube-system", true),
+        ] {
+            let done = serve("ADD", &config, &call(namespace));
+            assert_eq!(done.is_ok(), starts, "{namespace}: {done:?}");
+        }
+        let failure = serve("ADD", &config, &call("shop")).expect_err("waits");
+        assert!(failure.message.contains("namespace shop"), "{failure:?}");
+        // What cannot be read says nothing of anybody.
+        std::fs::write(dir.path().join("mesh.json"), "{").expect("writes");
+        assert!(serve("ADD", &config, &call("other")).is_err());
     }
 
     #[test]

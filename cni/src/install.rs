@@ -40,6 +40,13 @@ pub(crate) struct Args {
         default_value = "kube-system,keelson-system"
     )]
     exclude_namespaces: Vec<String>,
+    /// Where the agent keeps which pods and namespaces belong to the mesh.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/lib/keelson/mesh.json"
+    )]
+    known: PathBuf,
     /// Go on, and follow when the cluster's configuration changes.
     #[arg(long)]
     watch: bool,
@@ -102,6 +109,7 @@ fn chain(args: &Args) -> Result<String> {
         "type": NAME,
         "socket": args.socket,
         "excludeNamespaces": args.exclude_namespaces,
+        "known": args.known,
     }));
     let text = serde_json::to_vec_pretty(&list)?;
     let ours = conf_dir.join(OURS);
@@ -188,6 +196,7 @@ mod tests {
             },
             socket: "/run/keelson/cni.sock".into(),
             exclude_namespaces: vec!["kube-system".to_owned()],
+            known: "/var/lib/keelson/mesh.json".into(),
             watch: false,
         }
     }

@@ -8,6 +8,7 @@
 mod agent;
 mod call;
 mod install;
+mod known;
 
 use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;

@@ -2,6 +2,8 @@
 //! enrolment thread and the workers.
 
 mod follow;
+mod known;
+mod leave;
 mod setup;
 
 use std::{
@@ -40,6 +42,8 @@ use crate::{
     metrics::{ConnectionMetrics, EnrolmentMetrics, count_stalls, register_kernel, stalls},
     native::Native,
     netns,
+    plugin::Plugin,
+    pod_net,
     ration::Rations,
     record::{Recorder, Refusals},
     succession::{self, Incumbent, Lock, Predecessor, Stage, Who},
@@ -70,6 +74,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     check_log(args.ebpf_log)?;
     kernel_version::check()?;
     netns::remember_home().context("/proc must be mounted")?;
+    pod_net::write_settings_in(args.net_settings.clone());
     let descriptors = raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -132,6 +137,7 @@ struct Prepared {
     reporting: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     subscription: RefCell<Option<tokio::task::JoinHandle<()>>>,
+    following: tokio::task::JoinHandle<()>,
 }
 
 impl Prepared {
@@ -213,7 +219,7 @@ impl Prepared {
         let writer = Writer::new(Arc::clone(&mesh)).telling(Arc::clone(&native));
         let to_mesh = ToMesh(writer);
         let subscription = vital("configuration", client.run(to_mesh, until(stopped)));
-        vital(
+        let following = vital(
             "wanted",
             follow_wanted(mesh.wanted(), kept, ends.handle.clone()),
         );
@@ -222,6 +228,7 @@ impl Prepared {
             follow_policy(mesh.changes(), workers.clone(), direct.clone()),
         );
         let (reporting, reports) = watch::channel(true);
+        let (namespaces, told) = watch::channel(None);
         let report = report_captured(
             NodeClient::new(controller),
             args.node.clone(),
@@ -229,8 +236,13 @@ impl Prepared {
             ends.captured,
             reports,
             status.clone(),
+            namespaces,
         );
         vital("report", report);
+        vital(
+            "memory",
+            known::keep(args.state_dir.clone(), told, mesh.wanted()),
+        );
         Ok(Self {
             own,
             metrics,
@@ -249,6 +261,7 @@ impl Prepared {
             reporting,
             stop,
             subscription: RefCell::new(Some(subscription)),
+            following,
         })
     }
 
@@ -360,8 +373,16 @@ impl Prepared {
         );
         vital("admin", server.run(drain.signal()));
         tracing::info!(node = args.node, admin = %args.admin, workers = self.workers.len(), abi = args.abi_version, "agent started");
+        let plugin = Plugin::of(&args).map(Plugin::keep).transpose();
+        let plugin = plugin.context("cannot keep the CNI plugin installed")?;
 
         let cause = until_over(&mut signals, &mut stages, args.takeover_timeout).await;
+        let removed = cause == Cause::Stopped && leave::is_removed(&args, &mut signals).await;
+        if removed {
+            self.let_go(plugin, &args).await;
+        } else {
+            drop(plugin);
+        }
         tracing::info!(?cause, deadline = ?args.drain_deadline, "agent stops: draining");
         self.enrol.send(Command::Stop);
         self.direct.stop();
@@ -381,7 +402,8 @@ impl Prepared {
         tracing::info!(
             finished = sum.finished,
             cut = sum.cut,
-            "agent drained; captured pods stay captured"
+            removed,
+            "agent drained; captured pods stay captured unless the agent has been removed"
         );
         self.stop.send_replace(true);
         if let Some(subscription) = self.subscription.take() {
@@ -389,6 +411,9 @@ impl Prepared {
         }
         if cause == Cause::Succeeded && drained.send(sum).is_ok() {
             drop(tokio::time::timeout(ADMIN_ENDS_WITHIN, succession).await);
+        }
+        if removed {
+            leave::sweep(&args)?;
         }
         Ok(())
     }

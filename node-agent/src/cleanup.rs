@@ -20,6 +20,14 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     // Kept for as long as the program runs; lines go to standard error.
     let _log = runtime::log::init(runtime::log::Format::Text, "info")?;
     remember_home()?;
+    sweep(args)
+}
+
+/// As [`run`], in a program that has a log and knows its own namespace.
+///
+/// # Errors
+/// As [`run`].
+pub fn sweep(args: &CleanupArgs) -> anyhow::Result<()> {
     for sandbox in sandboxes(&args.runtime_dir) {
         // A namespace that is gone needs no cleaning.
         if let Ok(netns) = Netns::open(&sandbox.netns)
@@ -44,13 +52,21 @@ fn sandboxes(dir: &Path) -> Vec<Sandbox> {
 
 /// Removes a directory. One that something is mounted on, such as a volume of a container, is emptied: it was there
 /// before the first agent.
-fn remove_dir(dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn remove_dir(dir: &Path) -> anyhow::Result<()> {
     match std::fs::remove_dir_all(dir) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::ResourceBusy && is_empty(dir) => Ok(()),
+        Err(error) if is_mount_point(&error) && is_empty(dir) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot remove {}", dir.display())),
     }
+}
+
+/// Such a directory cannot be removed; where what it lies in is read-only, as in a container, that is said first.
+fn is_mount_point(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ResourceBusy | ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 fn is_empty(dir: &Path) -> bool {

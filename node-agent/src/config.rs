@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::presence::DaemonSet;
+
 /// Captures the pods of this node that belong to the mesh.
 #[derive(Debug, Parser)]
 #[command(
@@ -118,6 +120,31 @@ pub struct RunArgs {
     /// Unix socket for the CNI plugin.
     #[arg(long, default_value = "/run/keelson/cni.sock")]
     pub cni_socket: PathBuf,
+    /// The CNI plugin's program, to be kept installed while this agent is in charge; if nothing is said somebody else installs
+    /// it.
+    #[arg(long, value_name = "PROGRAM")]
+    pub cni_plugin: Option<PathBuf>,
+    /// Where the runtime looks for plugins.
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Where the runtime looks for network configurations.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Namespaces whose pods start without the agent: what a node needs before the agent can run.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "kube-system,keelson-system"
+    )]
+    pub cni_exclude_namespaces: Vec<String>,
+    /// The DaemonSet that this agent is a pod of. When it is stopped it asks the API server whether that still wants an agent
+    /// on this node; if not, it lets its pods go and removes what it made. Without this, and whenever nobody says otherwise,
+    /// they stay captured.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub daemon_set: Option<DaemonSet>,
+    /// Where settings of pods' namespaces are written. A container's own is read-only: mount the node's.
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys/net")]
+    pub net_settings: PathBuf,
     /// Address of the admin pages; loopback only.
     #[arg(long, default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,

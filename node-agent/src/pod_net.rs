@@ -12,7 +12,8 @@ use std::{
     io,
     net::{IpAddr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use abi::LOOPBACK_IFINDEX;
@@ -39,6 +40,14 @@ const SETTINGS: [(&str, &str); 3] = [
     ("ipv4/fwmark_reflect", "1"),
     ("ipv6/fwmark_reflect", "1"),
 ];
+
+/// Says where settings are written, if not in `/proc/sys/net`: another mount of the same. The first call counts.
+pub fn write_settings_in(directory: PathBuf) {
+    // A second one would be of the same agent.
+    SETTINGS_IN.get_or_init(|| directory);
+}
+
+static SETTINGS_IN: OnceLock<PathBuf> = OnceLock::new();
 
 /// What capture needs of a namespace, and somebody in there may change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -225,7 +234,8 @@ fn is_link_local(ip: &IpAddr) -> bool {
 
 /// Says whether it was another value.
 fn write_setting(setting: &str, value: &str) -> io::Result<bool> {
-    let path = Path::new("/proc/sys/net").join(setting);
+    let usual = Path::new("/proc/sys/net");
+    let path = SETTINGS_IN.get().map_or(usual, |path| path).join(setting);
     let fail = |e: io::Error| {
         io::Error::new(
             e.kind(),

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use manifest::NamespacedName;
 use proto::agent::node_service_server::NodeService;
 use proto::agent::{CapturedPod, NodeReport, NodeReportAck};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::{debug, warn};
 
 use super::Services;
 use super::auth::{Authenticator, Subscriber, caller, peer};
 use crate::metrics::Metrics;
-use crate::pipeline::Report;
+use crate::pipeline::{Published, Report};
 use compile::index::{Sandbox, Word, holdings};
 
 /// The service.
@@ -21,6 +21,7 @@ pub(super) struct Reports {
     authenticator: Arc<dyn Authenticator>,
     reports: mpsc::Sender<Report>,
     metrics: Metrics,
+    published: watch::Receiver<Arc<Published>>,
 }
 
 impl Reports {
@@ -29,6 +30,7 @@ impl Reports {
             authenticator: Arc::clone(&services.authenticator),
             reports: services.reports.clone(),
             metrics: services.metrics.clone(),
+            published: services.published.clone(),
         }
     }
 }
@@ -87,7 +89,12 @@ impl NodeService for Reports {
             .await
             .map_err(|_closed| stopping())?;
         answer.await.map_err(|_closed| stopping())?;
-        Ok(Response::new(NodeReportAck {}))
+        let published = Arc::clone(&self.published.borrow());
+        let namespaces = published.snapshot.mesh_namespaces.iter();
+        Ok(Response::new(NodeReportAck {
+            mesh_namespaces: namespaces.map(ToString::to_string).collect(),
+            namespaces_told: true,
+        }))
     }
 }
 

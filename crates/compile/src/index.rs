@@ -139,6 +139,8 @@ struct Dirty {
     node_pods: BTreeSet<(Arc<str>, Arc<str>)>,
     static_strict: bool,
     captured: bool,
+    /// Which namespaces enrol their pods.
+    namespaces: bool,
     diagnostics: BTreeMap<ObjectKey, Vec<Diagnostic>>,
 }
 

@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub announced: Resources,
     /// `keelson.agent.v1.NodePod` by node.
     pub nodes: OrdMap<Arc<str>, OrdMap<Arc<str>, Arc<NodeEntry>>>,
+    /// Namespaces whose labels enrol their pods.
+    pub mesh_namespaces: OrdSet<Arc<str>>,
     /// By node, the pods that are to be captured and that no node says it has captured. For people only.
     pub unreported: OrdMap<Arc<str>, OrdSet<Arc<str>>>,
 }

@@ -95,23 +95,25 @@ impl NodeClient {
         }
     }
 
-    /// Sends the full set of captured workloads. One attempt; the next one after a failure connects anew.
+    /// Sends the full set of captured workloads. One attempt; the next one after a failure connects anew. Gives the namespaces
+    /// that enrol their pods, if the controller says which.
     ///
     /// # Errors
     /// The controller is not there, or does not take it.
-    pub async fn report(&mut self, report: NodeReport) -> Result<(), ReportError> {
+    pub async fn report(&mut self, report: NodeReport) -> Result<Option<Vec<String>>, ReportError> {
         let mut client = match self.client.take() {
             Some(client) => client,
             None => NodeServiceClient::new(self.controller.connect().await?),
         };
         let mut request = self.controller.authorize(report)?;
         request.set_timeout(REPORT_TIMEOUT);
-        client
+        let answer = client
             .report(request)
             .await
-            .map_err(|status| ReportError::Refused(Box::new(status)))?;
+            .map_err(|status| ReportError::Refused(Box::new(status)))?
+            .into_inner();
         self.client = Some(client);
-        Ok(())
+        Ok(answer.namespaces_told.then_some(answer.mesh_namespaces))
     }
 }
 

@@ -281,6 +281,6 @@ impl NodeService for Fake {
             .lock()
             .unwrap()
             .push(request.into_inner());
-        Ok(Response::new(NodeReportAck {}))
+        Ok(Response::new(NodeReportAck::default()))
     }
 }

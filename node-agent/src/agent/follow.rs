@@ -86,6 +86,7 @@ pub(super) async fn report_captured(
     mut captured: watch::Receiver<Option<Arc<Holding>>>,
     mut reporting: watch::Receiver<bool>,
     mut status: watch::Receiver<Status>,
+    namespaces: watch::Sender<Option<Vec<String>>>,
 ) {
     loop {
         if reporting.wait_for(|reporting| *reporting).await.is_err() {
@@ -113,7 +114,16 @@ pub(super) async fn report_captured(
             _ = reporting.wait_for(|reporting| !*reporting) => continue,
         };
         let wait = match result {
-            Ok(()) => REPORT_EVERY,
+            Ok(told) => {
+                namespaces.send_if_modified(|known| {
+                    let new = told.is_some() && *known != told;
+                    if new {
+                        *known = told;
+                    }
+                    new
+                });
+                REPORT_EVERY
+            }
             Err(error) => {
                 tracing::debug!(
                     error = crate::enrol::describe(&error),

@@ -53,6 +53,11 @@ pub fn decide(pod: &PodFacts, namespace: Option<&Labels>) -> Enrolment {
     })
 }
 
+/// Whether a namespace with these labels enrols its pods, but for those that say otherwise themselves.
+pub fn enrols(namespace: &Labels) -> bool {
+    mode("", namespace).is_some_and(|decision| decision.capture)
+}
+
 /// What one set of labels or annotations says; values that mean nothing say nothing.
 fn mode(subject: &str, pairs: &Labels) -> Option<Enrolment> {
     for key in [MESH, DATAPLANE_MODE] {

@@ -51,6 +51,7 @@ impl Index {
         for (node, uid) in &dirty.node_pods {
             changes.resources |= self.flush_node_pod(node, uid);
         }
+        changes.resources |= dirty.namespaces;
         changes.diagnostics = dirty.diagnostics.into_iter().collect();
         self.snapshot.generation += u64::from(changes.resources);
         changes

@@ -63,6 +63,12 @@ impl Index {
         if before.as_ref() != Some(&labels) {
             self.touch_namespace(&namespace);
         }
+        let known = &mut self.snapshot.mesh_namespaces;
+        self.dirty.namespaces |= if super::enrolment::enrols(&labels) {
+            known.insert(namespace).is_none()
+        } else {
+            known.remove(&namespace).is_some()
+        };
     }
 
     pub(super) fn unset_namespace(&mut self, key: &ObjectKey) {
@@ -70,6 +76,7 @@ impl Index {
         if self.namespaces.remove(key.name()).is_some() {
             self.touch_namespace(&key.name().into());
         }
+        self.dirty.namespaces |= self.snapshot.mesh_namespaces.remove(key.name()).is_some();
     }
 
     pub(super) fn set_node(&mut self, node: &Arc<str>, locality: Option<Option<Locality>>) {
