@@ -10,7 +10,7 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("abi", &[]),
     ("model", &[]),
     ("ebpf", &["abi"]),
@@ -46,6 +46,7 @@ const ARROWS: [(&str, &[&str]); 22] = [
     ),
     ("cni", &[]),
     ("lab", &[]),
+    ("chart", &[]),
     ("cluster", &["lab"]),
     ("bench", &["lab", "model", "proto", "tls", "xds-client"]),
     ("testkit", &[]),
@@ -66,7 +67,7 @@ const ARROWS: [(&str, &[&str]); 22] = [
             "xds-client",
         ],
     ),
-    ("tests-cluster", &["cluster"]),
+    ("tests-cluster", &["cluster", "lab"]),
     ("xtask", &["bench", "cluster", "lab", "testkit"]),
 ];
 

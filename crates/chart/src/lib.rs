@@ -1,0 +1,327 @@
+//! Keelson's Helm chart, and the objects that it stands for: the same that `helm template` prints.
+//!
+//! The chart's templates use a small part of Helm's language, so that this crate is small: see [`template`]. Values are
+//! held against `values.schema.json` as Helm does it.
+
+pub mod schema;
+pub mod template;
+
+use serde_json::{Map, Value};
+
+/// A file of the chart, compiled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct File {
+    /// Its path in the chart.
+    pub path: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+macro_rules! files {
+    ($($path:literal),+ $(,)?) => {
+        [$(File {
+            path: $path,
+            text: include_str!(concat!("../../../deploy/charts/keelson/", $path)),
+        }),+]
+    };
+}
+
+/// The templates, by name.
+pub const TEMPLATES: [File; 5] = files![
+    "templates/accounts.yaml",
+    "templates/controller.yaml",
+    "templates/node-agent.yaml",
+    "templates/quota.yaml",
+    "templates/rights.yaml",
+];
+/// The default values, with what each is for.
+pub const VALUES: &str = include_str!("../../../deploy/charts/keelson/values.yaml");
+/// Which values there may be.
+pub const SCHEMA: &str = include_str!("../../../deploy/charts/keelson/values.schema.json");
+
+/// What is installed under which name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// The release's name.
+    pub name: String,
+    /// The namespace that it is installed into.
+    pub namespace: String,
+}
+
+/// A template as it was rendered; nothing but spaces if it stands for no object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The template's path in the chart.
+    pub path: &'static str,
+    /// YAML.
+    pub text: String,
+}
+
+/// Why there are no objects.
+#[derive(Debug, thiserror::Error)]
+pub enum ChartError {
+    /// A file of values is no YAML.
+    #[error("the values cannot be read")]
+    Yaml(#[from] serde_saphyr::Error),
+    /// A file of values is something else than a map.
+    #[error("values are a map of names to values, and these are not")]
+    NoMap,
+    /// A setting on the command line cannot be read.
+    #[error("{0:?}: write a.b.c=value")]
+    Setting(String),
+    /// A value that is not allowed.
+    #[error("{}", .0.join("\n"))]
+    Values(Vec<String>),
+    /// The embedded schema is at fault.
+    #[error("the chart's schema cannot be used: {0}")]
+    Schema(String),
+    /// A template is at fault.
+    #[error("{path}")]
+    Template {
+        /// The template.
+        path: &'static str,
+        /// What is wrong.
+        #[source]
+        source: template::TemplateError,
+    },
+    /// What a template became is no object.
+    #[error("{path}: an object was expected")]
+    Object {
+        /// The template.
+        path: &'static str,
+    },
+}
+
+/// The values that count: the chart's own, overridden by each of `overrides` in turn.
+///
+/// # Errors
+/// A value that the schema does not allow, with every fault named.
+pub fn values(overrides: &[Value]) -> Result<Value, ChartError> {
+    let mut values: Value = read(VALUES)?;
+    for more in overrides {
+        let Value::Object(more) = more else {
+            return Err(ChartError::NoMap);
+        };
+        if let Value::Object(values) = &mut values {
+            merge(values, more);
+        }
+    }
+    let schema: Value =
+        serde_json::from_str(SCHEMA).map_err(|error| ChartError::Schema(error.to_string()))?;
+    let faults = schema::check(&schema, &values).map_err(ChartError::Schema)?;
+    if faults.is_empty() {
+        Ok(values)
+    } else {
+        Err(ChartError::Values(faults))
+    }
+}
+
+/// Reads a file of values.
+///
+/// # Errors
+/// It is no YAML, or no map.
+pub fn read(text: &str) -> Result<Value, ChartError> {
+    match serde_saphyr::from_str(text)? {
+        Value::Null => Ok(Value::Object(Map::new())),
+        map @ Value::Object(_) => Ok(map),
+        _ => Err(ChartError::NoMap),
+    }
+}
+
+/// Reads a setting as `--set` takes it: `a.b.c=value`, one value. Numbers, `true`, `false` and `null` are such, JSON lists
+/// and maps too; all else is a string.
+///
+/// # Errors
+/// It has no name or no equals sign.
+pub fn setting(text: &str) -> Result<Value, ChartError> {
+    let wrong = || ChartError::Setting(text.to_owned());
+    let (path, value) = text.split_once('=').ok_or_else(wrong)?;
+    if path.split('.').any(str::is_empty) {
+        return Err(wrong());
+    }
+    let value = serde_json::from_str(value).unwrap_or_else(|_text| Value::String(value.to_owned()));
+    let nested = path.rsplit('.').fold(value, |inner, name| {
+        Value::Object(Map::from_iter([(name.to_owned(), inner)]))
+    });
+    Ok(nested)
+}
+
+/// As Helm merges: maps by name, `null` takes a default away, everything else replaces.
+fn merge(into: &mut Map<String, Value>, more: &Map<String, Value>) {
+    for (name, value) in more {
+        match (into.get_mut(name), value) {
+            (_, Value::Null) => {
+                into.remove(name);
+            }
+            (Some(Value::Object(inner)), Value::Object(more)) => merge(inner, more),
+            _ => {
+                into.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// Renders every template with values of [`values`].
+///
+/// # Errors
+/// A template that asks for what is not there.
+pub fn render(release: &Release, values: &Value) -> Result<Vec<Rendered>, ChartError> {
+    let scope = template::Scope {
+        values,
+        release_name: &release.name,
+        release_namespace: &release.namespace,
+    };
+    TEMPLATES
+        .iter()
+        .map(|file| {
+            let path = file.path;
+            let text = template::render(file.text, &scope)
+                .map_err(|source| ChartError::Template { path, source })?;
+            Ok(Rendered { path, text })
+        })
+        .collect()
+}
+
+/// The objects themselves, in an order in which they can be made: what others need comes first.
+///
+/// # Errors
+/// As [`render`], or a template that makes no objects.
+pub fn objects(release: &Release, values: &Value) -> Result<Vec<Value>, ChartError> {
+    let mut objects = Vec::new();
+    for rendered in render(release, values)? {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&rendered.text)?;
+        for document in documents {
+            if document.is_null() {
+                continue;
+            }
+            if document.get("kind").and_then(Value::as_str).is_none() {
+                return Err(ChartError::Object {
+                    path: rendered.path,
+                });
+            }
+            objects.push(document);
+        }
+    }
+    objects.sort_by_key(|object| {
+        let kind = object.get("kind").and_then(Value::as_str);
+        ORDER
+            .iter()
+            .position(|known| kind == Some(known))
+            .unwrap_or(ORDER.len())
+    });
+    Ok(objects)
+}
+
+/// What comes before all else.
+const ORDER: [&str; 8] = [
+    "ResourceQuota",
+    "PodDisruptionBudget",
+    "ServiceAccount",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Role",
+    "RoleBinding",
+    "Service",
+];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn release() -> Release {
+        Release {
+            name: "mesh".to_owned(),
+            namespace: "mesh-system".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_allowed_and_make_an_object_of_each_kind() {
+        let values = values(&[]).unwrap();
+        let objects = objects(&release(), &values).unwrap();
+        let mut kinds: Vec<&str> = objects
+            .iter()
+            .map(|object| object["kind"].as_str().unwrap())
+            .collect();
+        kinds.dedup();
+        assert_eq!(
+            kinds,
+            [
+                "PodDisruptionBudget",
+                "ServiceAccount",
+                "ClusterRole",
+                "ClusterRoleBinding",
+                "Role",
+                "RoleBinding",
+                "Service",
+                "Deployment",
+                "DaemonSet"
+            ]
+        );
+        for object in &objects {
+            let namespace = &object["metadata"]["namespace"];
+            let cluster_wide = object["kind"].as_str().unwrap().starts_with("Cluster");
+            assert_eq!(namespace == "mesh-system", !cluster_wide, "{object}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_misspelt_or_of_another_kind_is_named() {
+        for (wrong, named) in [
+            (json!({"agent": {"logLevle": "debug"}}), "agent.logLevle"),
+            (json!({"controler": {}}), "controler"),
+            (
+                json!({"controller": {"replicas": "two"}}),
+                "controller.replicas",
+            ),
+            (
+                json!({"controller": {"replicas": -1}}),
+                "controller.replicas",
+            ),
+            (json!({"mesh": {"sameNode": "fast"}}), "mesh.sameNode"),
+            (json!({"cni": {"binDir": "opt"}}), "cni.binDir"),
+            (json!({"image": {"tag": ""}}), "image.tag"),
+            (json!({"agent": {"extraArgs": [1]}}), "agent.extraArgs[0]"),
+            (
+                json!({"agent": {"nodeSelector": {"a": true}}}),
+                "agent.nodeSelector.a",
+            ),
+        ] {
+            let error = values(&[wrong]).unwrap_err().to_string();
+            assert!(error.starts_with(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_are_read_as_helm_reads_them() {
+        for (text, expected) in [
+            ("a.b=c", json!({"a": {"b": "c"}})),
+            ("a=2", json!({"a": 2})),
+            ("a=true", json!({"a": true})),
+            ("a=x=y", json!({"a": "x=y"})),
+            ("a=[]", json!({"a": []})),
+        ] {
+            assert_eq!(setting(text).unwrap(), expected);
+        }
+        for text in ["a", "=b", "a..b=c"] {
+            setting(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_default_is_overridden_by_the_last_who_says_something() {
+        let changed = values(&[
+            json!({"agent": {"logLevel": "debug", "nodeSelector": {"a": "b"}}}),
+            setting("agent.logLevel=warn").unwrap(),
+        ])
+        .unwrap();
+        assert_eq!(changed["agent"]["logLevel"], "warn");
+        assert_eq!(changed["agent"]["nodeSelector"]["a"], "b");
+        assert_eq!(
+            changed["agent"]["nodeSelector"]["kubernetes.io/os"],
+            "linux"
+        );
+    }
+}
