@@ -148,6 +148,11 @@ pub(crate) fn place(id: &Id) -> Result<Place> {
     Place::new(&base()?, &id.id)
 }
 
+/// Builds Helm if it is missing.
+pub(crate) fn build_helm() -> Result<()> {
+    programs::build(&[&programs::HELM])
+}
+
 /// Takes a cluster down, whether it stands or not.
 pub(crate) fn down(place: &Place) -> Result<()> {
     let stood = cluster::stands(place);

@@ -27,18 +27,38 @@ pub fn kubectl(words: &[&str]) -> Result<String> {
 /// # Errors
 /// As [`kubectl`].
 pub fn kubectl_with(words: &[&str], input: &str) -> Result<String> {
+    run("kubectl", words, input)
+}
+
+/// Runs Helm and returns what it prints.
+///
+/// # Errors
+/// As [`kubectl`].
+pub fn helm(words: &[&str]) -> Result<String> {
+    helm_with(words, "")
+}
+
+/// As [`helm`], with `input` on its standard input.
+///
+/// # Errors
+/// As [`kubectl`].
+pub fn helm_with(words: &[&str], input: &str) -> Result<String> {
+    run("helm", words, input)
+}
+
+fn run(program: &str, words: &[&str], input: &str) -> Result<String> {
     if env::var_os("KUBECONFIG").is_none() {
         bail!(
             "KUBECONFIG names no cluster: `cargo xtask test --cluster` puts one up for these tests"
         );
     }
-    let mut child = Command::new("kubectl")
+    let mut child = Command::new(program)
         .args(words)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("starting kubectl")?;
+        .with_context(|| format!("starting {program}"))?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes())?;
     }
@@ -46,7 +66,7 @@ pub fn kubectl_with(words: &[&str], input: &str) -> Result<String> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!(
-            "kubectl {}: {}: {}",
+            "{program} {}: {}: {}",
             words.join(" "),
             output.status,
             said.trim()

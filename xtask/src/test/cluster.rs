@@ -2,13 +2,14 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use cluster::{Options, Place, Proxy};
 
 use super::{Args, Totals, watch};
 use crate::cluster_command::{self as command, Id};
+use crate::images;
 use crate::shell::{self, is_root};
 
 /// Runs it.
@@ -39,13 +40,15 @@ pub(super) fn run(args: &Args) -> Result<()> {
         dual_stack: false,
         network_policy: false,
     };
+    command::build_helm()?;
+    let images = images::make(false)?;
     let up = command::put_up(&place, &options)?;
     println!(
         "a cluster of {} nodes stands after {:.0} s",
         options.nodes,
         up.took.as_secs_f64()
     );
-    let tested = suite(args, Some(&place));
+    let tested = load(&up.standing, &images).and_then(|()| suite(args, Some(&place)));
     if tested.is_err() {
         tell(&up.standing);
         keep_logs(&place)?;
@@ -58,6 +61,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     tested
 }
 
+fn load(standing: &cluster::Standing, images: &[PathBuf]) -> Result<()> {
+    images.iter().try_for_each(|image| standing.load(image))
+}
+
 fn suite(args: &Args, own: Option<&Place>) -> Result<()> {
     let mut command = shell::cargo(&["test", "--no-fail-fast", "--package", "tests-cluster"])?;
     command.args(["--test", "suite"]);
@@ -68,7 +75,7 @@ fn suite(args: &Args, own: Option<&Place>) -> Result<()> {
     command.env("PATH", path);
     if let Some(place) = own {
         command
-            .args(["--test", "machines"])
+            .args(["--test", "machines", "--test", "mesh"])
             .env("KUBECONFIG", place.kubeconfig())
             .env("KEELSON_CLUSTER_BASE", command::base()?)
             .env("KEELSON_CLUSTER", place.id());

@@ -1,0 +1,118 @@
+//! What happens on a node while no agent runs there: pods of the mesh wait, everything else starts.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use tests_cluster::{CLIENT, Namespace, eventually, kubectl, nodes, pod};
+
+use crate::installed::{AGENT, Installed, NAMESPACE};
+
+/// A selector that no node satisfies would let the pods go. So the agents are kept from running: their image is one that no
+/// node has, and those that run are killed with their pods.
+fn without_agents(mesh: &Installed) -> Result<()> {
+    let broken = json!({"spec": {
+        "updateStrategy": {"type": "OnDelete", "rollingUpdate": null},
+        "template": {"spec": {"containers": [{"name": "node-agent", "image": "keelson.io/absent:1"}]}},
+    }});
+    patch(&broken)?;
+    let label = format!("app.kubernetes.io/name={AGENT}");
+    kubectl(&[
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pods",
+        "-l",
+        &label,
+        "--wait=true",
+    ])?;
+    for node in nodes()? {
+        eventually("no agent runs", || {
+            let running = mesh.on(&node, "pgrep -x keelson-node-ag || true")?;
+            ensure!(running.is_empty(), "{running}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn patch(change: &serde_json::Value) -> Result<()> {
+    let words = ["-n", NAMESPACE, "patch", "daemonset", AGENT, "--patch"];
+    kubectl(&[&words[..], &[&change.to_string()]].concat()).map(drop)
+}
+
+/// F12: only those who need an agent wait for one.
+#[test]
+fn while_no_agent_runs_pods_of_the_mesh_wait_with_an_event_and_all_others_start() -> Result<()> {
+    let mesh = Installed::install()?;
+    let (inside, outside) = (Namespace::create("inside")?, Namespace::create("beside")?);
+    kubectl(&[
+        "label",
+        "namespace",
+        inside.name(),
+        "keelson.io/mesh=enabled",
+    ])?;
+    let nodes = nodes()?;
+    inside.apply(&[pod("known", nodes.first().map(String::as_str), CLIENT)])?;
+    inside.wait_ready("known")?;
+    for node in &nodes {
+        eventually("the agent remembers the namespace", || {
+            let file = mesh.on(node, "cat /var/lib/keelson/mesh.json")?;
+            ensure!(file.contains(inside.name()), "{file}");
+            Ok(())
+        })?;
+    }
+    without_agents(&mesh)?;
+
+    inside.apply(&[pod("waits", None, CLIENT)])?;
+    outside.apply(&[pod("starts", None, CLIENT)])?;
+    outside.wait_ready("starts")?;
+    let in_system = [
+        "-n",
+        "kube-system",
+        "rollout",
+        "restart",
+        "deployment/coredns",
+    ];
+    kubectl(&in_system)?;
+    let words = [
+        "-n",
+        "kube-system",
+        "rollout",
+        "status",
+        "deployment/coredns",
+    ];
+    kubectl(&[&words[..], &["--timeout=120s"]].concat())?;
+    eventually("an event says why", || {
+        let events = inside.kubectl(&[
+            "get",
+            "events",
+            "--field-selector=involvedObject.name=waits",
+        ])?;
+        ensure!(
+            events.contains("the Keelson agent does not run on this node"),
+            "{events}"
+        );
+        ensure!(events.contains("belongs to the mesh"), "{events}");
+        Ok(())
+    })?;
+    let waiting = inside.get(&["pod", "waits"])?;
+    ensure!(waiting["status"]["phase"] == "Pending", "{waiting}");
+    // Deleting works all the same.
+    outside.kubectl(&["delete", "pod", "starts", "--timeout=60s"])?;
+    inside.kubectl(&["delete", "pod", "known", "--timeout=60s"])?;
+
+    // The agents come back, also where a mesh pod waits for them.
+    let image = json!([{"name": "node-agent", "image": "keelson.io/node-agent:0.0.0"}]);
+    patch(&json!({"spec": {"template": {"spec": {"containers": image}}}}))?;
+    let label = format!("app.kubernetes.io/name={AGENT}");
+    kubectl(&[
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pods",
+        "-l",
+        &label,
+        "--wait=true",
+    ])?;
+    inside.wait_ready("waits")?;
+    Ok(())
+}

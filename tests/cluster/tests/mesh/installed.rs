@@ -1,0 +1,157 @@
+//! An installation that goes with its test.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cluster::{Place, Standing};
+use serde_json::{Value, json};
+use tests_cluster::{eventually, helm, helm_with, kubectl};
+
+/// Where the tests install.
+pub(crate) const NAMESPACE: &str = "keelson-system";
+const RELEASE: &str = "keelson";
+
+/// The mesh, installed by Helm. Dropping it uninstalls it.
+pub(crate) struct Installed {
+    pub(crate) standing: Standing,
+    here: bool,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Installed {
+    /// Installs the chart and waits until everything is ready.
+    pub(crate) fn install() -> Result<Self> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let base = env::var_os("KEELSON_CLUSTER_BASE");
+        let id = env::var("KEELSON_CLUSTER");
+        let (base, id) = base.zip(id.ok()).context(
+            "no cluster of this machine is named: `cargo xtask test --cluster` puts one up for these tests",
+        )?;
+        let standing = Standing::open(&Place::new(&PathBuf::from(base), &id)?)?;
+        let crds = root().join("deploy/crds/istio-security.yaml");
+        kubectl(&["apply", "-f", &crds.display().to_string()])?;
+        let installed = Self {
+            standing,
+            here: true,
+            _alone: alone,
+        };
+        installed.helm_install(&id)?;
+        Ok(installed)
+    }
+
+    fn helm_install(&self, id: &str) -> Result<()> {
+        let done = helm_with(
+            &[
+                "install",
+                RELEASE,
+                &chart_directory(),
+                "--namespace",
+                NAMESPACE,
+                "--create-namespace",
+                "--wait",
+                "--timeout",
+                "120s",
+                "--values",
+                "-",
+            ],
+            &values(id)?.to_string(),
+        );
+        done.map(drop).map_err(|error| {
+            let pods = kubectl(&["-n", NAMESPACE, "describe", "pods"]).unwrap_or_default();
+            let logs = [CONTROLLER, AGENT].map(|name| self.logs(name));
+            error.context(format!("{pods}\n{}", logs.join("\n")))
+        })
+    }
+
+    /// Uninstalls, and waits until the agents are gone.
+    pub(crate) fn uninstall(&mut self) -> Result<()> {
+        self.here = false;
+        helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"])?;
+        eventually("the agents are gone", || {
+            let pods = kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "name"])?;
+            ensure!(pods.trim().is_empty(), "{pods}\n{}", self.logs(AGENT));
+            Ok(())
+        })
+    }
+
+    /// What a program of ours has logged last, on all nodes.
+    pub(crate) fn logs(&self, name: &str) -> String {
+        let label = format!("app.kubernetes.io/name={name}");
+        let words = [
+            "-n",
+            NAMESPACE,
+            "logs",
+            "--prefix",
+            "--tail=40",
+            "-l",
+            &label,
+        ];
+        kubectl(&words).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Runs a shell command on a node and returns what it prints.
+    pub(crate) fn on(&self, node: &str, command: &str) -> Result<String> {
+        let words = ["sh", "-c", command].map(str::to_owned);
+        let output = self.standing.command(node, &words)?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            bail!("{command} on {node}: {said}");
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if self.here {
+            if std::thread::panicking() {
+                eprintln!("{}\n{}", self.logs(AGENT), self.logs(CONTROLLER));
+            }
+            // A test that fails has its own message.
+            drop(self.uninstall());
+        }
+        drop(kubectl(&[
+            "delete",
+            "namespace",
+            NAMESPACE,
+            "--timeout=60s",
+        ]));
+    }
+}
+
+/// A node of such a cluster is a part of this machine: of its cgroups, and with its rights.
+fn values(id: &str) -> Result<Value> {
+    let cgroup2 = lab::cgroup2_root()?;
+    let below = cgroup2.strip_prefix("/sys/fs/cgroup")?;
+    let root = Path::new("/")
+        .join(below)
+        .join(format!("keelson-cluster-{id}"));
+    let root = format!("{}/$(NODE_NAME)", root.display());
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let rights = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    let rights = u64::from_str_radix(rights.context("CapBnd")?.trim(), 16)?;
+    Ok(json!({
+        "agent": {
+            "cgroup": {"root": root, "kubelet": format!("{root}/system.slice/kubelet.service")},
+            "raiseFileLimit": rights & CAP_SYS_RESOURCE != 0,
+            "drainDeadline": "5s",
+            "terminationGracePeriodSeconds": 60,
+        },
+    }))
+}
+
+pub(crate) fn chart_directory() -> String {
+    root().join("deploy/charts/keelson").display().to_string()
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+pub(crate) const AGENT: &str = "keelson-node-agent";
+pub(crate) const CONTROLLER: &str = "keelson-controller";
+/// include/uapi/linux/capability.h
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
