@@ -5,6 +5,7 @@ use serde_json::json;
 use tests_cluster::{CLIENT, Namespace, eventually, kubectl, nodes, pod};
 
 use crate::installed::{AGENT, Installed, NAMESPACE};
+use crate::pair::Pair;
 
 /// A selector that no node satisfies would let the pods go. So the agents are kept from running: their image is one that no
 /// node has, and those that run are killed with their pods.
@@ -24,6 +25,10 @@ fn without_agents(mesh: &Installed) -> Result<()> {
         &label,
         "--wait=true",
     ])?;
+    no_agent_runs(mesh)
+}
+
+fn no_agent_runs(mesh: &Installed) -> Result<()> {
     for node in nodes()? {
         eventually("no agent runs", || {
             let running = mesh.on(&node, "pgrep -x keelson-node-ag || true")?;
@@ -115,4 +120,40 @@ fn while_no_agent_runs_pods_of_the_mesh_wait_with_an_event_and_all_others_start(
     ])?;
     inside.wait_ready("waits")?;
     Ok(())
+}
+
+/// The first promise, never bypassed: who cannot be asked has not said yes.
+#[test]
+fn an_agent_that_cannot_ask_whether_it_was_removed_leaves_its_pods_captured() -> Result<()> {
+    let mesh = Installed::install()?;
+    let pair = Pair::create(&mesh, "deaf")?;
+    pair.label("keelson.io/mesh=enabled")?;
+    pair.until_readable(false)?;
+    let api = kubectl(&[
+        "get",
+        "service",
+        "kubernetes",
+        "-o",
+        "jsonpath={.spec.clusterIP}",
+    ])?;
+    // Before kube-proxy makes it an address that the kubelet uses too.
+    let deaf = |how: &str| -> Result<()> {
+        let rule = format!("iptables -w -t raw {how} OUTPUT -d {api} -j DROP");
+        nodes()?
+            .iter()
+            .try_for_each(|node| mesh.on(node, &rule).map(drop))
+    };
+    deaf("-I")?;
+    let deleted = kubectl(&["-n", NAMESPACE, "delete", "daemonset", AGENT]);
+    let gone = deleted.and_then(|_| no_agent_runs(&mesh));
+    deaf("-D")?;
+    gone?;
+    for pod in ["client", "server"] {
+        let rules = pair.namespace.exec(pod, "ip rule list")?;
+        ensure!(rules.contains("fwmark"), "{pod} was let go: {rules}");
+    }
+    pair.is_readable().unwrap_err();
+
+    mesh.apply()?;
+    pair.until_readable(false)
 }

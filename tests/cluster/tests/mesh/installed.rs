@@ -16,6 +16,7 @@ const RELEASE: &str = "keelson";
 /// The mesh, installed by Helm. Dropping it uninstalls it.
 pub(crate) struct Installed {
     pub(crate) standing: Standing,
+    id: String,
     here: bool,
     _alone: MutexGuard<'static, ()>,
 }
@@ -35,17 +36,20 @@ impl Installed {
         kubectl(&["apply", "-f", &crds.display().to_string()])?;
         let installed = Self {
             standing,
+            id,
             here: true,
             _alone: alone,
         };
-        installed.helm_install(&id)?;
+        installed.apply()?;
         Ok(installed)
     }
 
-    fn helm_install(&self, id: &str) -> Result<()> {
+    /// Installs what is missing, and waits until everything is ready.
+    pub(crate) fn apply(&self) -> Result<()> {
         let done = helm_with(
             &[
-                "install",
+                "upgrade",
+                "--install",
                 RELEASE,
                 &chart_directory(),
                 "--namespace",
@@ -57,7 +61,7 @@ impl Installed {
                 "--values",
                 "-",
             ],
-            &values(id)?.to_string(),
+            &values(&self.id)?.to_string(),
         );
         done.map(drop).map_err(|error| {
             let pods = kubectl(&["-n", NAMESPACE, "describe", "pods"]).unwrap_or_default();

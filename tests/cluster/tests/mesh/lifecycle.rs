@@ -1,91 +1,11 @@
 //! From `helm install` to `helm uninstall`.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::{Capture, CaptureOptions, Netns};
-use serde_json::{Value, json};
-use tests_cluster::{CLIENT, Namespace, SERVER, eventually, kubectl, nodes, pod, who_at};
+use serde_json::json;
+use tests_cluster::{CLIENT, Namespace, eventually, kubectl, nodes, pod};
 
-use crate::installed::{Installed, NAMESPACE};
-
-const REQUEST: &[u8] = b"GET /cgi-bin/who";
-const TUNNEL: u16 = 15008;
-
-/// A client on one node and a server on another.
-struct Pair {
-    namespace: Namespace,
-    ask: String,
-    link: Capture,
-}
-
-impl Pair {
-    fn create(mesh: &Installed, about: &str) -> Result<Self> {
-        let namespace = Namespace::create(about)?;
-        let nodes = nodes()?;
-        let [here, there] = nodes.as_slice() else {
-            bail!("two nodes are needed, not {nodes:?}");
-        };
-        namespace.apply(&[
-            pod("client", Some(here), CLIENT),
-            pod("server", Some(there), SERVER),
-        ])?;
-        namespace.wait_ready("client")?;
-        namespace.wait_ready("server")?;
-        let netns = Netns::of_process(mesh.standing.pid(there)?)?;
-        let options = CaptureOptions {
-            needles: vec![REQUEST.to_vec()],
-            ..CaptureOptions::default()
-        };
-        let link = Capture::start_with(&netns, "eth0", options)?;
-        let ask = who_at(namespace.pod_ip("server")?);
-        Ok(Self {
-            namespace,
-            ask,
-            link,
-        })
-    }
-
-    fn label(&self, value: &str) -> Result<()> {
-        let name = self.namespace.name();
-        kubectl(&["label", "namespace", name, "--overwrite", value]).map(drop)
-    }
-
-    /// Asks once and says whether the link showed the request.
-    fn is_readable(&self) -> Result<bool> {
-        self.link.clear();
-        let answer = self.namespace.exec("client", &self.ask)?;
-        let client = self.namespace.pod_ip("client")?;
-        ensure!(answer.trim() == format!("server {client}"), "{answer}");
-        let counts = self.link.counts();
-        ensure!(counts.lost == 0, "the capture lost frames");
-        let readable = counts.hits.iter().sum::<u64>() > 0;
-        let tunnel = self.link.count_port(6, TUNNEL);
-        ensure!(
-            readable != (tunnel > 0),
-            "readable: {readable}, {tunnel} packets of the tunnel"
-        );
-        Ok(readable)
-    }
-
-    fn until_readable(&self, wanted: bool) -> Result<()> {
-        eventually(&format!("the link shows requests: {wanted}"), || {
-            let readable = self.is_readable()?;
-            ensure!(readable == wanted, "readable: {readable}");
-            Ok(())
-        })?;
-        // And from then on always.
-        for _ in 0..5 {
-            ensure!(self.is_readable()? == wanted, "it changed its mind");
-        }
-        Ok(())
-    }
-
-    fn restarts(&self) -> Result<u64> {
-        let pods = self.namespace.get(&["pods"])?;
-        let items = pods["items"].as_array().context("a list of pods")?;
-        let restarts = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
-        Ok(items.iter().filter_map(restarts).sum())
-    }
-}
+use crate::installed::{AGENT, Installed, NAMESPACE};
+use crate::pair::Pair;
 
 /// F1, A1, A33: the main job, on a cluster.
 #[test]
@@ -134,6 +54,82 @@ fn a_strict_peer_authentication_refuses_a_pod_outside_of_the_mesh_and_no_other()
     eventually("the visitor is let in again", || {
         outside.exec("visitor", &pair.ask)
     })?;
+    Ok(())
+}
+
+/// F133, A67: each node's new agent takes over from the one that runs there.
+#[test]
+fn agents_that_are_replaced_one_by_one_fail_no_request_and_let_nothing_be_read() -> Result<()> {
+    let mesh = Installed::install()?;
+    let pair = Pair::create(&mesh, "roll")?;
+    pair.label("keelson.io/mesh=enabled")?;
+    pair.until_readable(false)?;
+    let (ask, namespace) = (&pair.ask, &pair.namespace);
+    let ask_on = format!(
+        "while [ ! -e /tmp/stop ]; do if {ask} > /dev/null; then echo good; else echo bad; fi; done > /tmp/asked 2>&1 & true"
+    );
+    namespace.exec("client", &ask_on)?;
+    let agents = format!("daemonset/{AGENT}");
+    kubectl(&["-n", NAMESPACE, "rollout", "restart", &agents])?;
+    let status = [
+        "-n",
+        NAMESPACE,
+        "rollout",
+        "status",
+        &agents,
+        "--timeout=120s",
+    ];
+    kubectl(&status)?;
+    // What open connections have asked for is over too.
+    let count = |word: &str| -> Result<u64> {
+        let text = namespace.exec("client", &format!("grep -c {word} /tmp/asked || true"))?;
+        Ok(text.trim().parse()?)
+    };
+    let so_far = count("good")?;
+    eventually("it goes on", || {
+        ensure!(count("good")? > so_far + 20);
+        Ok(())
+    })?;
+    namespace.exec("client", "touch /tmp/stop")?;
+    let (good, bad) = (count("good")?, count("bad")?);
+    println!("{good} requests while agents were replaced, {bad} failed");
+    ensure!(good > 50 && bad == 0, "{good} good, {bad} bad");
+    pair.until_readable(false)?;
+    ensure!(pair.restarts()? == 0, "nothing is restarted");
+    Ok(())
+}
+
+/// F134: removed from one node is removed there.
+#[test]
+fn a_node_that_the_selector_leaves_out_lets_its_pods_go_and_others_keep_theirs() -> Result<()> {
+    let mesh = Installed::install()?;
+    let pair = Pair::create(&mesh, "select")?;
+    pair.label("keelson.io/mesh=enabled")?;
+    pair.until_readable(false)?;
+    let here = nodes()?.into_iter().next().context("a node")?;
+    let selector = json!({"kubernetes.io/hostname": here});
+    let patch = json!({"spec": {"template": {"spec": {"nodeSelector": selector}}}}).to_string();
+    kubectl(&[
+        "-n",
+        NAMESPACE,
+        "patch",
+        "daemonset",
+        AGENT,
+        "--patch",
+        &patch,
+    ])?;
+    pair.until_readable(true)?;
+    let rules = |pod| pair.namespace.exec(pod, "ip rule list");
+    eventually("the server is let go", || {
+        let rules = rules("server")?;
+        ensure!(!rules.contains("fwmark"), "{rules}");
+        Ok(())
+    })?;
+    ensure!(
+        rules("client")?.contains("fwmark"),
+        "the client is captured"
+    );
+    ensure!(mesh.on(&here, "ls /opt/cni/bin")?.contains("keelson-cni"));
     Ok(())
 }
 

@@ -6,4 +6,5 @@
 mod away;
 mod installed;
 mod lifecycle;
+mod pair;
 mod rendered;

@@ -1,0 +1,91 @@
+//! Two pods on two nodes, and the link between them under observation.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::{Capture, CaptureOptions, Netns};
+use serde_json::Value;
+use tests_cluster::{CLIENT, Namespace, SERVER, eventually, kubectl, nodes, pod, who_at};
+
+use crate::installed::Installed;
+
+/// A client on one node and a server on another.
+pub(crate) struct Pair {
+    pub(crate) namespace: Namespace,
+    /// A shell command that asks the server.
+    pub(crate) ask: String,
+    link: Capture,
+}
+
+impl Pair {
+    pub(crate) fn create(mesh: &Installed, about: &str) -> Result<Self> {
+        let namespace = Namespace::create(about)?;
+        let nodes = nodes()?;
+        let [here, there] = nodes.as_slice() else {
+            bail!("two nodes are needed, not {nodes:?}");
+        };
+        namespace.apply(&[
+            pod("client", Some(here), CLIENT),
+            pod("server", Some(there), SERVER),
+        ])?;
+        namespace.wait_ready("client")?;
+        namespace.wait_ready("server")?;
+        let netns = Netns::of_process(mesh.standing.pid(there)?)?;
+        let options = CaptureOptions {
+            needles: vec![REQUEST.to_vec()],
+            ..CaptureOptions::default()
+        };
+        let link = Capture::start_with(&netns, "eth0", options)?;
+        let ask = who_at(namespace.pod_ip("server")?);
+        Ok(Self {
+            namespace,
+            ask,
+            link,
+        })
+    }
+
+    pub(crate) fn label(&self, value: &str) -> Result<()> {
+        let name = self.namespace.name();
+        kubectl(&["label", "namespace", name, "--overwrite", value]).map(drop)
+    }
+
+    /// Asks once and says whether the link showed the request.
+    pub(crate) fn is_readable(&self) -> Result<bool> {
+        self.link.clear();
+        let answer = self.namespace.exec("client", &self.ask)?;
+        let client = self.namespace.pod_ip("client")?;
+        ensure!(answer.trim() == format!("server {client}"), "{answer}");
+        let counts = self.link.counts();
+        ensure!(counts.lost == 0, "the capture lost frames");
+        let readable = counts.hits.iter().sum::<u64>() > 0;
+        let tunnel = self.link.count_port(6, TUNNEL);
+        ensure!(
+            readable != (tunnel > 0),
+            "readable: {readable}, {tunnel} packets of the tunnel"
+        );
+        Ok(readable)
+    }
+
+    /// Waits until it is so, and sees that it stays so.
+    pub(crate) fn until_readable(&self, wanted: bool) -> Result<()> {
+        eventually(&format!("the link shows requests: {wanted}"), || {
+            let readable = self.is_readable()?;
+            ensure!(readable == wanted, "readable: {readable}");
+            Ok(())
+        })?;
+        // And from then on always.
+        for _ in 0..5 {
+            ensure!(self.is_readable()? == wanted, "it changed its mind");
+        }
+        Ok(())
+    }
+
+    /// How often containers were started again.
+    pub(crate) fn restarts(&self) -> Result<u64> {
+        let pods = self.namespace.get(&["pods"])?;
+        let items = pods["items"].as_array().context("a list of pods")?;
+        let restarts = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
+        Ok(items.iter().filter_map(restarts).sum())
+    }
+}
+
+const REQUEST: &[u8] = b"GET /cgi-bin/who";
+const TUNNEL: u16 = 15008;
