@@ -109,11 +109,10 @@ impl Installed {
 }
 
 impl Drop for Installed {
+    #[expect(clippy::print_stderr, reason = "shown with a test that fails")]
     fn drop(&mut self) {
         if self.here {
-            if std::thread::panicking() {
-                eprintln!("{}\n{}", self.logs(AGENT), self.logs(CONTROLLER));
-            }
+            eprintln!("{}\n{}", self.logs(AGENT), self.logs(CONTROLLER));
             // A test that fails has its own message.
             drop(self.uninstall());
         }
