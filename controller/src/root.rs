@@ -214,7 +214,9 @@ mod tests {
             &[(CERTIFICATE, "x")],
             &[(CERTIFICATE, "x"), (KEY, "y")],
         ] {
-            let error = parse(&secret(parts), "mesh").err().expect("refused");
+            let Err(error) = parse(&secret(parts), "mesh") else {
+                panic!("half a Secret is taken");
+            };
             assert!(error.to_string().contains("mesh/keelson-ca"), "{error}");
             assert!(!passes(&error));
         }

@@ -1,6 +1,7 @@
 //! That our own renderer of the chart says what Helm says.
 
 use std::collections::BTreeMap;
+use std::slice::from_ref;
 
 use anyhow::{Context as _, Result, ensure};
 use chart::Release;
@@ -33,7 +34,7 @@ fn the_chart_renders_as_helm_renders_it_and_helm_finds_nothing_to_complain_of() 
             "controller": {"replicas": 0, "affinity": {"nodeAffinity": {}}, "resources": {"limits": {"cpu": 2}}},
         }),
     ] {
-        let ours = chart::values(&[values.clone()])?;
+        let ours = chart::values(from_ref(&values))?;
         let ours = chart::render(&release, &ours)?;
         let ours = ours
             .iter()
@@ -80,7 +81,7 @@ fn values_that_helm_refuses_are_refused_by_us() -> Result<()> {
     ] {
         let words = ["template", "mesh", &chart_directory, "-f", "-", KUBERNETES];
         ensure!(helm_with(&words, &values.to_string()).is_err(), "{values}");
-        ensure!(chart::values(&[values.clone()]).is_err(), "{values}");
+        ensure!(chart::values(from_ref(&values)).is_err(), "{values}");
     }
     let nothing: Value = json!({});
     ensure!(chart::values(&[nothing]).is_ok());
