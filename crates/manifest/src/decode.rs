@@ -77,7 +77,7 @@ fn document(file: &Arc<str>, document: Document<'_>, root_namespace: &str, into:
 }
 
 /// Parses, and outlives a parser that does not: what is written in one document must not stop another.
-fn parse(document: Document<'_>) -> Result<Vec<Node>, tree::SyntaxError> {
+pub(crate) fn parse(document: Document<'_>) -> Result<Vec<Node>, tree::SyntaxError> {
     let parsing = std::panic::catch_unwind(|| tree::parse(document.text, document.line));
     parsing.unwrap_or_else(|_panic| {
         let message = "not valid YAML: the parser failed on it".to_owned();
@@ -487,19 +487,19 @@ fn meant_policy(group: &str, kind: &str) -> Option<PolicyKind> {
     (is_close || is_istios || !group.contains('.')).then_some(meant)
 }
 
-fn metadata_text<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
+pub(crate) fn metadata_text<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
     node.get("metadata")?
         .get(key)?
         .text()
         .filter(|text| !text.is_empty())
 }
 
-fn group_of(api_version: &str) -> &str {
+pub(crate) fn group_of(api_version: &str) -> &str {
     api_version.rsplit_once('/').map_or("", |(group, _)| group)
 }
 
 /// The namespace of an object whose manifest says `written`. Kinds that are not read count as namespaced.
-fn namespace_for<'w>(kind: &ObjectKind, written: Option<&'w str>) -> &'w str {
+pub(crate) fn namespace_for<'w>(kind: &ObjectKind, written: Option<&'w str>) -> &'w str {
     match kind {
         ObjectKind::Known(kind) if !kind.is_namespaced() => "",
         ObjectKind::Known(_) | ObjectKind::Foreign { .. } => written.unwrap_or(DEFAULT_NAMESPACE),

@@ -16,6 +16,7 @@ mod pod;
 mod suggest;
 mod tree;
 mod validate;
+mod written;
 
 pub use decode::{Claim, Decoded, USE_WAYPOINT, read_file, read_object};
 pub use diagnostic::{Diagnostic, Severity};
@@ -25,3 +26,4 @@ pub use object::{
     PolicyKind, Upsert,
 };
 pub use pod::{ContainerPort, OwnerType, POD_IPS, PodFacts, WEIGHT};
+pub use written::{Written, written};
