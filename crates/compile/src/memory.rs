@@ -23,12 +23,15 @@ use std::sync::Arc;
 
 use manifest::{Claim, Decoded, Diagnostic, ObjectKey, Origin, Severity, Upsert, read_file};
 
-use self::files::{Stamp, Unread, content, list, stamp};
+use self::files::{Stamp, Unread, stamp};
 use self::places::Places;
 use crate::Batch;
 
 mod files;
 mod places;
+
+pub(crate) use self::files::content;
+pub use self::files::list;
 
 /// The files of a folder as last read.
 #[derive(Debug, Default)]
@@ -136,7 +139,7 @@ impl Memory {
                     unconfirmed |= self.missing(name, &mut touched);
                 }
                 for name in &present {
-                    unconfirmed |= self.read(folder, name, &mut touched);
+                    unconfirmed |= self.read(&folder.join(&**name), name, &mut touched);
                 }
             }
             // Everything known stays.
@@ -156,6 +159,27 @@ impl Memory {
             batch.diagnostics = Some(diagnostics);
         }
         Scan { batch, unconfirmed }
+    }
+
+    /// Reads a text as all that there is of the file `name`, for those who have no folder.
+    pub fn read_text(&mut self, name: &Arc<str>, text: &str) -> Batch {
+        let mut touched = BTreeSet::new();
+        let decoded = read_file(name, text, &self.root_namespace);
+        self.replace(name, decoded, &mut touched);
+        self.all_said(touched)
+    }
+
+    /// Reads one file, which findings call `name`, for those who have no folder.
+    pub fn read_path(&mut self, name: &Arc<str>, path: &Path) -> Batch {
+        let mut touched = BTreeSet::new();
+        self.read(path, name, &mut touched);
+        self.all_said(touched)
+    }
+
+    fn all_said(&mut self, touched: BTreeSet<ObjectKey>) -> Batch {
+        let mut batch = self.resolve(touched);
+        batch.diagnostics = Some(self.findings(Path::new("")));
+        batch
     }
 
     /// A file that is not there: gone at the second look.
@@ -192,10 +216,9 @@ impl Memory {
     }
 
     /// Reads a file if it changed. Returns whether it lacks objects that only a second look removes.
-    fn read(&mut self, folder: &Path, name: &Arc<str>, touched: &mut BTreeSet<ObjectKey>) -> bool {
-        let path = folder.join(&**name);
+    fn read(&mut self, path: &Path, name: &Arc<str>, touched: &mut BTreeSet<ObjectKey>) -> bool {
         let file = self.files.entry(Arc::clone(name)).or_default();
-        let stamp = stamp(&path);
+        let stamp = stamp(path);
         if !file.shrinking
             && file.stamp.is_some()
             && file.stamp == stamp
@@ -204,7 +227,7 @@ impl Memory {
             return false;
         }
         file.stamp = stamp;
-        let text = match content(&path).map(String::from_utf8) {
+        let text = match content(path).map(String::from_utf8) {
             Ok(Ok(text)) => text,
             Ok(Err(error)) => {
                 let line = 1 + error

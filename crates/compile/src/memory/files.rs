@@ -18,8 +18,11 @@ pub(super) struct Stamp {
     pub(super) racy: bool,
 }
 
-/// The names of the manifests in a folder.
-pub(super) fn list(folder: &Path) -> io::Result<BTreeSet<Arc<str>>> {
+/// The names of the manifests in a folder: `*.yaml`, `*.yml` and `*.json` that are not hidden.
+///
+/// # Errors
+/// It cannot be read.
+pub fn list(folder: &Path) -> io::Result<BTreeSet<Arc<str>>> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -37,7 +40,7 @@ pub(super) fn list(folder: &Path) -> io::Result<BTreeSet<Arc<str>>> {
 
 /// Why a file is not read.
 #[derive(Debug)]
-pub(super) enum Unread {
+pub(crate) enum Unread {
     /// There is none, by now.
     Absent,
     /// Something is wrong with it, in words that follow "the file".
@@ -46,7 +49,7 @@ pub(super) enum Unread {
 
 /// The content of a manifest. Whatever lies in the folder, this neither waits nor fills the memory: only regular files
 /// of bounded size are read.
-pub(super) fn content(path: &Path) -> Result<Vec<u8>, Unread> {
+pub(crate) fn content(path: &Path) -> Result<Vec<u8>, Unread> {
     // Looked at before it is opened: to open a device can do something.
     check(&fs::metadata(path)?)?;
     let file = fs::OpenOptions::new()
