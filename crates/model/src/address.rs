@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::service::ServiceKey;
 
 /// An address, or a range of addresses, in a network.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NetworkAddress {
     /// The network; empty for the mesh's only one.
     pub network: Arc<str>,
@@ -21,7 +21,7 @@ pub struct NetworkAddress {
 }
 
 /// How a gateway or a waypoint is reached.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GatewayAddress {
     /// By name or by address.
     pub destination: GatewayDestination,
@@ -30,7 +30,7 @@ pub struct GatewayAddress {
 }
 
 /// What a [`GatewayAddress`] points to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum GatewayDestination {
     /// A service, or a workload that has this hostname.
     Hostname(ServiceKey),
@@ -39,7 +39,7 @@ pub enum GatewayDestination {
 }
 
 /// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     V4,

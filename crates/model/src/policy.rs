@@ -10,10 +10,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::identity::Identity;
-use crate::text::{NameError, split};
+use crate::text::{NameError, parse, split};
 
 mod matching;
 #[cfg(test)]
@@ -63,7 +63,7 @@ pub struct PolicyObject<'k> {
 }
 
 /// A compiled L4 policy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Its name in the whole mesh.
     pub key: PolicyKey,
@@ -81,7 +81,7 @@ pub struct Policy {
 }
 
 /// Which workloads a policy applies to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Scope {
     /// All.
     Global,
@@ -92,7 +92,7 @@ pub enum Scope {
 }
 
 /// What a match means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Action {
     /// The connection is allowed if nothing denies it.
     Allow,
@@ -101,14 +101,14 @@ pub enum Action {
 }
 
 /// Conditions that must all hold; a rule without clauses matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// AND-ed.
     pub clauses: Vec<Clause>,
 }
 
 /// Conditions of which one must hold; a clause without matches holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clause {
     /// OR-ed.
     pub matches: Vec<Match>,
@@ -118,7 +118,7 @@ pub struct Clause {
 ///
 /// Within a field the values are OR-ed, over the fields AND-ed, and a `not_` field holds if none
 /// of its values does. A match with no values at all never holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Match {
     /// Namespace of the source's identity.
     pub namespaces: Vec<StringMatch>,
@@ -147,7 +147,7 @@ pub struct Match {
 }
 
 /// A condition on a string.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum StringMatch {
     /// It is this.
     Exact(Arc<str>),
@@ -160,7 +160,7 @@ pub enum StringMatch {
 }
 
 /// A condition on the service account of an identity, in any trust domain.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ServiceAccountMatch {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -330,5 +330,11 @@ impl fmt::Display for PolicyObject<'_> {
 impl Serialize for PolicyKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PolicyKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse(deserializer)
     }
 }

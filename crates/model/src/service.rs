@@ -6,11 +6,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::address::{GatewayAddress, NetworkAddress};
 use crate::identity::Identity;
-use crate::text::{Interner, NameError, split};
+use crate::text::{Interner, NameError, parse, split};
 
 /// Names a service in the whole mesh: `namespace/hostname`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,7 +22,7 @@ pub struct ServiceKey {
 }
 
 /// A name, and virtual addresses, in front of workloads.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Name of the object.
     pub name: Arc<str>,
@@ -56,7 +56,7 @@ pub struct Service {
 }
 
 /// A port of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ServicePort {
     /// The port that clients use.
     pub port: u16,
@@ -67,7 +67,7 @@ pub struct ServicePort {
 }
 
 /// What is spoken on a port, as declared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AppProtocol {
     /// Not declared, or declared as something that we have no name for.
     #[default]
@@ -85,7 +85,7 @@ pub enum AppProtocol {
 }
 
 /// A waypoint and its share of connections.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WeightedWaypoint {
     /// The waypoint.
     pub destination: GatewayAddress,
@@ -94,7 +94,7 @@ pub struct WeightedWaypoint {
 }
 
 /// How an endpoint of a service is chosen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LoadBalancing {
     /// What client and endpoint should have in common, most important first.
     pub routing_preference: Vec<Scope>,
@@ -105,7 +105,7 @@ pub struct LoadBalancing {
 }
 
 /// Something that client and endpoint can have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Scope {
     /// The region.
     Region,
@@ -122,7 +122,7 @@ pub enum Scope {
 }
 
 /// What a mismatch of a [`Scope`] means.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Mode {
     /// Nothing: scopes are ignored.
     #[default]
@@ -136,7 +136,7 @@ pub enum Mode {
 }
 
 /// What an endpoint that is not ready means.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum HealthPolicy {
     /// It is left out.
     #[default]
@@ -146,7 +146,7 @@ pub enum HealthPolicy {
 }
 
 /// Address families that a service may be reached by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum IpFamilies {
     /// Not declared: both.
     #[default]
@@ -160,7 +160,7 @@ pub enum IpFamilies {
 }
 
 /// Who may see a service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Visibility {
     /// Everybody.
     #[default]
@@ -238,5 +238,11 @@ impl fmt::Display for ServiceKey {
 impl Serialize for ServiceKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServiceKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse(deserializer)
     }
 }

@@ -1,7 +1,11 @@
 //! Names made of two strings with a slash between them, and the sharing of strings that repeat.
 
+use std::fmt::Display;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 /// A name that should be `namespace/name` and is not.
@@ -25,6 +29,16 @@ pub(crate) fn split(text: &str, form: &'static str) -> Result<(Arc<str>, Arc<str
             form,
         }),
     }
+}
+
+/// Reads what [`Display`] has written.
+pub(crate) fn parse<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(D::Error::custom)
 }
 
 /// One copy of each string that many objects repeat.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::address::{Family, GatewayAddress};
 use crate::identity::{Identity, TrustDomain};
@@ -16,12 +16,12 @@ use crate::service::ServiceKey;
 use crate::text::Interner;
 
 /// Names a workload in the whole mesh: `cluster/group/kind/namespace/name`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WorkloadUid(Arc<str>);
 
 /// Something that runs and has addresses: a pod, or what stands for one outside of Kubernetes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     /// Its name in the whole mesh.
     pub uid: WorkloadUid,
@@ -78,7 +78,7 @@ pub struct Workload {
 }
 
 /// How a workload is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TunnelProtocol {
     /// By plain TCP.
     #[default]
@@ -88,7 +88,7 @@ pub enum TunnelProtocol {
 }
 
 /// Kind of a workload's owner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WorkloadType {
     /// A Deployment or the like.
     #[default]
@@ -102,7 +102,7 @@ pub enum WorkloadType {
 }
 
 /// Whether a workload is ready.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Health {
     /// Ready.
     #[default]
@@ -112,7 +112,7 @@ pub enum Health {
 }
 
 /// Whether a workload's addresses are its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NetworkMode {
     /// They are.
     #[default]
@@ -122,7 +122,7 @@ pub enum NetworkMode {
 }
 
 /// How an application learns the client's address from us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ApplicationTunnel {
     /// What is spoken.
     pub protocol: ApplicationProtocol,
@@ -131,7 +131,7 @@ pub struct ApplicationTunnel {
 }
 
 /// What an [`ApplicationTunnel`] speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ApplicationProtocol {
     /// Nothing.
     None,
@@ -140,7 +140,7 @@ pub enum ApplicationProtocol {
 }
 
 /// A port of a service at one workload; a port that the service declares by number needs none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortMapping {
     /// The port that clients of the service use.
     pub service_port: u16,
@@ -165,7 +165,7 @@ impl PortMapping {
 }
 
 /// Where something is; empty where that is not known.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Locality {
     /// Region.
     pub region: Arc<str>,
