@@ -1,118 +1,208 @@
 //! The admin pages, on loopback: what the agent knows, holds, carries and has refused.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
+use admin_api::{Certificate, ConfigDump, Configuration, TypeState, WantedPod, page};
+use http::{Method, StatusCode};
 use runtime::admin::{Query, Reply, Server};
-use serde_json::json;
 use tls::SvidStore;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use xds_client::Status;
 
 use crate::{
     direct::DirectHandle,
-    enrol::{Command, EnrolHandle},
+    enrol::{Command, EnrolHandle, Seen},
+    explain,
     mesh::Mesh,
     worker::{Shared, WorkerHandle},
 };
 
-/// Adds the agent's pages.
-#[must_use]
-pub fn pages(
-    server: Server,
-    shared: &Arc<Shared>,
-    workers: &[WorkerHandle],
-    certs: &SvidStore,
-    enrol: &EnrolHandle,
-    direct: &DirectHandle,
-    abi_version: u32,
-) -> Server {
-    let server = config_dump(server, &shared.mesh, enrol, abi_version);
-    let store = certs.clone();
-    let server = server.page(
-        "/certs",
-        "certificates: identity, SANs, validity, state, last error (JSON)",
-        move |_| certs_page(&store),
-    );
-    let refusals = Arc::clone(shared);
-    let server = server.page(
-        "/refusals",
-        "the last refused connections with their reasons (JSON)",
-        move |_| Reply::json(&refusals.recorder.refusals.list()),
-    );
-    connections(server, workers, direct)
+/// What the pages show.
+pub struct Sources {
+    /// The name of the node.
+    pub node: String,
+    /// Version of the contract with the kernel half.
+    pub abi_version: u32,
+    /// What workers share.
+    pub shared: Arc<Shared>,
+    /// Who carries connections.
+    pub workers: Arc<[WorkerHandle]>,
+    /// Certificates of the pods.
+    pub certs: SvidStore,
+    /// Who knows the pods.
+    pub enrol: EnrolHandle,
+    /// Who knows direct connections.
+    pub direct: DirectHandle,
+    /// How far the configuration has come.
+    pub status: watch::Receiver<Status>,
 }
 
-fn config_dump(server: Server, mesh: &Arc<Mesh>, enrol: &EnrolHandle, abi_version: u32) -> Server {
-    let (mesh, enrol) = (Arc::clone(mesh), enrol.clone());
+/// Adds the agent's pages.
+#[must_use]
+pub fn pages(server: Server, sources: &Arc<Sources>) -> Server {
+    let (certs, refusals) = (Arc::clone(sources), Arc::clone(sources));
+    let server = config_dump(server, Arc::clone(sources));
+    let server = server.page(
+        page::CERTIFICATES,
+        "certificates: identity, SANs, validity, state, last error (JSON)",
+        move |_| Reply::json(&certificates(&certs.certs)),
+    );
+    let server = server.page(
+        page::REFUSALS,
+        "the last refused connections with their reasons (JSON)",
+        move |_| Reply::json(&refusals.shared.recorder.refusals.list()),
+    );
+    let server = connections(server, Arc::clone(sources));
+    explanation(server, Arc::clone(sources))
+}
+
+fn config_dump(server: Server, sources: Arc<Sources>) -> Server {
     server.route(
-        "/config_dump",
-        &[http::Method::GET],
+        page::CONFIG_DUMP,
+        &[Method::GET],
         "workloads, services, policies and pods of this node (JSON)",
         move |_: Query| {
-            let (mesh, enrol) = (Arc::clone(&mesh), enrol.clone());
+            let sources = Arc::clone(&sources);
             async move {
                 let (reply, answer) = oneshot::channel();
-                enrol.send(Command::List(reply));
+                sources.enrol.send(Command::List(reply));
                 let pods = answer.await.unwrap_or_default();
-                let state = mesh.state();
-                let workloads: Vec<_> = state.workloads().collect();
-                let services: Vec<_> = state.services().collect();
-                let policies: Vec<_> = state.policies().collect();
-                Reply::json(&json!({
-                    "version": env!("CARGO_PKG_VERSION"),
-                    "abi": abi_version,
-                    "pid": std::process::id(),
-                    "pods": pods,
-                    "workloads": workloads,
-                    "services": services,
-                    "policies": policies,
-                }))
+                let state = sources.shared.mesh.state();
+                Reply::json(&ConfigDump {
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    abi: sources.abi_version,
+                    pid: std::process::id(),
+                    node: sources.node.clone(),
+                    pods,
+                    wanted: wanted(&sources.shared.mesh),
+                    configuration: configuration(&sources.status.borrow()),
+                    workloads: state.workloads().cloned().collect(),
+                    services: state.services().cloned().collect(),
+                    policies: state.policies().cloned().collect(),
+                })
             }
         },
     )
 }
 
-fn certs_page(store: &SvidStore) -> Reply {
+fn wanted(mesh: &Mesh) -> Vec<WantedPod> {
+    let wanted = mesh.wanted().borrow().clone();
+    let pods = wanted.iter().map(|(pod, wish)| WantedPod {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: wish.uid.clone(),
+        identity: wish.identity.to_string(),
+        capture: wish.capture,
+        reason: wish.reason.clone(),
+    });
+    pods.collect()
+}
+
+fn configuration(status: &Status) -> Configuration {
+    let types = status.types.iter().map(|(url, one)| {
+        let state = TypeState {
+            synced: one.synced,
+            resources: one.resources,
+            last_nack: one.last_nack.clone(),
+        };
+        (url.clone(), state)
+    });
+    Configuration {
+        connected: status.connected,
+        last_error: status.last_error.clone(),
+        types: types.collect(),
+    }
+}
+
+fn certificates(store: &SvidStore) -> Vec<Certificate> {
     let seconds = |time: std::time::SystemTime| {
         time.duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs()
     };
-    let certs: Vec<_> = store
-        .snapshot()
-        .into_iter()
-        .map(|status| {
-            json!({
-                "identity": status.identity.to_string(),
-                "state": status.state.as_str(),
-                "sans": status.cert.as_ref().map(|cert| cert.sans.clone()),
-                "serial": status.cert.as_ref().map(|cert| cert.serial.clone()),
-                "not_before": status.cert.as_ref().map(|cert| seconds(cert.not_before)),
-                "not_after": status.cert.as_ref().map(|cert| seconds(cert.not_after)),
-                "renewal": status.renewal.map(seconds),
-                "failures": status.failures,
-                "last_error": status.last_error.as_ref().map(|error| crate::enrol::describe(error)),
-            })
-        })
-        .collect();
-    Reply::json(&certs)
+    let certs = store.snapshot().into_iter().map(|status| {
+        let cert = status.cert.as_ref();
+        Certificate {
+            identity: status.identity.to_string(),
+            state: status.state.as_str().to_owned(),
+            sans: cert.map(|cert| cert.sans.clone()),
+            serial: cert.map(|cert| cert.serial.clone()),
+            not_before: cert.map(|cert| seconds(cert.not_before)),
+            not_after: cert.map(|cert| seconds(cert.not_after)),
+            renewal: status.renewal.map(seconds),
+            failures: status.failures,
+            last_error: status
+                .last_error
+                .as_ref()
+                .map(|error| crate::enrol::describe(error)),
+        }
+    });
+    certs.collect()
 }
 
-fn connections(server: Server, workers: &[WorkerHandle], direct: &DirectHandle) -> Server {
-    let workers: Arc<[WorkerHandle]> = workers.into();
-    let direct = direct.clone();
+fn connections(server: Server, sources: Arc<Sources>) -> Server {
     server.route(
-        "/connections",
-        &[http::Method::GET],
+        page::CONNECTIONS,
+        &[Method::GET],
         "live connections (JSON)",
         move |_: Query| {
-            let (workers, direct) = (Arc::clone(&workers), direct.clone());
+            let sources = Arc::clone(&sources);
             async move {
-                let mut all = direct.connections().await;
-                for worker in workers.iter() {
+                let mut all = sources.direct.connections().await;
+                for worker in sources.workers.iter() {
                     all.extend(worker.connections().await);
                 }
                 Reply::json(&all)
             }
         },
     )
+}
+
+fn explanation(server: Server, sources: Arc<Sources>) -> Server {
+    server.route(
+        page::EXPLAIN,
+        &[Method::GET],
+        "what would become of a connection: ?pod=NAMESPACE/NAME&to=ADDRESS:PORT of one that a pod here opens, ?from=ADDRESS&to=ADDRESS:PORT[&identity=SPIFFE] of one to a pod here (JSON)",
+        move |query: Query| {
+            let sources = Arc::clone(&sources);
+            async move {
+                match explain(&sources, &query).await {
+                    Ok(reply) => reply,
+                    Err(wrong) => {
+                        Reply::text(format!("{wrong}\n")).status(StatusCode::BAD_REQUEST)
+                    }
+                }
+            }
+        },
+    )
+}
+
+/// Answers a question, or says what is wrong with it.
+async fn explain(sources: &Sources, query: &Query) -> Result<Reply, String> {
+    let to = query.get("to").ok_or("to=ADDRESS:PORT is missing")?;
+    let to = to.parse().map_err(|_unreadable| {
+        format!("{to:?} is not ADDRESS:PORT; write for example 10.244.2.10:8080")
+    })?;
+    let pods = look(&sources.enrol).await;
+    if let Some(pod) = query.get("pod") {
+        return Ok(Reply::json(
+            &explain::outbound(sources, &pods, pod, to).await,
+        ));
+    }
+    let from = query
+        .get("from")
+        .ok_or("pod=NAMESPACE/NAME or from=ADDRESS is missing")?;
+    let from: IpAddr = from
+        .parse()
+        .map_err(|_unreadable| format!("{from:?} is not an address"))?;
+    let identity = query.get("identity").map(str::parse).transpose();
+    let identity = identity.map_err(|error: model::identity::IdentityError| error.to_string())?;
+    let answer = explain::inbound(sources, &pods, from, identity.as_ref(), to);
+    Ok(Reply::json(&answer))
+}
+
+async fn look(enrol: &EnrolHandle) -> Vec<Seen> {
+    let (reply, answer) = oneshot::channel();
+    enrol.send(Command::Look(reply));
+    answer.await.unwrap_or_default()
 }

@@ -362,15 +362,17 @@ impl Prepared {
             .with_readiness(readiness)
             .with_metrics(self.metrics.clone())
             .with_log(log);
-        let server = admin::pages(
-            server,
-            &self.shared,
-            &self.workers,
-            &self.certs,
-            &self.enrol,
-            &self.direct,
-            args.abi_version,
-        );
+        let sources = admin::Sources {
+            node: args.node.clone(),
+            abi_version: args.abi_version,
+            shared: Arc::clone(&self.shared),
+            workers: self.workers.clone().into(),
+            certs: self.certs.clone(),
+            enrol: self.enrol.clone(),
+            direct: self.direct.clone(),
+            status: self.status.clone(),
+        };
+        let server = admin::pages(server, &Arc::new(sources));
         vital("admin", server.run(drain.signal()));
         tracing::info!(node = args.node, admin = %args.admin, workers = self.workers.len(), abi = args.abi_version, "agent started");
         let plugin = Plugin::of(&args).map(Plugin::keep).transpose();

@@ -41,7 +41,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use abi::{Addr, DirectVerdict, Event, EventKind, Flow, Reason};
+use abi::{ANY_PORT, Addr, DirectVerdict, Event, EventKind, Flow, Reason, VerdictKey};
 use arc_swap::ArcSwap;
 use model::{Ending, MeshState, WorkloadUid};
 use runtime::threads::{self, Told};
@@ -99,6 +99,11 @@ enum Message {
     Older(Arc<Pod>, Vec<Older>, Vec<(SocketAddr, SocketAddr)>),
     /// Which direct and older connections there are.
     Connections(tokio::sync::oneshot::Sender<Vec<LiveView>>),
+    /// What the kernel goes by between two pods of this node; answered with nothing where it decides nothing.
+    Verdict(
+        VerdictKey,
+        tokio::sync::oneshot::Sender<Option<DirectVerdict>>,
+    ),
     /// From now on the tables and events are this agent's; with those that a predecessor left
     /// brought up to date before the answer, or removed.
     Charge(Inherit, mpsc::Sender<()>),
@@ -145,6 +150,20 @@ impl DirectHandle {
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.send(Message::Connections(reply));
         answer.await.unwrap_or_default()
+    }
+
+    /// What the kernel goes by for connections of one captured pod of this node to another's port; nothing where they go
+    /// through the agent.
+    pub async fn verdict(&self, source: u32, destination: u32, port: u16) -> Option<DirectVerdict> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let key = VerdictKey {
+            source,
+            destination,
+            port,
+            reserved: 0,
+        };
+        self.send(Message::Verdict(key, reply));
+        answer.await.ok().flatten()
     }
 
     /// Takes charge of the kernel's tables and waits until that is done.
@@ -333,6 +352,10 @@ impl Direct {
                 drop(reply.send(views));
                 Some(false)
             }
+            Message::Verdict(key, reply) => {
+                let _gone = reply.send(self.verdict(key)).is_err();
+                Some(false)
+            }
             Message::Charge(inherit, done) => {
                 self.charge(inherit);
                 let _nobody_waits = done.send(()).is_err();
@@ -347,6 +370,20 @@ impl Direct {
             }
             Message::Stop => None,
         }
+    }
+
+    /// As the kernel looks it up: by the port, else by what stands for all of them.
+    fn verdict(&self, key: VerdictKey) -> Option<DirectVerdict> {
+        let same_node = self.mesh.same_node().unwrap_or(self.same_node);
+        if !self.in_charge || same_node != SameNode::Direct {
+            return None;
+        }
+        let any = VerdictKey {
+            port: ANY_PORT,
+            ..key
+        };
+        let verdicts = &self.tables.verdicts;
+        verdicts.get(&key).or_else(|| verdicts.get(&any)).copied()
     }
 
     /// Removing tables that are in use would refuse a connection that was let through by one of them

@@ -48,7 +48,7 @@ use earlier::Earlier;
 use entry::{Entry, Phase};
 use saved::Saved;
 pub use terms::{
-    Added, Awaited, Command, Ends, EnrolConfig, EnrolHandle, Holding, Listed, Parts, Wanted,
+    Added, Awaited, Command, Ends, EnrolConfig, EnrolHandle, Holding, Listed, Parts, Seen, Wanted,
     WantedPods,
 };
 
@@ -213,6 +213,10 @@ impl Enroller {
             }
             Command::List(reply) => {
                 let pods = self.entries.values().map(Entry::listed).collect();
+                drop(reply.send(pods));
+            }
+            Command::Look(reply) => {
+                let pods = self.entries.values().map(Entry::seen).collect();
                 drop(reply.send(pods));
             }
             Command::Relisten(id) if self.mode == Mode::InCharge => self.relisten(id),

@@ -22,7 +22,7 @@ use crate::{
     enrol::Command,
     identity,
     metrics::{Party, TcpLabels},
-    outbound::{baggage, canonical, flow},
+    outbound::{baggage, canonical, flow, no_certificate, own_workload},
     pod::Pod,
     record::{Authority, ConnectionEnd, Description, Direction, Refusal},
     silence::Watched,
@@ -182,13 +182,9 @@ async fn accept_tunnel(
     pod: &Pod,
     stream: TcpStream,
 ) -> Result<ServerTunnel, Refusal> {
-    let cert = identity::current(&pod.cert).await.ok_or_else(|| Refusal {
-        reason: Reason::CertificateMissing,
-        text: format!(
-            "there is no certificate for {} yet; see /certs for the CA's last answer",
-            pod.identity
-        ),
-    })?;
+    let cert = identity::current(&pod.cert)
+        .await
+        .ok_or_else(|| no_certificate(pod))?;
     tunnel::server::accept(stream, &cert, worker.shared.tunnel)
         .await
         .map_err(|error| {
@@ -355,11 +351,8 @@ fn asked(
             pod.name
         ));
     }
-    if matches!(target.port(), 0 | 15001 | 15006 | 15008) {
-        return Err(format!(
-            "port {} belongs to the mesh and is not for applications",
-            target.port()
-        ));
+    if let Some(text) = reserved(target) {
+        return Err(text);
     }
     // The address of the client is the tunnel's own peer, which is authenticated; only the port is
     // taken from what the peer says, so that the application sees the real one.
@@ -515,33 +508,55 @@ fn application_failure(error: io::ErrorKind) -> (ErrorType, Reason) {
     }
 }
 
+/// What policy says of a client of the pod, that has shown an identity or none.
+pub(crate) fn judge<'s>(
+    state: &'s MeshState,
+    pod: &Pod,
+    source: Option<&Identity>,
+    client: SocketAddr,
+    target: SocketAddr,
+) -> Result<(&'s Workload, Verdict), Refusal> {
+    let workload: &Workload = own_workload(state, pod)?;
+    let connection = Connection {
+        source,
+        source_ip: client.ip(),
+        destination_ip: target.ip(),
+        destination_port: target.port(),
+    };
+    Ok((workload, state.authorize(workload, &connection)))
+}
+
+/// Why a port is none of an application's, if it is not.
+pub(crate) fn reserved(target: SocketAddr) -> Option<String> {
+    matches!(target.port(), 0 | 15001 | 15006 | 15008).then(|| {
+        format!(
+            "port {} belongs to the mesh and is not for applications",
+            target.port()
+        )
+    })
+}
+
 /// The workload that is asked, if policy lets it be.
 fn authorize<'s>(
     state: &'s MeshState,
     pod: &Pod,
     asked: &Asked,
 ) -> Result<&'s Workload, (StatusCode, ErrorType, Refusal)> {
-    let Some(workload) = state.workload(pod.workload.as_ref()) else {
-        let refusal = Refusal {
-            reason: Reason::WorkloadUnknown,
-            text: format!(
-                "the controller has not told this node about workload {}",
-                pod.workload
-            ),
-        };
+    let judged = judge(
+        state,
+        pod,
+        asked.source.as_ref(),
+        asked.client,
+        asked.target,
+    );
+    let (workload, verdict) = judged.map_err(|refusal| {
         let (status, kind) = (
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorType::DestinationUnavailable,
         );
-        return Err((status, kind, refusal));
-    };
-    let connection = Connection {
-        source: asked.source.as_ref(),
-        source_ip: asked.client.ip(),
-        destination_ip: asked.target.ip(),
-        destination_port: asked.target.port(),
-    };
-    match state.authorize(workload, &connection) {
+        (status, kind, refusal)
+    })?;
+    match verdict {
         Verdict::Allow(_) => Ok(workload),
         Verdict::Deny(reason) => {
             let refusal = Refusal {

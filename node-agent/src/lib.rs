@@ -18,6 +18,7 @@ pub mod config;
 mod conntrack;
 pub mod direct;
 pub mod enrol;
+mod explain;
 mod hold;
 mod identity;
 mod inbound;

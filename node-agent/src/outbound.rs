@@ -9,7 +9,7 @@ use std::{
 
 use abi::Flow;
 use model::{
-    Identity, Reason, Security, Workload,
+    Identity, MeshState, Reason, Security, Workload,
     outbound::{Route, RouteKind, route_among},
 };
 use socket2::SockRef;
@@ -187,16 +187,8 @@ pub(crate) async fn connect(
     let client = own_end(pod, client);
     let shared = &worker.shared;
     let state = shared.mesh.state();
-    let Some(source) = state.workload(pod.workload.as_ref()) else {
-        let refusal = Refusal {
-            reason: Reason::WorkloadUnknown,
-            text: format!(
-                "the controller has not told this node about workload {}",
-                pod.workload
-            ),
-        };
-        return Err(fail(pod, client, target, None, None, refusal));
-    };
+    let source = own_workload(&state, pod)
+        .map_err(|refusal| fail(pod, client, target, None, None, refusal))?;
     let session = Session::of(&shared.kernel, &state, source, pod.id, target);
     let mut kept = session.as_ref().and_then(Session::kept);
     let mut last = None;
@@ -207,14 +199,8 @@ pub(crate) async fn connect(
             Some(kept) => address == kept,
             None => !drawn || !shared.reached.contains(&workload.uid),
         };
-        let route =
-            route_among(&state, source, target, &mut rand::rng(), wanted).map_err(|error| {
-                let refusal = Refusal {
-                    reason: error.reason(),
-                    text: error.to_string(),
-                };
-                fail(pod, client, target, Some(source), None, refusal)
-            })?;
+        let route = draw(&state, source, target, wanted)
+            .map_err(|refusal| fail(pod, client, target, Some(source), None, refusal))?;
         if let Some(session) = &session {
             session.keep(&route);
         }
@@ -246,6 +232,46 @@ pub(crate) async fn connect(
         };
         fail(pod, client, target, Some(source), None, refusal)
     }))
+}
+
+/// The workload that the pod is to the mesh.
+pub(crate) fn own_workload<'s>(
+    state: &'s MeshState,
+    pod: &Pod,
+) -> Result<&'s Arc<Workload>, Refusal> {
+    state
+        .workload(pod.workload.as_ref())
+        .ok_or_else(|| Refusal {
+            reason: Reason::WorkloadUnknown,
+            text: format!(
+                "the controller has not told this node about workload {}",
+                pod.workload
+            ),
+        })
+}
+
+/// Where a connection of a workload goes this time, to an endpoint that is `wanted`.
+pub(crate) fn draw(
+    state: &MeshState,
+    source: &Workload,
+    target: SocketAddr,
+    wanted: impl Fn(&Workload, SocketAddr) -> bool,
+) -> Result<Route, Refusal> {
+    route_among(state, source, target, &mut rand::rng(), wanted).map_err(|error| Refusal {
+        reason: error.reason(),
+        text: error.to_string(),
+    })
+}
+
+/// The pod has no certificate to show.
+pub(crate) fn no_certificate(pod: &Pod) -> Refusal {
+    Refusal {
+        reason: Reason::CertificateMissing,
+        text: format!(
+            "there is no certificate for {} yet; see /certs for the CA's last answer",
+            pod.identity
+        ),
+    }
 }
 
 struct Attempt {
@@ -304,13 +330,7 @@ async fn open_tunnel(
     let cert = identity::current(&pod.cert).await.ok_or_else(|| Attempt {
         another_endpoint: false,
         answer: Answer::Refused,
-        refusal: Refusal {
-            reason: Reason::CertificateMissing,
-            text: format!(
-                "there is no certificate for {} yet; see /certs for the CA's last answer",
-                pod.identity
-            ),
-        },
+        refusal: no_certificate(pod),
     })?;
     let request = request(source, client, route, authority);
     let key = Key {

@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+pub use admin_api::{ConnectionEnd, Description, Direction, LiveView, Refused};
 use model::{Flag, Identity, Reason, Security};
 use parking_lot::Mutex;
-use serde::Serialize;
 use tokio::sync::oneshot;
 use tunnel::copy::{Abort, CopyEnd, Counters, End};
 
@@ -19,76 +19,12 @@ use crate::{
     ration::Rations,
 };
 
-/// Which way a connection goes, as the pod sees it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Direction {
-    /// The pod opened it.
-    Outbound,
-    /// The pod serves it.
-    Inbound,
-    /// The pod opened it to another pod of this node, socket to socket.
-    Direct,
-}
-
-/// One end of a connection, for people.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ConnectionEnd {
-    /// Address and port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub addr: Option<SocketAddr>,
-    /// Name of the workload's pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub workload: Option<Arc<str>>,
-    /// Its namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<Arc<str>>,
-    /// Its identity.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub identity: Option<String>,
-}
-
-/// A connection, described.
-#[derive(Clone, Debug, Serialize)]
-pub struct Description {
-    /// Which way.
-    pub direction: Direction,
-    /// The pod of this node, `namespace/name`.
-    pub pod: String,
-    /// Who opened it.
-    pub source: ConnectionEnd,
-    /// Who serves it.
-    pub destination: ConnectionEnd,
-    /// The service that was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service: Option<String>,
-    /// How it is protected.
-    pub security: Security,
-    /// Where the tunnel goes, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tunnel: Option<SocketAddr>,
-}
-
 /// Why a connection was refused, in a word and in a sentence.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     /// The word, which has a flag.
     pub reason: Reason,
     /// What a person reads: object, rule, what would be right.
-    pub text: String,
-}
-
-/// A refusal that is kept for the admin page.
-#[derive(Clone, Debug, Serialize)]
-pub struct Refused {
-    /// Milliseconds since 1970.
-    pub time_ms: u128,
-    /// The connection.
-    #[serde(flatten)]
-    pub connection: Description,
-    /// The reason in a word.
-    pub reason: Reason,
-    /// The reason in a sentence.
     pub text: String,
 }
 
@@ -177,7 +113,7 @@ impl Recorder {
     fn tell_refused(&self, connection: &Description, refusal: Refusal) {
         tracing::info!(
             target: "access",
-            direction = direction(connection.direction),
+            direction = connection.direction.as_str(),
             pod = connection.pod,
             src.addr = connection.source.addr.map(tracing::field::display),
             src.workload = connection.source.workload.as_deref(),
@@ -194,10 +130,11 @@ impl Recorder {
             "connection refused"
         );
         self.refusals.push(Refused {
-            time_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_millis(),
+            time_ms: milliseconds(
+                SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default(),
+            ),
             connection: connection.clone(),
             reason: refusal.reason,
             text: refusal.text,
@@ -214,7 +151,7 @@ impl Recorder {
     ) {
         tracing::info!(
             target: "access",
-            direction = direction(connection.direction),
+            direction = connection.direction.as_str(),
             pod = connection.pod,
             src.addr = connection.source.addr.map(tracing::field::display),
             src.workload = connection.source.workload.as_deref(),
@@ -284,23 +221,6 @@ pub struct Live {
     cause: RefCell<Option<String>>,
 }
 
-/// A live connection as the admin page shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct LiveView {
-    /// What it is.
-    #[serde(flatten)]
-    pub connection: Description,
-    /// It was open before its pod was captured: nobody carries it, and its client has no identity.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub older_than_capture: bool,
-    /// Bytes from the client.
-    pub request_bytes: u64,
-    /// Bytes from the server.
-    pub response_bytes: u64,
-    /// Age in milliseconds.
-    pub age_ms: u128,
-}
-
 impl Live {
     /// Ends the connection with a reset to both sides, for a cause that the log names.
     pub fn end(&self, abort: Abort, cause: String) {
@@ -350,7 +270,7 @@ impl Live {
             older_than_capture: false,
             request_bytes,
             response_bytes,
-            age_ms: self.started.elapsed().as_millis(),
+            age_ms: milliseconds(self.started.elapsed()),
         }
     }
 
@@ -363,7 +283,7 @@ impl Live {
         let connection = &self.connection;
         tracing::info!(
             target: "access",
-            direction = direction(connection.direction),
+            direction = connection.direction.as_str(),
             pod = connection.pod,
             src.addr = connection.source.addr.map(tracing::field::display),
             src.workload = connection.source.workload.as_deref(),
@@ -397,15 +317,7 @@ fn shorten(text: &mut String) {
     }
 }
 
-fn direction(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Outbound => "outbound",
-        Direction::Inbound => "inbound",
-        Direction::Direct => "direct",
-    }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -92,7 +92,8 @@ impl Prepared {
         let (reply, answer) = oneshot::channel();
         self.enrol.send(Command::List(reply));
         let pods = answer.await.unwrap_or_default();
-        pods.iter().any(|pod| pod.state != "exempt")
+        pods.iter()
+            .any(|pod| pod.state != admin_api::PodState::Exempt)
     }
 }
 

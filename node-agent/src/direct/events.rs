@@ -18,7 +18,7 @@ use super::denials::Sink;
 use crate::{
     metrics::{self, Party, TcpLabels},
     pod::Pod,
-    record::{ConnectionEnd, Description, Direction, LiveView, Recorder, Refusal},
+    record::{ConnectionEnd, Description, Direction, LiveView, Recorder, Refusal, milliseconds},
     sock_diag,
 };
 
@@ -235,7 +235,7 @@ impl Ledger {
             older_than_capture: false,
             request_bytes: open.counted.0,
             response_bytes: open.counted.1,
-            age_ms: open.since.elapsed().as_millis(),
+            age_ms: milliseconds(open.since.elapsed()),
         };
         self.open.iter().map(view).collect()
     }

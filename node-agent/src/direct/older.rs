@@ -17,7 +17,7 @@ use crate::{
     metrics::{self, Cut, Party, TcpLabels},
     older::{self, Older},
     pod::Pod,
-    record::{ConnectionEnd, Description, Direction, LiveView, Recorder},
+    record::{ConnectionEnd, Description, Direction, LiveView, Recorder, milliseconds},
     sock_diag::{self, Ender, Found},
 };
 
@@ -130,7 +130,7 @@ impl Elders {
             older_than_capture: true,
             request_bytes: elder.counted.0,
             response_bytes: elder.counted.1,
-            age_ms: elder.since.elapsed().as_millis(),
+            age_ms: milliseconds(elder.since.elapsed()),
         })
     }
 }

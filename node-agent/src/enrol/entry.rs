@@ -30,10 +30,11 @@ use std::{
 };
 
 use abi::PodState;
+use admin_api::PodState as Stand;
 use tokio::sync::oneshot;
 
 use super::{
-    Added, Listed, Wanted,
+    Added, Listed, Seen, Wanted,
     addresses::{self, Given},
     older::Opening,
 };
@@ -202,18 +203,27 @@ impl Entry {
         }
     }
 
+    pub(super) fn seen(&self) -> Seen {
+        Seen {
+            listed: self.listed(),
+            addresses: self.addresses(None),
+            pod: self.pod.clone(),
+        }
+    }
+
     pub(super) fn listed(&self) -> Listed {
         Listed {
-            pod: self.sandbox.pod.clone(),
+            namespace: self.sandbox.pod.namespace.clone(),
+            name: self.sandbox.pod.name.clone(),
             uid: self.sandbox.uid.clone(),
             pod_id: self.id,
             netns_cookie: self.netns.cookie(),
             state: match self.phase {
-                Phase::Unknown => "pending",
-                Phase::Captured => "captured",
-                Phase::Exempt => "exempt",
-                Phase::Failed(_) => "failed",
-                Phase::Releasing(..) => "releasing",
+                Phase::Unknown => Stand::Pending,
+                Phase::Captured => Stand::Captured,
+                Phase::Exempt => Stand::Exempt,
+                Phase::Failed(_) => Stand::Failed,
+                Phase::Releasing(..) => Stand::Releasing,
             },
             reason: match (&self.phase, &self.unguarded) {
                 (Phase::Captured, Some(why)) => {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+pub use admin_api::Pod as Listed;
 use model::{Identity, WorkloadUid};
 use serde::Serialize;
 use tls::SvidStore;
@@ -18,7 +19,7 @@ use crate::{
     direct::DirectHandle,
     mesh::Mesh,
     metrics::EnrolmentMetrics,
-    pod::{PodName, Sandbox},
+    pod::{Pod, PodName, Sandbox},
     worker::WorkerHandle,
 };
 
@@ -71,24 +72,15 @@ pub struct Added {
     pub reason: String,
 }
 
-/// One line of the list of pods.
-#[derive(Clone, Debug, Serialize)]
-pub struct Listed {
-    /// The pod.
-    #[serde(flatten)]
-    pub pod: PodName,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// Number in the kernel's maps.
-    pub pod_id: u32,
-    /// Cookie of its network namespace.
-    pub netns_cookie: u64,
-    /// `captured`, `exempt`, `pending`, `failed` or `releasing`.
-    pub state: &'static str,
-    /// Why.
-    pub reason: String,
-    /// Connections that the agent carries for it now.
-    pub connections: usize,
+/// A pod of the node as it is now.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// As the list of pods has it.
+    pub listed: Listed,
+    /// Its addresses, as far as the cluster has said.
+    pub addresses: Vec<IpAddr>,
+    /// What carries its connections, while it is captured.
+    pub pod: Option<Arc<Pod>>,
 }
 
 /// What the enrolment thread is asked.
@@ -101,6 +93,8 @@ pub enum Command {
     Wanted(Arc<WantedPods>),
     /// Which pods there are.
     List(oneshot::Sender<Vec<Listed>>),
+    /// The same, with what a connection is asked about.
+    Look(oneshot::Sender<Vec<Seen>>),
     /// The application refused a connection on a port that was said to listen.
     Relisten(u32),
     /// The predecessor writes no more: take its pods over. Answered when all of them are ours, or

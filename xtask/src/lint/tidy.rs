@@ -10,9 +10,10 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 24] = [
     ("abi", &[]),
     ("model", &[]),
+    ("admin-api", &["model"]),
     ("ebpf", &["abi"]),
     ("proto", &["model"]),
     ("k8s-api", &["model"]),
@@ -26,6 +27,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
         "node-agent",
         &[
             "abi",
+            "admin-api",
             "model",
             "proto",
             "runtime",
