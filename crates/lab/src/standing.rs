@@ -1,7 +1,7 @@
 //! A lab that another process owns, as far as one can enter it from outside.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use crate::cgroup::Cgroup;
 use crate::cni;
-use crate::netns::Netns;
+use crate::http::{self, Response};
+use crate::mesh::{AGENT_ADMIN, CONTROLLER_ADMIN};
+use crate::netns::{Netns, on_thread};
 use crate::objects;
 use crate::process::Placement;
 use crate::run_dir::RunDir;
@@ -90,6 +92,32 @@ impl Standing {
     /// No agent runs there.
     pub fn agent_pods(&self, node: &str) -> Result<Vec<Value>> {
         cni::pods(&RunDir::of(&self.id)?.node(node).join("cni.sock"))
+    }
+
+    /// One of the admin pages of a node's agent.
+    ///
+    /// # Errors
+    /// There is no such node, or nobody answers there.
+    pub fn agent_page(&self, method: &str, node: &str, path: &str) -> Result<Response> {
+        self.ask(method, node, AGENT_ADMIN, path)
+    }
+
+    /// One of the controller's admin pages.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub fn controller_page(&self, path: &str) -> Result<Response> {
+        self.ask("GET", "n1", CONTROLLER_ADMIN, path)
+    }
+
+    fn ask(&self, method: &str, node: &str, server: SocketAddr, path: &str) -> Result<Response> {
+        let known = self.nodes.iter().find(|known| known.name == node);
+        let known = known.with_context(|| format!("the lab {} has no node {node}", self.id))?;
+        let netns = Netns::open(&known.netns)?;
+        on_thread(|| {
+            netns.enter()?;
+            http::ask(method, server, path)
+        })
     }
 
     /// Writes a manifest into the live folder; the lab's owner acts on it.
