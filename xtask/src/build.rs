@@ -62,4 +62,4 @@ pub(crate) fn programs(release: bool) -> Result<PathBuf> {
     Ok(target.join(if release { "release" } else { "debug" }))
 }
 
-const PACKAGES: [&str; 4] = ["node-agent", "controller", "cni", "testkit"];
+const PACKAGES: [&str; 5] = ["node-agent", "controller", "cni", "keelson", "testkit"];

@@ -10,7 +10,7 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 24] = [
+const ARROWS: [(&str, &[&str]); 25] = [
     ("abi", &[]),
     ("model", &[]),
     ("admin-api", &["model"]),
@@ -47,6 +47,10 @@ const ARROWS: [(&str, &[&str]); 24] = [
         ],
     ),
     ("cni", &[]),
+    (
+        "keelson",
+        &["admin-api", "compile", "lab", "manifest", "model"],
+    ),
     ("lab", &[]),
     ("chart", &[]),
     ("cluster", &["lab"]),
