@@ -1,6 +1,7 @@
 //! What is allowed, to whom, and how changes arrive: PeerAuthentication and AuthorizationPolicy end to end.
 
 mod broken;
+mod command_line;
 mod live;
 mod mesh;
 mod modes;
