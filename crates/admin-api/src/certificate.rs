@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct Certificate {
     /// Whose it is.
     pub identity: String,
-    /// What is being done for it, in a word: `ready` where all is well.
+    /// What is being done for it, in a word: `valid` where all is well.
     pub state: String,
     /// Its names.
     pub sans: Option<Vec<String>>,
