@@ -65,7 +65,7 @@ fn manifest((kind, which): Place, variant: usize) -> String {
             pick(&["app: a", "app: b", "app: a, tier: t", ""]),
             pick(&["", "", "", "", "deletionTimestamp: \"2026-01-01T00:00:00Z\","]),
             // Some give the same address, as a cluster does after a pod has finished.
-            if variant % 2 == 0 { which } else { 0 },
+            if variant.is_multiple_of(2) { which } else { 0 },
             variant % 2,
             pick(&["default", "other"]),
             variant == 5,
@@ -93,7 +93,7 @@ fn manifest((kind, which): Place, variant: usize) -> String {
             variant % 2,
             pick(&["8080", "80", "9090"]),
             variant % OF_A_KIND,
-            if variant % 3 == 0 {
+            if variant.is_multiple_of(3) {
                 String::new()
             } else {
                 format!(
@@ -101,7 +101,7 @@ fn manifest((kind, which): Place, variant: usize) -> String {
                     variant % OF_A_KIND
                 )
             },
-            variant % 2 == 0,
+            variant.is_multiple_of(2),
             variant == 5,
         ),
         5 => format!(
