@@ -2,6 +2,7 @@
 
 mod dependencies;
 pub(crate) mod metadata;
+mod statuses;
 mod tidy;
 
 use anyhow::{Result, bail};

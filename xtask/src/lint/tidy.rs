@@ -77,6 +77,9 @@ const ARROWS: [(&str, &[&str]); 25] = [
     ("xtask", &["bench", "cluster", "lab", "testkit"]),
 ];
 
+/// Where each requirement stands.
+const STATUSES: &str = "docs/requirements-status.md";
+
 /// What must not be linked into a package, however indirectly. A star ends a prefix.
 const ABSENT: [(&str, &[&str]); 5] = [
     ("abi", &["tokio", "libc"]),
@@ -102,6 +105,13 @@ pub(crate) fn check() -> Result<()> {
             source(&file, &mut breaches)?;
         }
     }
+    let page = shell::root()?.join(STATUSES);
+    let text = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
+    breaches.extend(
+        super::statuses::breaches(&text)
+            .into_iter()
+            .map(|breach| format!("{STATUSES}: {breach}")),
+    );
     for breach in &breaches {
         println!("  {} {breach}", shell::red("NO"));
     }
