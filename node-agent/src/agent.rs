@@ -44,6 +44,7 @@ use crate::{
     netns,
     plugin::Plugin,
     pod_net,
+    presence::Witness,
     ration::Rations,
     record::{Recorder, Refusals},
     succession::{self, Incumbent, Lock, Predecessor, Stage, Who},
@@ -378,8 +379,17 @@ impl Prepared {
         let plugin = Plugin::of(&args).map(Plugin::keep).transpose();
         let plugin = plugin.context("cannot keep the CNI plugin installed")?;
 
+        let witness = Arc::<Witness>::default();
+        if let Some(account) = args.presence_account.clone() {
+            vital(
+                "witness",
+                leave::keep_witness(Arc::clone(&witness), account),
+            );
+        }
+
         let cause = until_over(&mut signals, &mut stages, args.takeover_timeout).await;
-        let removed = cause == Cause::Stopped && leave::is_removed(&args, &mut signals).await;
+        let removed =
+            cause == Cause::Stopped && leave::is_removed(&args, &witness, &mut signals).await;
         if removed {
             self.let_go(plugin, &args).await;
         } else {

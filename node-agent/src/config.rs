@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::presence::DaemonSet;
+use crate::presence::{Account, DaemonSet};
 
 /// Captures the pods of this node that belong to the mesh.
 #[derive(Debug, Parser)]
@@ -142,6 +142,11 @@ pub struct RunArgs {
     /// they stay captured.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub daemon_set: Option<DaemonSet>,
+    /// A service account that may read that DaemonSet and this node, and whose tokens this agent may make. By one of them it
+    /// asks where the API server refuses its own token, which it does when the agent's pod is gone, and not only when the
+    /// mesh is.
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "daemon_set")]
+    pub presence_account: Option<Account>,
     /// Where settings of pods' namespaces are written. A container's own is read-only: mount the node's.
     #[arg(long, value_name = "DIR", default_value = "/proc/sys/net")]
     pub net_settings: PathBuf,

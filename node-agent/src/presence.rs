@@ -3,12 +3,17 @@
 //! An agent that is stopped cannot know from its signal whether another one follows or whether it has been removed for
 //! good. So it asks. Removed means that pods may be let go; whatever else it hears, or does not hear, means that they stay
 //! captured.
+//!
+//! Who removes an installation takes the agent's rights and account away before the agent can ask, so that the API server
+//! refuses its token. That alone means nothing: the token is bound to the agent's pod, and is refused as well when only
+//! that is gone (`kubectl delete pod --force`) and another agent is to follow. So the agent keeps a token of another account,
+//! which may ask this and nothing else, belongs to the same installation, and is bound to no pod ([`Witness`]).
 
 use std::{
     io::{self, Read, Write},
     net::{TcpStream, ToSocketAddrs},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -31,14 +36,19 @@ pub enum Presence {
 
 /// An object of a namespace.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DaemonSet {
+pub struct Named {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
 }
 
-impl std::str::FromStr for DaemonSet {
+/// The DaemonSet that an agent is a pod of.
+pub type DaemonSet = Named;
+/// The service account of a [`Witness`].
+pub type Account = Named;
+
+impl std::str::FromStr for Named {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -58,9 +68,66 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(letter)
 }
 
+/// A token of an account of the same installation, which is refused when that has been removed and not before.
+#[derive(Debug, Default)]
+pub struct Witness(Mutex<Option<String>>);
+
+impl Witness {
+    /// Gets a new token if half of the life of the one that there is has passed; waits for the answer.
+    ///
+    /// # Errors
+    /// Says why there is no new one. An earlier one stays.
+    pub fn renew(&self, account: &Account) -> Result<(), String> {
+        let due = |token: &String| {
+            let ends = token_ends(token);
+            ends.is_none_or(|ends| ends < SystemTime::now() + LIFE / 2)
+        };
+        if !self.token().as_ref().is_none_or(due) {
+            return Ok(());
+        }
+        let server = Server::of_this_pod().map_err(|error| error.to_string())?;
+        let path = format!(
+            "/api/v1/namespaces/{}/serviceaccounts/{}/token",
+            account.namespace, account.name
+        );
+        let question = serde_json::json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"expirationSeconds": LIFE.as_secs()},
+        });
+        let answer = server
+            .ask("POST", &path, &server.token, Some(&question.to_string()))
+            .map_err(|error| format!("the API server is not reached: {error}"))?;
+        let token = minted(&answer)?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
+        Ok(())
+    }
+
+    fn token(&self) -> Option<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// The token in the answer to a TokenRequest (`authentication.k8s.io/v1`).
+fn minted(answer: &Answer) -> Result<String, String> {
+    if answer.status != 201 {
+        let status = answer.status;
+        return Err(format!("the API server answers with status {status}"));
+    }
+    let object = serde_json::from_slice::<Value>(&answer.body).ok();
+    let token = object
+        .as_ref()
+        .and_then(|object| object["status"]["token"].as_str());
+    token
+        .map(str::to_owned)
+        .ok_or_else(|| "the API server's answer has no token".to_owned())
+}
+
 /// Asks the API server of the cluster that this program runs in, and waits for the answer.
 #[must_use]
-pub fn ask(daemon_set: &DaemonSet, node: &str) -> Presence {
+pub fn ask(daemon_set: &DaemonSet, node: &str, witness: &Witness) -> Presence {
     let server = match Server::of_this_pod() {
         Ok(server) => server,
         Err(error) => return Presence::Unknown(error.to_string()),
@@ -69,14 +136,23 @@ pub fn ask(daemon_set: &DaemonSet, node: &str) -> Presence {
         "/apis/apps/v1/namespaces/{}/daemonsets/{}",
         daemon_set.namespace, daemon_set.name
     );
-    let answer = match server.get(&path) {
+    let mut token = server.token.clone();
+    let mut answer = server.ask("GET", &path, &token, None);
+    if let (Ok(Answer { status: 401, .. }), Some(other)) = (&answer, witness.token()) {
+        answer = server.ask("GET", &path, &other, None);
+        token = other;
+    }
+    let answer = match answer {
         Ok(answer) => answer,
         Err(error) => return Presence::Unknown(format!("the API server is not reached: {error}")),
     };
-    match judge(&answer, server.token_ends(), SystemTime::now()) {
+    let is_witness = token != server.token;
+    let ends = token_ends(&token).filter(|_| is_witness);
+    match judge(&answer, ends, SystemTime::now()) {
         Verdict::Is(presence) => presence,
         Verdict::IfNodeHas(wanted) => {
-            match is_name(node).then(|| server.get(&format!("/api/v1/nodes/{node}"))) {
+            let path = format!("/api/v1/nodes/{node}");
+            match is_name(node).then(|| server.ask("GET", &path, &token, None)) {
                 Some(Ok(answer)) => selected(&wanted, &answer),
                 Some(Err(error)) => Presence::Unknown(format!("the node cannot be read: {error}")),
                 None => Presence::Unknown(format!("{node:?} is no name of a node")),
@@ -92,7 +168,8 @@ enum Verdict {
     IfNodeHas(serde_json::Map<String, Value>),
 }
 
-fn judge(answer: &Answer, token_ends: Option<SystemTime>, now: SystemTime) -> Verdict {
+/// What an answer means. `witness_ends` is when the token ends by which it was asked, if that was the witness's.
+fn judge(answer: &Answer, witness_ends: Option<SystemTime>, now: SystemTime) -> Verdict {
     let removed = |why: &str| Verdict::Is(Presence::Removed(why.to_owned()));
     match answer.status {
         200 => {
@@ -111,10 +188,10 @@ fn judge(answer: &Answer, token_ends: Option<SystemTime>, now: SystemTime) -> Ve
             }
         }
         404 => removed("the DaemonSet is gone"),
-        // A token that has not ended is refused when its account or its pod is no more: both go with whoever removes the
-        // installation as a whole, before we can ask.
-        401 if token_ends.is_some_and(|end| end > now) => {
-            removed("the agent's own service account is gone")
+        // A token that is bound to no pod and has not ended is refused when its account is no more, which goes with the
+        // installation.
+        401 if witness_ends.is_some_and(|end| end > now) => {
+            removed("the installation's service accounts are gone")
         }
         status => unknown(&format!("the API server answers with status {status}")),
     }
@@ -180,16 +257,21 @@ impl Server {
     }
 
     /// One request on a connection of its own: with HTTP/1.0 the answer ends with the connection, and is in one piece.
-    fn get(&self, path: &str) -> io::Result<Answer> {
+    fn ask(&self, method: &str, path: &str, token: &str, body: Option<&str>) -> io::Result<Answer> {
         let mut stream = self.connect()?;
         let host = if self.host.contains(':') {
             format!("[{}]", self.host)
         } else {
             self.host.clone()
         };
+        let content = body.map_or_else(String::new, |body| {
+            let length = body.len();
+            format!("Content-Type: application/json\r\nContent-Length: {length}\r\n")
+        });
         let request = format!(
-            "GET {path} HTTP/1.0\r\nHost: {host}:{}\r\nAuthorization: Bearer {}\r\nAccept: application/json\r\n\r\n",
-            self.port, self.token
+            "{method} {path} HTTP/1.0\r\nHost: {host}:{}\r\nAuthorization: Bearer {token}\r\nAccept: application/json\r\n{content}\r\n{}",
+            self.port,
+            body.unwrap_or_default()
         );
         stream.write_all(request.as_bytes())?;
         let mut bytes = Vec::new();
@@ -224,13 +306,13 @@ impl Server {
         tcp.set_write_timeout(Some(ANSWERS_WITHIN))?;
         Ok(StreamOwned::new(session, tcp))
     }
+}
 
-    /// When our token ends, as it says itself: `exp` of the claims in its middle part (RFC 7519).
-    fn token_ends(&self) -> Option<SystemTime> {
-        let claims = self.token.split('.').nth(1)?;
-        let claims: Value = serde_json::from_slice(&base64url(claims)?).ok()?;
-        UNIX_EPOCH.checked_add(Duration::from_secs(claims["exp"].as_u64()?))
-    }
+/// When a token ends, as it says itself: `exp` of the claims in its middle part (RFC 7519).
+fn token_ends(token: &str) -> Option<SystemTime> {
+    let claims = token.split('.').nth(1)?;
+    let claims: Value = serde_json::from_slice(&base64url(claims)?).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(claims["exp"].as_u64()?))
 }
 
 /// Status and body of an answer whose length is as announced.
@@ -279,6 +361,8 @@ fn base64url(text: &str) -> Option<Vec<u8>> {
 /// Where Kubernetes puts what a pod needs to speak to the API server.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// Of a witness's token.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_ANSWER: u64 = 4 << 20;
 
 #[cfg(test)]
@@ -303,9 +387,12 @@ mod tests {
         object
     }
 
+    const NO_WITNESS: i64 = i64::MIN;
+
     fn judged(status: u16, object: &Value, token_left: i64) -> Presence {
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let ends = now.checked_add_signed(token_left);
+        let ends = (token_left != NO_WITNESS).then(|| now.checked_add_signed(token_left));
+        let ends = ends.flatten();
         match judge(&answer(status, object), ends, now) {
             Verdict::Is(presence) => presence,
             Verdict::IfNodeHas(wanted) => {
@@ -349,6 +436,8 @@ mod tests {
             (401, &json!({"kind": "Status"}), 60, "removed"),
             // Whoever renews tokens is ill: that says nothing.
             (401, &json!({"kind": "Status"}), -1, "unknown"),
+            // The agent's own token is refused when its pod is gone.
+            (401, &json!({"kind": "Status"}), NO_WITNESS, "unknown"),
             (403, &json!({"kind": "Status"}), 60, "unknown"),
             (500, &json!({"kind": "Status"}), 60, "unknown"),
             (429, &json!({"kind": "Status"}), 60, "unknown"),
@@ -389,7 +478,23 @@ mod tests {
     }
 
     #[test]
+    fn a_witness_is_what_the_api_server_has_signed() {
+        let token = json!({"kind": "TokenRequest", "status": {"token": "a.b.c"}});
+        assert_eq!(minted(&answer(201, &token)).unwrap(), "a.b.c");
+        for (status, object) in [
+            (200, token),
+            (403, json!({"kind": "Status"})),
+            (201, json!({"kind": "TokenRequest"})),
+        ] {
+            assert!(minted(&answer(status, &object)).is_err(), "{status}");
+        }
+    }
+
+    #[test]
     fn a_token_says_when_it_ends() {
+        let at = UNIX_EPOCH + Duration::from_secs(17);
+        assert_eq!(token_ends("x.eyJleHAiOjE3fQ.y"), Some(at));
+        assert_eq!(token_ends("no token"), None);
         assert_eq!(base64url("eyJleHAiOjE3fQ").unwrap(), b"{\"exp\":17}");
         assert_eq!(base64url("__-_").unwrap(), [0xff, 0xff, 0xbf]);
         assert!(base64url("a+b").is_none());

@@ -12,19 +12,26 @@ use crate::{
     config::{CleanupArgs, RunArgs},
     enrol::{Command, WantedPods},
     plugin::Kept,
-    presence::{self, Presence},
+    presence::{self, Account, Presence, Witness},
 };
 
 /// Whether somebody who knows says that this agent is not wanted any more. Asked until there is an answer, or for a while:
 /// who removes an installation takes its rights away first and its account right after.
-pub(super) async fn is_removed(args: &RunArgs, signals: &mut StopSignals) -> bool {
+pub(super) async fn is_removed(
+    args: &RunArgs,
+    witness: &Arc<Witness>,
+    signals: &mut StopSignals,
+) -> bool {
     let Some(daemon_set) = args.daemon_set.clone() else {
         return false;
     };
     let deadline = Instant::now() + ASKED_FOR;
+    let mut removed = None;
     loop {
         let (daemon_set, node) = (daemon_set.clone(), args.node.clone());
-        let asked = tokio::task::spawn_blocking(move || presence::ask(&daemon_set, &node));
+        let witness = Arc::clone(witness);
+        let ask = move || presence::ask(&daemon_set, &node, &witness);
+        let asked = tokio::task::spawn_blocking(ask);
         let answer = tokio::select! {
             answer = asked => answer,
             reason = signals.next() => {
@@ -33,6 +40,9 @@ pub(super) async fn is_removed(args: &RunArgs, signals: &mut StopSignals) -> boo
             }
         };
         match answer {
+            // A DaemonSet that is made anew (`helm upgrade --force`) is gone for a moment.
+            Ok(Presence::Removed(_))
+                if removed.get_or_insert_with(Instant::now).elapsed() < GONE_FOR => {}
             Ok(Presence::Removed(why)) => {
                 tracing::info!(
                     why,
@@ -60,6 +70,32 @@ pub(super) async fn is_removed(args: &RunArgs, signals: &mut StopSignals) -> boo
             }
         }
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Keeps the token by which [`is_removed`] asks where the agent's own is refused.
+pub(super) async fn keep_witness(witness: Arc<Witness>, account: Account) {
+    let mut said = None;
+    loop {
+        let (kept, account) = (Arc::clone(&witness), account.clone());
+        let renewed = tokio::task::spawn_blocking(move || kept.renew(&account)).await;
+        let renewed = renewed.unwrap_or_else(|error| Err(error.to_string()));
+        let pause = if renewed.is_ok() {
+            LOOK_FOR_WITNESS
+        } else {
+            ASK_FOR_WITNESS
+        };
+        let error = renewed.err();
+        if said != error
+            && let Some(error) = &error
+        {
+            tracing::warn!(
+                error,
+                "no token by which to ask whether this agent has been removed; if its account is gone then, its pods stay captured"
+            );
+        }
+        said = error;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -110,6 +146,11 @@ pub(super) fn sweep(args: &RunArgs) -> anyhow::Result<()> {
 
 /// The API server answers a token for some seconds after its account is gone.
 const ASKED_FOR: Duration = Duration::from_secs(30);
+/// From when on what is gone does not come back.
+const GONE_FOR: Duration = Duration::from_secs(5);
+/// How often it is looked whether the token is old.
+const LOOK_FOR_WITNESS: Duration = Duration::from_secs(600);
+const ASK_FOR_WITNESS: Duration = Duration::from_secs(15);
 const AGAIN: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Beyond the time in which leaving pods still end their peers' tunnels.

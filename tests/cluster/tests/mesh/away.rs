@@ -8,23 +8,16 @@ use crate::installed::{AGENT, Installed, NAMESPACE};
 use crate::pair::Pair;
 
 /// A selector that no node satisfies would let the pods go. So the agents are kept from running: their image is one that no
-/// node has, and those that run are killed with their pods.
-fn without_agents(mesh: &Installed) -> Result<()> {
+/// node has, and those that run are killed with their pods, which are deleted so.
+fn without_agents(mesh: &Installed, how: &[&str]) -> Result<()> {
     let broken = json!({"spec": {
         "updateStrategy": {"type": "OnDelete", "rollingUpdate": null},
         "template": {"spec": {"containers": [{"name": "node-agent", "image": "keelson.io/absent:1"}]}},
     }});
     patch(&broken)?;
     let label = format!("app.kubernetes.io/name={AGENT}");
-    kubectl(&[
-        "-n",
-        NAMESPACE,
-        "delete",
-        "pods",
-        "-l",
-        &label,
-        "--wait=true",
-    ])?;
+    let words = ["-n", NAMESPACE, "delete", "pods", "-l", &label];
+    kubectl(&[&words[..], how].concat())?;
     no_agent_runs(mesh)
 }
 
@@ -65,7 +58,7 @@ fn while_no_agent_runs_pods_of_the_mesh_wait_with_an_event_and_all_others_start(
             Ok(())
         })?;
     }
-    without_agents(&mesh)?;
+    without_agents(&mesh, &["--wait=true"])?;
 
     inside.apply(&[pod("waits", None, CLIENT)])?;
     outside.apply(&[pod("starts", None, CLIENT)])?;
@@ -119,6 +112,22 @@ fn while_no_agent_runs_pods_of_the_mesh_wait_with_an_event_and_all_others_start(
         "--wait=true",
     ])?;
     inside.wait_ready("waits")?;
+    Ok(())
+}
+
+/// The first promise, never bypassed: an agent's token ends with its pod, which another one is to replace.
+#[test]
+fn an_agent_whose_pod_is_deleted_by_force_leaves_its_pods_captured() -> Result<()> {
+    let mesh = Installed::install()?;
+    let pair = Pair::create(&mesh, "forced")?;
+    pair.label("keelson.io/mesh=enabled")?;
+    pair.until_readable(false)?;
+    without_agents(&mesh, &["--force", "--grace-period=0"])?;
+    for pod in ["client", "server"] {
+        let rules = pair.namespace.exec(pod, "ip rule list")?;
+        ensure!(rules.contains("fwmark"), "{pod} was let go: {rules}");
+    }
+    pair.is_readable().unwrap_err();
     Ok(())
 }
 
