@@ -113,12 +113,17 @@ fn ephemeral_ports_are_not_halved() -> Result<()> {
             let setting = "/proc/sys/net/ipv4/ip_local_port_range";
             let before = std::fs::read_to_string(setting)?;
             std::fs::write(setting, "47001 47095")?;
-            let streams = std::iter::from_fn(|| TcpStream::connect(to).ok());
-            let open: Vec<TcpStream> = streams
-                .take(95)
-                .take_while(|stream| round_trip(stream, b"x").is_ok())
-                .collect();
+            let mut open = Vec::new();
+            let ended = loop {
+                let stream = TcpStream::connect(to).map_err(anyhow::Error::from);
+                match stream.and_then(|stream| round_trip(&stream, b"x").map(|()| stream)) {
+                    Ok(stream) if open.len() < 95 => open.push(stream),
+                    Ok(_) => break "all ports are used twice".to_owned(),
+                    Err(error) => break format!("{error:#}"),
+                }
+            };
             std::fs::write(setting, before)?;
+            println!("{} connections, then: {ended}", open.len());
             Ok(open.len())
         })?
     };

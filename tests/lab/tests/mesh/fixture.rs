@@ -229,8 +229,20 @@ pub(crate) fn refusals(lab: &Lab, node: &str) -> Result<Vec<Value>> {
 
 /// Waits for a refusal of which some fields hold all these texts, in whatever fields they stand.
 pub(crate) fn wait_refusal(lab: &Lab, node: &str, texts: &[&str]) -> Result<Value> {
+    wait_refusal_of(lab, node, texts, || Ok(()))
+}
+
+/// The same, of calls that are made again until one is told of. Who has been refused often just before is told of four
+/// times a second only, and a test cannot know what was before it.
+pub(crate) fn wait_refusal_of(
+    lab: &Lab,
+    node: &str,
+    texts: &[&str],
+    again: impl Fn() -> Result<()>,
+) -> Result<Value> {
     let what = format!("a refusal on {node} that holds {texts:?}");
     testkit::eventually(&what, APPLIES, || {
+        again()?;
         let all = refusals(lab, node)?;
         let found = all.iter().find(|refusal| {
             let text = refusal.to_string();

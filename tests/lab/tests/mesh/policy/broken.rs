@@ -5,7 +5,7 @@ use serde_json::Value;
 use tests_lab::turn;
 
 use super::mesh::{Mesh, mesh};
-use crate::fixture::{APPLIES, Ended, at, call, wait_refusal};
+use crate::fixture::{APPLIES, Ended, at, call, wait_refusal_of};
 
 fn policy(name: &str, spec: &str) -> String {
     format!(
@@ -72,7 +72,8 @@ fn a_policy_with_l7_parts_refuses_where_there_is_no_waypoint_and_names_the_field
             "{action} {part}: not in its scope"
         );
         for node in ["n1", "n2"] {
-            wait_refusal(mesh.lab, node, &[&format!("shop/{name}"), field])?;
+            let again = || mesh.verdicts(mesh.far()?).map(drop);
+            wait_refusal_of(mesh.lab, node, &[&format!("shop/{name}"), field], again)?;
         }
         wait_diagnostic(&mesh, &name, field)?;
     }
@@ -116,7 +117,8 @@ fn a_broken_policy_refuses_on_its_scope_until_it_is_repaired() -> Result<()> {
             .with_context(|| spec.to_owned())?;
         let near = at(mesh.near.v4()?, 8080);
         assert_eq!(mesh.verdicts(near)?, "AAAA", "{spec}: not in its scope");
-        wait_refusal(mesh.lab, "n2", &[&format!("shop/{name}")])?;
+        let again = || mesh.verdicts(mesh.far()?).map(drop);
+        wait_refusal_of(mesh.lab, "n2", &[&format!("shop/{name}")], again)?;
         // Repaired, it is as if nothing had been.
         let good = "{selector: {matchLabels: {app: server}}, rules: [{}]}";
         mesh.lab.apply("policies.yaml", &policy(&name, good))?;
