@@ -97,6 +97,9 @@ fn a_plain_server_sees_the_clients_own_address_and_port() -> Result<()> {
     failures.judge(&world)
 }
 
+/// An even number: of an odd one the kernel leaves a port out now and then (`__inet_hash_connect`).
+const PORTS: usize = 96;
+
 /// As many connections fit between two addresses as without a mesh.
 #[test]
 fn ephemeral_ports_are_not_halved() -> Result<()> {
@@ -112,12 +115,12 @@ fn ephemeral_ports_are_not_halved() -> Result<()> {
         client.run(|| -> Result<usize> {
             let setting = "/proc/sys/net/ipv4/ip_local_port_range";
             let before = std::fs::read_to_string(setting)?;
-            std::fs::write(setting, "47001 47095")?;
+            std::fs::write(setting, "47001 47096")?;
             let mut open = Vec::new();
             let ended = loop {
                 let stream = TcpStream::connect(to).map_err(anyhow::Error::from);
                 match stream.and_then(|stream| round_trip(&stream, b"x").map(|()| stream)) {
-                    Ok(stream) if open.len() < 95 => open.push(stream),
+                    Ok(stream) if open.len() < PORTS => open.push(stream),
                     Ok(_) => break "all ports are used twice".to_owned(),
                     Err(error) => break format!("{error:#}"),
                 }
