@@ -209,6 +209,8 @@ pub async fn tcp(
     let first = Closing::new(first);
     let (second, line) = second.apart();
     let second = Closing::new(second);
+    // Dropped before the socket, also where this future is: what is declared last goes first.
+    let line = line;
     let mut there = Relay::new(Side::First);
     let mut back = Relay::new(Side::Second);
     let mut watch_first = pin!(first.ready(Interest::ERROR));
