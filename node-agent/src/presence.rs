@@ -69,8 +69,15 @@ fn is_name(text: &str) -> bool {
 }
 
 /// A token of an account of the same installation, which is refused when that has been removed and not before.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Witness(Mutex<Option<String>>);
+
+impl std::fmt::Debug for Witness {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Witness").finish_non_exhaustive()
+    }
+}
 
 impl Witness {
     /// Gets a new token if half of the life of the one that there is has passed; waits for the answer.

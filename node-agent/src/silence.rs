@@ -126,6 +126,8 @@ impl Watched {
 
 /// What is known of a TCP connection that others' bytes take.
 struct State {
+    /// Kept, so that no other line comes to have its address while this is known of it.
+    _line: Arc<Line>,
     /// When it was seen first that the far side owes an answer, since it was heard last.
     owing: Option<Instant>,
     heard: Instant,
@@ -185,7 +187,8 @@ impl Silence {
                 continue;
             };
             let line = &*watched.line;
-            let state = self.lines.entry(line).or_insert_with(|| State::new(now));
+            let new = || State::new(Arc::clone(&watched.line), now);
+            let state = self.lines.entry(line).or_insert_with(new);
             if !state.look(line, now) {
                 continue;
             }
@@ -217,8 +220,9 @@ impl Silence {
 }
 
 impl State {
-    fn new(now: Instant) -> Self {
+    fn new(line: Arc<Line>, now: Instant) -> Self {
         Self {
+            _line: line,
             owing: None,
             heard: now,
             probes: None,
