@@ -38,7 +38,7 @@ const ARROWS: [(&str, &[&str]); 25] = [
     ),
     (
         "waypoint",
-        &["model", "proto", "runtime", "tls", "tunnel", "xds-client"],
+        &["l7", "model", "proto", "runtime", "xds-client"],
     ),
     (
         "controller",
@@ -87,7 +87,7 @@ const ABSENT: [(&str, &[&str]); 5] = [
     ("node-agent", &["kube*", "k8s-openapi", "k8s-api"]),
     (
         "waypoint",
-        &["aya*", "kube*", "k8s-openapi", "k8s-api", "abi"],
+        &["aya*", "kube*", "k8s-openapi", "k8s-api", "abi", "tunnel"],
     ),
     ("controller", &["aya*", "abi", "tunnel"]),
 ];
@@ -162,10 +162,10 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 fn manifest(member: &Package, breaches: &mut Vec<String>) -> Result<()> {
     let directory = member.directory();
-    let in_crates = directory
+    let named_after_it = directory
         .parent()
-        .is_some_and(|parent| parent.ends_with("crates"));
-    if in_crates && !directory.ends_with(&member.name) {
+        .is_some_and(|parent| parent.ends_with("crates") || parent.ends_with("tools"));
+    if named_after_it && !directory.ends_with(&member.name) {
         breaches.push(format!(
             "{} lies in {}: directory and crate have one name",
             member.name,
