@@ -1,9 +1,16 @@
 //! Wires the agent together: the control thread (configuration, certificates, CNI, admin pages), the
 //! enrolment thread and the workers.
 
+pub mod admin;
+pub mod cleanup;
+pub mod cni;
+pub mod config;
+mod explain;
 mod follow;
 mod known;
 mod leave;
+pub mod plugin;
+pub mod presence;
 mod setup;
 
 use std::{
@@ -30,31 +37,33 @@ use tokio::{
 use xds_client::{Client, Controller, NodeClient, Status};
 
 use crate::{
-    admin,
     bpf::{Kernel, check_log},
-    budget::{self, Budget},
-    cgroup, cni,
-    config::{Framing, LogFormat, Records, RunArgs},
+    carry::{
+        hold, lobby,
+        worker::{Cause, Drained, Shared, WorkerHandle},
+    },
     direct::{Direct, DirectHandle},
     enrol::{Awaited, Command, EnrolHandle, Enroller, Parts},
-    hold, kernel_version, lobby,
-    mesh::{Mesh, Writer},
-    metrics::{ConnectionMetrics, EnrolmentMetrics, count_stalls, register_kernel, stalls},
-    native::Native,
-    netns,
-    plugin::Plugin,
-    pod_net,
-    presence::Witness,
-    ration::Rations,
-    record::{Recorder, Refusals},
+    host::{cgroup, kernel_version, netns, pod_net},
+    mesh::{Mesh, Writer, native::Native},
+    pod::{
+        budget::{self, Budget},
+        translation::{Translations, Walks},
+    },
     succession::{self, Incumbent, Lock, Predecessor, Stage, Who},
-    translation::{Translations, Walks},
-    worker::{Cause, Drained, Shared, WorkerHandle},
+    telemetry::{
+        metrics::{ConnectionMetrics, EnrolmentMetrics, count_stalls, register_kernel, stalls},
+        ration::Rations,
+        record::{Recorder, Refusals},
+    },
 };
+use config::{Framing, LogFormat, Records, RunArgs};
 use follow::{
     ToMesh, follow_configuration, follow_policy, follow_readiness, follow_wanted, report_captured,
     until,
 };
+use plugin::Plugin;
+use presence::Witness;
 use setup::{
     certificates, client_config, enrol_config, place, raise_descriptor_limit, worker_count,
 };

@@ -30,6 +30,7 @@ mod events;
 mod older;
 mod revoke;
 mod verdicts;
+pub(crate) mod wall;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -47,18 +48,17 @@ use model::{Ending, MeshState, WorkloadUid};
 use runtime::threads::{self, Told};
 
 use crate::{
+    agent::config::SameNode,
     bpf::{Drawn, Kernel, KernelError},
-    budget::Budget,
-    config::SameNode,
+    direct::wall::Walls,
     enrol::describe,
-    mesh::Mesh,
-    metrics::Cut,
-    native::Native,
-    older::Older,
-    pod::Pod,
-    record::{LiveView, Recorder},
-    turns,
-    wall::Walls,
+    host::turns,
+    mesh::{Mesh, native::Native},
+    pod::{Pod, budget::Budget, older::Older},
+    telemetry::{
+        metrics::Cut,
+        record::{LiveView, Recorder},
+    },
 };
 pub(crate) use compile::session_seconds;
 pub use compile::{LocalPod, ServiceTable, Tables, compile};

@@ -36,13 +36,12 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     bpf::Kernel,
-    cgroup,
+    carry::worker::WorkerHandle,
     direct::{DirectHandle, Inherit},
+    host::{cgroup, netns::Netns},
     mesh::Mesh,
-    metrics::EnrolmentMetrics,
-    netns::Netns,
     pod::{PodName, Sandbox},
-    worker::WorkerHandle,
+    telemetry::metrics::EnrolmentMetrics,
 };
 use earlier::Earlier;
 use entry::{Entry, Phase};

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use node_agent::{
-    agent, cleanup,
+use node_agent::agent::{
+    self, cleanup,
     config::{Cli, Command},
 };
 

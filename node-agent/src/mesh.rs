@@ -1,5 +1,7 @@
 //! The mesh as the controller tells it: state for decisions, and what is wanted of this node's pods.
 
+pub mod native;
+
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
@@ -18,9 +20,9 @@ use proto::{
 use tokio::sync::watch;
 
 use crate::{
-    config::SameNode,
+    agent::config::SameNode,
     enrol::{Wanted, WantedPods},
-    native::{Change, Native},
+    mesh::native::{Change, Native},
     pod::PodName,
 };
 

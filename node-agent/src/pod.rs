@@ -1,5 +1,11 @@
 //! A pod of this node, as the parts of the agent share it.
 
+pub(crate) mod bound;
+pub mod budget;
+pub mod older;
+pub mod sock;
+pub(crate) mod translation;
+
 use std::{
     fmt,
     net::IpAddr,
@@ -15,7 +21,10 @@ use serde::{Deserialize, Serialize};
 use tls::WorkloadCert;
 use tokio::sync::watch;
 
-use crate::{bound::Bound, budget::Usage, netns::Netns, translation::Turns};
+use crate::{
+    host::netns::Netns,
+    pod::{bound::Bound, budget::Usage, translation::Turns},
+};
 
 /// Namespace and name of a pod.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]

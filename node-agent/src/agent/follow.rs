@@ -8,11 +8,11 @@ use tokio::sync::watch;
 use xds_client::{Flusher, Handler, NodeClient, RawResource, Rejection, Status};
 
 use crate::{
+    carry::worker::WorkerHandle,
     direct::DirectHandle,
     enrol::{Command, EnrolHandle, Holding},
     mesh::{Resource, Writer},
     pod::Sandbox,
-    worker::WorkerHandle,
 };
 
 /// Policy changes that come together are applied to live connections together.

@@ -8,11 +8,13 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::Prepared;
 use crate::{
-    cleanup,
-    config::{CleanupArgs, RunArgs},
+    agent::{
+        cleanup,
+        config::{CleanupArgs, RunArgs},
+        plugin::Kept,
+        presence::{self, Account, Presence, Witness},
+    },
     enrol::{Command, WantedPods},
-    plugin::Kept,
-    presence::{self, Account, Presence, Witness},
 };
 
 /// Whether somebody who knows says that this agent is not wanted any more. Asked until there is an answer, or for a while:

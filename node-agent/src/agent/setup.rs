@@ -15,8 +15,8 @@ use tls::{RotationPolicy, SvidStore, persist::PrivateDir};
 use xds_client::{CaClient, Controller, NodeInfo};
 
 use crate::{
+    agent::config::RunArgs,
     bpf::{MapSizes, Place},
-    config::RunArgs,
     enrol::EnrolConfig,
 };
 

@@ -19,7 +19,7 @@ use super::{
     node::program_error,
     tc::{self, Side},
 };
-use crate::{
+use crate::host::{
     netns::Netns,
     veth::{End, Pair},
 };

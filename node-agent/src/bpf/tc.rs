@@ -24,7 +24,7 @@ use netlink_packet_route::{
 };
 
 use super::{KernelError, link, node::program_error};
-use crate::{netlink::Netlink, veth::End};
+use crate::host::{netlink::Netlink, veth::End};
 
 /// The handle that tells our filters from others at their priority.
 const HANDLE: u16 = 0x4b45;

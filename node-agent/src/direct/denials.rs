@@ -11,7 +11,7 @@ use abi::{ANY_PORT, Addr, DirectVerdict, Endpoint, Event, EventKind, Flow, Verdi
 use model::MeshState;
 
 use super::{events::denied, verdicts::Verdicts};
-use crate::{bpf::DirectMaps, pod::Pod, record::Recorder};
+use crate::{bpf::DirectMaps, pod::Pod, telemetry::record::Recorder};
 
 /// A verdict that has refused nobody for this long is not looked at until the next event tells of it. Longer
 /// than the time in which the kernel tells of no more ([`abi::DENIAL_WINDOW_NS`]).

@@ -16,10 +16,14 @@ use model::{
 
 use super::denials::Sink;
 use crate::{
-    metrics::{self, Party, TcpLabels},
+    host::sock_diag,
     pod::Pod,
-    record::{ConnectionEnd, Description, Direction, LiveView, Recorder, Refusal, milliseconds},
-    sock_diag,
+    telemetry::{
+        metrics::{self, Party, TcpLabels},
+        record::{
+            ConnectionEnd, Description, Direction, LiveView, Recorder, Refusal, milliseconds,
+        },
+    },
 };
 
 /// Direct connections that are listed. Those beyond it are counted and logged at their end.

@@ -14,11 +14,15 @@ use model::{
 
 use super::events::payload;
 use crate::{
-    metrics::{self, Cut, Party, TcpLabels},
-    older::{self, Older},
-    pod::Pod,
-    record::{ConnectionEnd, Description, Direction, LiveView, Recorder, milliseconds},
-    sock_diag::{self, Ender, Found},
+    host::sock_diag::{self, Ender, Found},
+    pod::{
+        Pod,
+        older::{self, Older},
+    },
+    telemetry::{
+        metrics::{self, Cut, Party, TcpLabels},
+        record::{ConnectionEnd, Description, Direction, LiveView, Recorder, milliseconds},
+    },
 };
 
 /// The older connections that are open.

@@ -22,10 +22,9 @@ use model::{
 
 use super::microseconds;
 use crate::{
-    metrics::Cut,
+    host::sock_diag::{self, Ender, Found},
     pod::{Pod, PodName},
-    record::Recorder,
-    sock_diag::{self, Ender, Found},
+    telemetry::{metrics::Cut, record::Recorder},
 };
 
 /// Looking at all connections may take one part in this many of a processor: policies that change all the time would

@@ -10,9 +10,11 @@ use super::{
 };
 use crate::{
     bpf::listening::{self, Counts},
-    metrics::{EnrolmentMetrics, Repaired},
-    pod_net::{self, Part},
-    sock_diag,
+    host::{
+        pod_net::{self, Part},
+        sock_diag,
+    },
+    telemetry::metrics::{EnrolmentMetrics, Repaired},
 };
 
 impl From<Part> for Repaired {

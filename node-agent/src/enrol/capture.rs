@@ -19,14 +19,16 @@ use super::{
 };
 use crate::{
     bpf::{Kernel, KernelError, PodPrograms},
+    carry::worker::{PodListeners, WorkerHandle},
     direct::DirectHandle,
+    host::{
+        netns::Netns,
+        pod_net, sock_diag,
+        veth::{self, NoPlace},
+    },
     mesh::Mesh,
-    metrics::EnrolmentMetrics,
-    netns::Netns,
-    pod::{Pod, PodName},
-    pod_net, sock, sock_diag,
-    veth::{self, NoPlace},
-    worker::{PodListeners, WorkerHandle},
+    pod::{Pod, PodName, sock},
+    telemetry::metrics::EnrolmentMetrics,
 };
 
 /// Documented ports of the listeners inside a pod; nothing depends on them but readers of `ss`.

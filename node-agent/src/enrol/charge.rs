@@ -7,7 +7,7 @@ use super::{
     capture::{self, Context},
     entry::{Entry, Phase},
 };
-use crate::{direct::Inherit, hold, pod::PodName};
+use crate::{carry::hold, direct::Inherit, pod::PodName};
 
 impl Enroller {
     /// Opens what taking over will need, and says what is still awaited. The agent that is in charge

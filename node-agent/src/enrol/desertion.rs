@@ -4,7 +4,10 @@
 use std::{collections::HashSet, os::unix::fs::MetadataExt, path::PathBuf, time::Instant};
 
 use super::{Enroller, entry::Entry, saved::Saved};
-use crate::{cgroup, pod::PodName, sock_diag};
+use crate::{
+    host::{cgroup, sock_diag},
+    pod::PodName,
+};
 
 impl Enroller {
     /// Gives up the hold on namespaces that nobody is in and that are not where they were. The kernel half

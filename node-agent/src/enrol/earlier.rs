@@ -15,8 +15,7 @@ use super::{
 };
 use crate::{
     bpf::{Namespace, PodPrograms},
-    cgroup,
-    netns::Netns,
+    host::{cgroup, netns::Netns},
     pod::{PodName, Sandbox},
 };
 

@@ -40,10 +40,9 @@ use super::{
 };
 use crate::{
     bpf::{Kernel, listening::Suspects},
-    netns::Netns,
+    carry::worker::PodListeners,
+    host::{netns::Netns, veth::Pair},
     pod::{Pod, Sandbox},
-    veth::Pair,
-    worker::PodListeners,
 };
 
 /// Where a pod stands.

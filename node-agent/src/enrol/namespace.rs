@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{
+use crate::host::{
     netns::{self, Netns},
     pod_net,
 };

@@ -10,10 +10,12 @@ use std::{
 
 use super::{capture::Context, describe, entry::Entry};
 use crate::{
-    older::{self, Older},
-    pod::Pod,
-    record::Direction,
-    sock_diag::{Ender, TCP_SYN_SENT},
+    host::sock_diag::{Ender, TCP_SYN_SENT},
+    pod::{
+        Pod,
+        older::{self, Older},
+    },
+    telemetry::record::Direction,
 };
 
 /// How long an answer to a SYN that left before capture is waited for: less than it takes until the kernel

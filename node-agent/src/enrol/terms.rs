@@ -16,11 +16,11 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     bpf::Kernel,
+    carry::worker::WorkerHandle,
     direct::DirectHandle,
     mesh::Mesh,
-    metrics::EnrolmentMetrics,
     pod::{Pod, PodName, Sandbox},
-    worker::WorkerHandle,
+    telemetry::metrics::EnrolmentMetrics,
 };
 
 /// What the controller wants of a pod of this node.

@@ -16,9 +16,9 @@ use tokio::{
 use super::wire::{Ask, PROTOCOL, Say, Talk, Who, kill};
 use crate::{
     bpf::Kernel,
+    carry::worker::Drained,
     direct::DirectHandle,
     enrol::{Command, EnrolHandle},
-    worker::Drained,
 };
 
 /// How long a successor may take to say who it is.

@@ -86,7 +86,7 @@ impl Kernel {
 
     /// Ends the exemptions of cgroups that are gone.
     pub fn forget_gone_agents(&self) {
-        let alive = crate::cgroup::ids_below(&self.place.cgroup_root);
+        let alive = crate::host::cgroup::ids_below(&self.place.cgroup_root);
         let mut maps = self.maps.lock();
         let known: Vec<u64> = maps.agents.keys().filter_map(Result::ok).collect();
         for gone in known.iter().filter(|id| !alive.contains(id)) {

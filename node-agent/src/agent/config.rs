@@ -1,0 +1,257 @@
+//! What the agent is told on its command line, checked before anything is touched.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::agent::presence::{Account, DaemonSet};
+
+/// Captures the pods of this node that belong to the mesh.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keelson-node-agent",
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run.
+    #[command(flatten)]
+    pub run: Option<RunArgs>,
+}
+
+/// What to do instead of running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Release all pods of this node and remove every program, map and rule. For uninstalling: while
+    /// no agent runs, captured pods are otherwise refused, never released.
+    Cleanup(CleanupArgs),
+}
+
+/// Where the agent kept its state.
+#[derive(Clone, Debug, Args)]
+pub struct CleanupArgs {
+    /// Directory of the pinned programs and maps, as given to the agent.
+    #[arg(long, default_value = "/sys/fs/bpf/keelson")]
+    pub bpf_dir: PathBuf,
+    /// The agent's runtime directory.
+    #[arg(long, default_value = "/run/keelson")]
+    pub runtime_dir: PathBuf,
+}
+
+/// How lines are logged.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// How captured pods of one node talk to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SameNode {
+    /// Socket to socket in the kernel where policy is a plain yes; the bytes never leave the kernel
+    /// and are not encrypted.
+    Direct,
+    /// By mutual TLS through the agent, as between nodes.
+    Mtls,
+}
+
+/// What agents of one mesh say to each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Framing {
+    /// The same requests and bytes as in HBONE, in fewer words; HBONE where the peer knows no other.
+    Thin,
+    /// HBONE.
+    Hbone,
+}
+
+/// Who makes the TLS records of tunnels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Records {
+    /// rustls.
+    Rustls,
+    /// This project, with keys that rustls hands over.
+    Own,
+}
+
+fn tunnel_age(text: &str) -> Result<Duration, String> {
+    let age = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if age < Duration::from_secs(1) {
+        return Err("a tunnel lives for at least 1s".to_owned());
+    }
+    Ok(age)
+}
+
+/// How to run.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Name of this node, as in the Node object.
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// The controller, as https://HOST:PORT.
+    #[arg(long)]
+    pub controller: String,
+    /// PEM file with the root that the controller's certificate ends in.
+    #[arg(long)]
+    pub controller_ca: PathBuf,
+    /// File with the token that proves to the controller which node this is; read anew at each use.
+    #[arg(long)]
+    pub token_file: PathBuf,
+    /// Where the last good configuration is kept; the agent starts from it while the controller is away.
+    #[arg(long, default_value = "/var/lib/keelson")]
+    pub state_dir: PathBuf,
+    /// Where sandboxes and keys are kept over a restart, not over a reboot: must be a memory file system (tmpfs).
+    #[arg(long, default_value = "/run/keelson")]
+    pub runtime_dir: PathBuf,
+    /// Where programs and maps are pinned: must be on a BPF file system.
+    #[arg(long, default_value = "/sys/fs/bpf/keelson")]
+    pub bpf_dir: PathBuf,
+    /// Where cgroup2 is mounted. With a directory below it, only pods in there can be captured.
+    #[arg(long, default_value = "/sys/fs/cgroup")]
+    pub cgroup_root: PathBuf,
+    /// The kubelet's cgroup: what it connects to is a probe and reaches pods under STRICT. Without it no probe is exempt.
+    #[arg(long)]
+    pub kubelet_cgroup: Option<PathBuf>,
+    /// Unix socket for the CNI plugin.
+    #[arg(long, default_value = "/run/keelson/cni.sock")]
+    pub cni_socket: PathBuf,
+    /// The CNI plugin's program, to be kept installed while this agent is in charge; if nothing is said somebody else installs
+    /// it.
+    #[arg(long, value_name = "PROGRAM")]
+    pub cni_plugin: Option<PathBuf>,
+    /// Where the runtime looks for plugins.
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Where the runtime looks for network configurations.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Namespaces whose pods start without the agent: what a node needs before the agent can run.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "kube-system,keelson-system"
+    )]
+    pub cni_exclude_namespaces: Vec<String>,
+    /// The DaemonSet that this agent is a pod of. When it is stopped it asks the API server whether that still wants an agent
+    /// on this node; if not, it lets its pods go and removes what it made. Without this, and whenever nobody says otherwise,
+    /// they stay captured.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub daemon_set: Option<DaemonSet>,
+    /// A service account that may read that DaemonSet and this node, and whose tokens this agent may make. By one of them it
+    /// asks where the API server refuses its own token, which it does when the agent's pod is gone, and not only when the
+    /// mesh is.
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "daemon_set")]
+    pub presence_account: Option<Account>,
+    /// Where settings of pods' namespaces are written. A container's own is read-only: mount the node's.
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys/net")]
+    pub net_settings: PathBuf,
+    /// Address of the admin pages; loopback only.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+    /// How captured pods of this node talk to each other.
+    #[arg(long, value_enum, default_value = "direct")]
+    pub same_node: SameNode,
+    /// What tunnels to other agents of this mesh are framed in. Peers of another make always get HBONE.
+    #[arg(long, value_enum, default_value = "thin")]
+    pub tunnel_framing: Framing,
+    /// Who makes the TLS records of tunnels in the thin framing: rustls, or code of this project that does
+    /// less work in bulk and that fewer people have read.
+    #[arg(long, value_enum, default_value = "rustls")]
+    pub tunnel_records: Records,
+    /// How old a tunnel may become; the connections in it go on when another takes its place.
+    #[arg(long, default_value = "1h", value_parser = tunnel_age)]
+    pub tunnel_max_age: Duration,
+    /// How long a worker may stay awake for bytes that it expects at once; 0s puts it to sleep at once.
+    #[arg(long, default_value = "100us", value_parser = humantime::parse_duration)]
+    pub busy_poll: Duration,
+    /// Threads that carry traffic; 0 is one per core.
+    #[arg(long, default_value_t = 0)]
+    pub workers: usize,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`.
+    #[arg(long, default_value = "info")]
+    pub log: String,
+    /// Log what the kernel half decides, with pod and reason, under the target `ebpf`. Only debug builds that were
+    /// made for it can: `cargo xtask build --ebpf-log`.
+    #[arg(long)]
+    pub ebpf_log: bool,
+    /// After SIGTERM or after another agent has taken over, how long connections may go on before they are reset.
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    pub drain_deadline: Duration,
+    /// How long taking over from a running agent may take, and how long that one may leave a question
+    /// of the successor unanswered before it counts as hung and is killed.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub takeover_timeout: Duration,
+    /// What this agent is an instance of, such as the uid of its own pod: an instance that has been
+    /// succeeded does not take over again when it is restarted, but stands by.
+    #[arg(long, env = "KEELSON_INSTANCE", default_value = "")]
+    pub instance: String,
+    /// How often the kernel is compared with what should be, and repaired.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub audit_interval: Duration,
+    /// How long a running pod is left out of the mesh while its first certificate is awaited.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub certificate_wait: Duration,
+    /// How long a leaving pod still ends its peers' tunnels.
+    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    pub release_wait: Duration,
+    /// How long a TCP connection may take to be established.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub connect_timeout: Duration,
+    /// Room for ports of services that have an endpoint on this node. The agent draws endpoints of those beyond it.
+    #[arg(long, default_value_t = 16384)]
+    pub max_service_ports: u32,
+    /// Room for the slots that endpoints of these services are drawn from. The agent draws endpoints of those beyond it.
+    #[arg(long, default_value_t = 65536)]
+    pub max_service_slots: u32,
+    /// Room for what policy says about pairs of captured pods of this node. The agent carries and judges those beyond it.
+    #[arg(long, default_value_t = 262_144)]
+    pub max_verdicts: u32,
+    /// Connections between pods of this node that may be opening at once. Beyond it the oldest
+    /// are plain text of nobody to their servers.
+    #[arg(long, default_value_t = 65536)]
+    pub max_direct_flows: u32,
+    /// Room for addresses that are captured on other nodes, and for those of services. Plain traffic to an address
+    /// beyond it is neither dropped nor counted by the wall.
+    #[arg(long, default_value_t = 131_072)]
+    pub max_walled_addresses: u32,
+    /// Room for plain connections that are older than the wall between their ends. One beyond it ends when the wall
+    /// is enforced.
+    #[arg(long, default_value_t = 16384)]
+    pub max_plain_flows: u32,
+    /// Attach guard and wall by clsact, as on kernels without tcx. For tests.
+    #[arg(long, hide = true)]
+    pub no_tcx: bool,
+    /// Addresses of the mesh that connections may have to be carried to. While there are more the agent carries
+    /// all connections, also those that could be left alone.
+    #[arg(long, default_value_t = 262_144)]
+    pub max_carried: u32,
+    /// Version of the kernel contract that pins are kept under. For tests of upgrades: an agent with another
+    /// one shares no program and no map with this one.
+    #[arg(long, hide = true, default_value_t = abi::ABI_VERSION)]
+    pub abi_version: u32,
+    /// Room for pods in the kernel's maps. A pod beyond it is refused capture and reported.
+    #[arg(long, default_value_t = 1024)]
+    pub max_pods: u32,
+    /// Room for listening ports of all captured pods in the kernel's maps, each counted once for IPv4 and once for
+    /// IPv6. A port beyond it is refused and counted.
+    #[arg(long, default_value_t = 65536)]
+    pub max_listening_ports: u32,
+    /// How much of it one pod may use, so that none leaves the others without; 0 is one part in 64.
+    #[arg(long, default_value_t = 0)]
+    pub max_listening_ports_per_pod: u32,
+    /// Connections that the agent carries for all pods together; 0 derives it from the limit of open
+    /// files. Half of them are divided among the captured pods, the other half is for whoever needs more.
+    #[arg(long, default_value_t = 0)]
+    pub max_connections: usize,
+    /// Connections that the agent carries for one pod, however much room there is; 0 is no such limit.
+    #[arg(long, default_value_t = 0)]
+    pub max_connections_per_pod: usize,
+}
