@@ -247,6 +247,13 @@ impl Policy {
     }
 }
 
+impl Match {
+    /// Whether the conditions hold for a connection.
+    pub fn holds(&self, connection: &Connection<'_>) -> bool {
+        matching::match_holds(self, &connection.canonical())
+    }
+}
+
 impl Connection<'_> {
     /// IPv4-mapped addresses are IPv4 addresses: a dual-stack socket must not evade an IPv4 range.
     fn canonical(self) -> Self {

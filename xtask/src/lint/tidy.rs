@@ -10,15 +10,16 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 25] = [
+const ARROWS: [(&str, &[&str]); 26] = [
     ("abi", &[]),
     ("model", &[]),
+    ("l7", &["model"]),
     ("admin-api", &["model"]),
     ("ebpf", &["abi"]),
-    ("proto", &["model"]),
+    ("proto", &["l7", "model"]),
     ("k8s-api", &["model"]),
     ("manifest", &["k8s-api"]),
-    ("compile", &["k8s-api", "manifest", "model", "proto"]),
+    ("compile", &["k8s-api", "l7", "manifest", "model", "proto"]),
     ("tls", &["model"]),
     ("tunnel", &["model", "tls"]),
     ("runtime", &[]),
@@ -81,9 +82,10 @@ const ARROWS: [(&str, &[&str]); 25] = [
 const STATUSES: &str = "docs/requirements-status.md";
 
 /// What must not be linked into a package, however indirectly. A star ends a prefix.
-const ABSENT: [(&str, &[&str]); 5] = [
+const ABSENT: [(&str, &[&str]); 6] = [
     ("abi", &["tokio", "libc"]),
     ("model", &["tokio", "prost", "aya*", "kube*", "k8s-openapi"]),
+    ("l7", &["tokio", "prost", "hyper", "aya*", "kube*", "k8s-openapi"]),
     ("node-agent", &["kube*", "k8s-openapi", "k8s-api"]),
     (
         "waypoint",

@@ -15,7 +15,7 @@ pub(super) fn rule_holds(rule: &Rule, connection: &Connection<'_>) -> bool {
 }
 
 /// `connection` must be canonical.
-fn match_holds(m: &Match, connection: &Connection<'_>) -> bool {
+pub(super) fn match_holds(m: &Match, connection: &Connection<'_>) -> bool {
     !is_empty(m)
         && field_holds(&m.destination_ports, &m.not_destination_ports, |&port| {
             port == connection.destination_port
