@@ -10,6 +10,7 @@ const FILES: &[&str] = &[
     "istio_security.proto",
     "istio_workload.proto",
     "keelson_agent.proto",
+    "keelson_l7.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

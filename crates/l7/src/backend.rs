@@ -15,7 +15,7 @@ use crate::origin::Origin;
 pub struct ClusterKey {
     /// The service.
     pub service: ServiceKey,
-    /// The service's port.
+    /// The service's port; 0 for its only one, or the one that was dialled.
     pub port: u16,
     /// The subset of a `DestinationRule`.
     pub subset: Option<Arc<str>>,

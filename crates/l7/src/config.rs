@@ -133,10 +133,16 @@ impl Config {
         }
     }
 
-    /// Endpoints of a port of a service, or of a subset. `None` if there is no such service, port or subset.
-    pub fn cluster(&self, key: &ClusterKey) -> Option<&Arc<Cluster>> {
+    /// Endpoints of a port of a service, or of a subset, for who dialled `port`. `None` if there is no such service, port
+    /// or subset.
+    pub fn cluster(&self, key: &ClusterKey, dialled: u16) -> Option<&Arc<Cluster>> {
         let served = self.served.get(&key.service)?;
-        served.clusters.get(&(key.port, key.subset.clone()))
+        let port = match (key.port, &*served.service.ports) {
+            (0, [only]) => only.port,
+            (0, _) => dialled,
+            (port, _) => port,
+        };
+        served.clusters.get(&(port, key.subset.clone()))
     }
 
     /// All clusters, in no order.

@@ -19,7 +19,7 @@ pub mod table;
 pub mod text;
 
 pub use backend::{Cluster, ClusterKey, Endpoint, TrafficPolicy};
-pub use config::{Config, Decision, NoRoute, Resource, Store};
+pub use config::{Config, Decision, NoRoute, Resource, ResourceName, Store};
 pub use origin::{Kind, Origin};
 pub use path::Path;
 pub use policy::{Policy, Verdict};

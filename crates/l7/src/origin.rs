@@ -31,6 +31,8 @@ pub enum Kind {
     DestinationRule,
     /// Istio's `AuthorizationPolicy`.
     AuthorizationPolicy,
+    /// Istio's `PeerAuthentication`.
+    PeerAuthentication,
     /// A Kubernetes `Service`.
     Service,
 }
@@ -44,6 +46,7 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
             Self::Service => "Service",
         }
     }
@@ -56,6 +59,7 @@ impl Kind {
             Self::VirtualService,
             Self::DestinationRule,
             Self::AuthorizationPolicy,
+            Self::PeerAuthentication,
             Self::Service,
         ]
         .into_iter()

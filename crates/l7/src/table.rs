@@ -185,7 +185,8 @@ impl PathMatch {
     /// What a rewrite of the prefix replaces.
     pub fn taken(&self, path: &str) -> Taken {
         let (length, by_segments) = match self {
-            Self::Any => (0, false),
+            // As the prefix `/` in Istio.
+            Self::Any => (path.len().min(1), false),
             Self::Exact(text) | Self::Prefix(text) => (text.len(), false),
             Self::Segments(text) => (text.len(), true),
             Self::Text(crate::text::TextMatch::PrefixIgnoringCase(text)) => (text.len(), false),

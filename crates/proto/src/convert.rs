@@ -15,6 +15,8 @@ use thiserror::Error;
 use crate::{istio, type_url};
 
 pub mod extension;
+#[cfg(feature = "l7")]
+pub mod l7;
 mod security;
 mod service;
 mod workload;
@@ -78,6 +80,9 @@ pub enum Problem {
     /// It is an extension that may change what the message means.
     #[error("{0:?} is not known, and may narrow what matches")]
     Extension(String),
+    /// What a parser says of it.
+    #[error("{0}")]
+    Text(String),
     /// It is not a name.
     #[error(transparent)]
     Name(#[from] NameError),

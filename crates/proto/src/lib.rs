@@ -46,3 +46,6 @@ pub mod istio {
 
 /// `keelson.agent.v1`: what node agents and the controller tell each other besides Istio's APIs.
 pub use crate::generated::keelson::agent::v1 as agent;
+
+/// `keelson.l7.v1`: what the controller tells a waypoint.
+pub use crate::generated::keelson::l7::v1 as l7;

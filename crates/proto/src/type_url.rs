@@ -16,3 +16,13 @@ pub const STRING_VALUE: &str = "type.googleapis.com/google.protobuf.StringValue"
 pub const ENDPOINTS: &str = "type.googleapis.com/keelson.agent.v1.Endpoints";
 /// `keelson.agent.v1.SessionAffinity`: content of an extension of a service.
 pub const SESSION_AFFINITY: &str = "type.googleapis.com/keelson.agent.v1.SessionAffinity";
+/// `keelson.l7.v1.Service`: a service that a waypoint serves, or sends to.
+pub const L7_SERVICE: &str = "type.googleapis.com/keelson.l7.v1.Service";
+/// `keelson.l7.v1.Endpoint`: a workload, for a waypoint.
+pub const L7_ENDPOINT: &str = "type.googleapis.com/keelson.l7.v1.Endpoint";
+/// `keelson.l7.v1.Backend`: how a service's endpoints are used.
+pub const L7_BACKEND: &str = "type.googleapis.com/keelson.l7.v1.Backend";
+/// `keelson.l7.v1.Policy`: a policy with HTTP parts.
+pub const L7_POLICY: &str = "type.googleapis.com/keelson.l7.v1.Policy";
+/// `keelson.l7.v1.Route`: one rule of a route object.
+pub const L7_ROUTE: &str = "type.googleapis.com/keelson.l7.v1.Route";

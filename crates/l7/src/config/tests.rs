@@ -149,12 +149,18 @@ fn f26_subsets_hold_the_endpoints_with_their_labels_and_f27_may_be_empty() {
             port: 80,
             subset: subset.map(Arc::from),
         };
-        Some(config.cluster(&key)?.ready().count())
+        Some(config.cluster(&key, 80)?.ready().count())
     };
     assert_eq!(members(None), Some(2));
     assert_eq!(members(Some("v1")), Some(1));
     assert_eq!(members(Some("v3")), Some(0));
     assert_eq!(members(Some("v9")), None);
+    let only = ClusterKey {
+        service: key(),
+        port: 0,
+        subset: None,
+    };
+    assert!(config.cluster(&only, 9999).is_some(), "the only port");
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn reason(extension: &pb_workload::Extension) -> String {
         .unwrap_or_else(|| "no readable reason was given".to_owned())
 }
 
-fn match_in(from: pb::Match) -> Result<Match, ConvertError> {
+pub(super) fn match_in(from: pb::Match) -> Result<Match, ConvertError> {
     if let Some(extension) = from.extensions.into_iter().next() {
         return Err(at("extensions[0]", Problem::Extension(extension.name)));
     }
@@ -189,7 +189,7 @@ fn rule_out(rule: &Rule) -> pb::Rule {
     }
 }
 
-fn match_out(from: &Match) -> pb::Match {
+pub(super) fn match_out(from: &Match) -> pb::Match {
     let strings = |from: &[StringMatch]| from.iter().map(string_out).collect();
     let ranges = |from: &[IpNet]| from.iter().map(range_out).collect();
     let ports = |from: &[u16]| from.iter().copied().map(Into::into).collect();
