@@ -3,8 +3,11 @@
 //! The chart's templates use a small part of Helm's language, so that this crate is small: see [`template`]. Values are
 //! held against `values.schema.json` as Helm does it.
 
+mod platform;
 pub mod schema;
 pub mod template;
+
+pub use platform::{MINIMAL, PLATFORMS, platform, platform_names};
 
 use serde_json::{Map, Value};
 
@@ -27,10 +30,11 @@ macro_rules! files {
 }
 
 /// The templates, by name.
-pub const TEMPLATES: [File; 5] = files![
+pub const TEMPLATES: [File; 6] = files![
     "templates/accounts.yaml",
     "templates/controller.yaml",
     "templates/node-agent.yaml",
+    "templates/openshift.yaml",
     "templates/quota.yaml",
     "templates/rights.yaml",
 ];
@@ -38,6 +42,8 @@ pub const TEMPLATES: [File; 5] = files![
 pub const VALUES: &str = include_str!("../../../deploy/charts/keelson/values.yaml");
 /// Which values there may be.
 pub const SCHEMA: &str = include_str!("../../../deploy/charts/keelson/values.schema.json");
+
+const CRDS: &str = include_str!("../../../deploy/crds/istio-security.yaml");
 
 /// What is installed under which name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +120,39 @@ pub fn values(overrides: &[Value]) -> Result<Value, ChartError> {
     } else {
         Err(ChartError::Values(faults))
     }
+}
+
+/// What `overrides` say together, without the chart's own values.
+///
+/// # Errors
+/// One of them is no map.
+pub fn merged(overrides: &[Value]) -> Result<Value, ChartError> {
+    let mut all = Map::new();
+    for more in overrides {
+        let more = more.as_object().ok_or(ChartError::NoMap)?;
+        note(&mut all, more);
+    }
+    Ok(Value::Object(all))
+}
+
+/// As [`merge`], but that `null` stays: it still has to take the chart's own value away.
+fn note(into: &mut Map<String, Value>, more: &Map<String, Value>) {
+    for (name, value) in more {
+        match (into.get_mut(name), value) {
+            (Some(Value::Object(inner)), Value::Object(more)) => note(inner, more),
+            _ => {
+                into.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// The kinds of Istio's security API, for clusters that have none.
+///
+/// # Errors
+/// The embedded file is at fault.
+pub fn istio_crds() -> Result<Vec<Value>, ChartError> {
+    Ok(serde_saphyr::from_multiple(CRDS)?)
 }
 
 /// Reads a file of values.
@@ -265,6 +304,47 @@ mod tests {
             let cluster_wide = object["kind"].as_str().unwrap().starts_with("Cluster");
             assert_eq!(namespace == "mesh-system", !cluster_wide, "{object}");
         }
+    }
+
+    #[test]
+    fn every_object_has_the_marks_by_which_it_is_found_again() {
+        for values in every_object() {
+            for object in objects(&release(), &values).unwrap() {
+                let labels = &object["metadata"]["labels"];
+                assert_eq!(labels["app.kubernetes.io/part-of"], "keelson", "{object}");
+                assert_eq!(labels["app.kubernetes.io/instance"], "mesh", "{object}");
+            }
+        }
+    }
+
+    /// Values with which each template stands for something.
+    fn every_object() -> Vec<Value> {
+        let all = json!({"criticalPodsQuota": true, "securityContextConstraints": true});
+        vec![values(&[]).unwrap(), values(&[all]).unwrap()]
+    }
+
+    #[test]
+    fn values_that_were_given_are_noted_as_they_were_given() {
+        let given = [
+            json!({"agent": {"nodeSelector": {"kubernetes.io/os": null, "a": "b"}}}),
+            json!({"agent": {"nodeSelector": {"a": "c"}, "logLevel": "debug"}}),
+        ];
+        let noted = merged(&given).unwrap();
+        assert_eq!(
+            noted,
+            json!({"agent": {"nodeSelector": {"kubernetes.io/os": null, "a": "c"}, "logLevel": "debug"}})
+        );
+        assert_eq!(values(&[noted]).unwrap(), values(&given).unwrap());
+    }
+
+    #[test]
+    fn the_kinds_of_istio_are_two() {
+        let names: Vec<Value> = istio_crds()
+            .unwrap()
+            .iter()
+            .map(|object| object["spec"]["names"]["kind"].clone())
+            .collect();
+        assert_eq!(names, ["PeerAuthentication", "AuthorizationPolicy"]);
     }
 
     #[test]

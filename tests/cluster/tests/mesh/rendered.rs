@@ -19,7 +19,9 @@ fn the_chart_renders_as_helm_renders_it_and_helm_finds_nothing_to_complain_of() 
         name: "mesh".to_owned(),
         namespace: "mesh-system".to_owned(),
     };
-    for values in [
+    let platforms = chart::PLATFORMS.iter().map(|(_, text)| chart::read(text));
+    let platforms = platforms.collect::<Result<Vec<Value>, _>>()?;
+    let others = [
         json!({}),
         json!({"criticalPodsQuota": true, "agent": {"raiseFileLimit": false, "extraArgs": ["--a=<b>&c"]}}),
         json!({
@@ -33,7 +35,8 @@ fn the_chart_renders_as_helm_renders_it_and_helm_finds_nothing_to_complain_of() 
             "cni": {"excludeNamespaces": "", "confDir": "/a b/c"},
             "controller": {"replicas": 0, "affinity": {"nodeAffinity": {}}, "resources": {"limits": {"cpu": 2}}},
         }),
-    ] {
+    ];
+    for values in platforms.into_iter().chain(others) {
         let ours = chart::values(from_ref(&values))?;
         let ours = chart::render(&release, &ours)?;
         let ours = ours
