@@ -12,6 +12,7 @@ mod leave;
 pub mod plugin;
 pub mod presence;
 mod setup;
+mod unservable;
 
 use std::{
     cell::RefCell,
@@ -44,7 +45,7 @@ use crate::{
     },
     direct::{Direct, DirectHandle},
     enrol::{Awaited, Command, EnrolHandle, Enroller, Parts},
-    host::{cgroup, kernel_version, netns, pod_net},
+    host::{cgroup, netns, pod_net},
     mesh::{Mesh, Writer, native::Native},
     pod::{
         budget::{self, Budget},
@@ -67,6 +68,7 @@ use presence::Witness;
 use setup::{
     certificates, client_config, enrol_config, place, raise_descriptor_limit, worker_count,
 };
+use unservable::Unservable;
 
 /// Answers that are being given when an agent ends may take this long.
 const ADMIN_ENDS_WITHIN: Duration = Duration::from_secs(2);
@@ -82,7 +84,6 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     let log = runtime::log::init(format, &args.log).context("--log")?;
     check_log(args.ebpf_log)?;
-    kernel_version::check()?;
     netns::remember_home().context("/proc must be mounted")?;
     pod_net::write_settings_in(args.net_settings.clone());
     let descriptors = raise_descriptor_limit();
@@ -98,15 +99,21 @@ async fn control(
     descriptors: u64,
 ) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
+    if let Err(reason) = unservable::look() {
+        return unservable::stay(&args, log, signals, reason).await;
+    }
     std::fs::create_dir_all(&args.state_dir)
         .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
     std::fs::create_dir_all(&args.runtime_dir)
         .with_context(|| format!("--runtime-dir {}", args.runtime_dir.display()))?;
-    let mut own = Who::new(
-        args.abi_version,
-        cgroup::enter_own(&args.cgroup_root)?,
-        args.instance.clone(),
-    );
+    let cgroup = match cgroup::enter_own(&args.cgroup_root) {
+        Ok(cgroup) => cgroup,
+        Err(error) => {
+            let reason = Unservable(error.to_string());
+            return unservable::stay(&args, log, signals, reason).await;
+        }
+    };
+    let mut own = Who::new(args.abi_version, cgroup, args.instance.clone());
     let predecessor = tokio::select! {
         predecessor = succession::apply(&args.runtime_dir, &own, args.takeover_timeout) => predecessor?,
         reason = signals.next() => return not_in_charge(reason),
@@ -114,7 +121,19 @@ async fn control(
     if let Predecessor::Running(running) = &predecessor {
         own.beats = running.who.beats.wrapping_add(1);
     }
-    let prepared = Prepared::assemble(&args, own, descriptors)?;
+    let is_alone = matches!(predecessor, Predecessor::Nobody(_));
+    let prepared = match Prepared::assemble(&args, own, descriptors) {
+        Ok(prepared) => prepared,
+        Err(error) => match error.downcast::<Unservable>() {
+            Ok(reason) if is_alone => {
+                // Who comes next is to find nobody in charge.
+                drop(predecessor);
+                return unservable::stay(&args, log, signals, reason).await;
+            }
+            Ok(reason) => return Err(reason.into()),
+            Err(error) => return Err(error),
+        },
+    };
     let taken = tokio::select! {
         taken = prepared.take_charge(&args, predecessor) => taken,
         reason = signals.next() => return not_in_charge(reason),
@@ -159,7 +178,9 @@ impl Prepared {
         let controller = Controller::new(&args.controller, &args.controller_ca, &args.token_file);
         let certs = certificates(&controller, &args.runtime_dir)?;
         let workers = worker_count(args);
-        let kernel = Arc::new(Kernel::load(place(args, workers, own.beats))?);
+        let kernel = Kernel::load(place(args, workers, own.beats))
+            .map_err(|error| Unservable(format!("{:#}", anyhow::Error::from(error))))?;
+        let kernel = Arc::new(kernel);
         kernel.add_agent(own.cgroup)?;
         register_kernel(&metrics, Arc::clone(&kernel));
         tokio::task::spawn_local(count_stalls(stalls(&metrics)));

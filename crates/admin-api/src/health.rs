@@ -9,6 +9,9 @@ pub struct Health {
     pub ready: bool,
     /// What is awaited.
     pub awaited: Vec<String>,
+    /// Why it will never be ready where it is.
+    #[serde(default)]
+    pub cannot: Option<String>,
 }
 
 impl Health {
@@ -18,14 +21,17 @@ impl Health {
         let ready = status == 200;
         let awaited = body.trim().strip_prefix(AWAITS).filter(|_| !ready);
         let awaited = awaited.into_iter().flat_map(|list| list.split(", "));
+        let cannot = body.trim().strip_prefix(CANNOT).filter(|_| !ready);
         Self {
             ready,
             awaited: awaited.map(str::to_owned).collect(),
+            cannot: cannot.map(str::to_owned),
         }
     }
 }
 
 const AWAITS: &str = "not ready; awaits: ";
+const CANNOT: &str = "not ready; wanted, cannot: ";
 
 #[cfg(test)]
 mod tests {
@@ -44,5 +50,11 @@ mod tests {
         );
         let ready = Health::read(200, "ready\n");
         assert_eq!((ready.ready, ready.awaited.len()), (true, 0));
+        let never = Health::read(
+            503,
+            "not ready; wanted, cannot: the kernel is old, too old\n",
+        );
+        assert_eq!(never.cannot.as_deref(), Some("the kernel is old, too old"));
+        assert!(!never.ready && never.awaited.is_empty());
     }
 }

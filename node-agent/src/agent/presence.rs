@@ -117,6 +117,22 @@ impl Witness {
     }
 }
 
+/// Makes an event in a namespace, with this pod's own token, and waits for the answer.
+///
+/// # Errors
+/// Says why there is none.
+pub fn tell(namespace: &str, event: &Value) -> Result<(), String> {
+    let server = Server::of_this_pod().map_err(|error| error.to_string())?;
+    let path = format!("/api/v1/namespaces/{namespace}/events");
+    let answer = server
+        .ask("POST", &path, &server.token, Some(&event.to_string()))
+        .map_err(|error| format!("the API server is not reached: {error}"))?;
+    match answer.status {
+        201 => Ok(()),
+        status => Err(format!("the API server answers with status {status}")),
+    }
+}
+
 /// The token in the answer to a TokenRequest (`authentication.k8s.io/v1`).
 fn minted(answer: &Answer) -> Result<String, String> {
     if answer.status != 201 {

@@ -11,6 +11,7 @@ use super::Reply;
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     conditions: Arc<Mutex<BTreeMap<&'static str, bool>>>,
+    cannot: Arc<Mutex<Option<String>>>,
 }
 
 /// One condition; it counts as not met until [`Condition::set`] says so.
@@ -47,7 +48,18 @@ impl Readiness {
             .collect()
     }
 
+    /// Says that the program will never be ready here, and why.
+    pub fn cannot(&self, why: String) {
+        *self.cannot.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
     pub(super) fn reply(&self) -> Reply {
+        let cannot = self.cannot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = cannot.as_ref() {
+            return Reply::text(format!("not ready; wanted, cannot: {why}\n"))
+                .status(StatusCode::SERVICE_UNAVAILABLE);
+        }
+        drop(cannot);
         match self.awaited().as_slice() {
             [] => Reply::text("ready\n"),
             awaited => Reply::text(format!("not ready; awaits: {}\n", awaited.join(", ")))
