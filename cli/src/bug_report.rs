@@ -57,10 +57,15 @@ pub(crate) fn answer(args: &Args, mesh: &Mesh) -> Result<Answer> {
         Ok(format!("{}\n", env!("CARGO_PKG_VERSION"))),
     )?;
     for (name, page) in CONTROLLER {
-        add(
-            format!("controller/{name}"),
-            mesh.controller(page).map(|page| page.body),
-        )?;
+        match mesh.controllers(page) {
+            Ok(all) => {
+                for (controller, page) in all {
+                    let text = page.map(|page| page.body);
+                    add(format!("controllers/{controller}/{name}"), text)?;
+                }
+            }
+            Err(error) => add(format!("controllers/{name}"), Err(error))?,
+        }
     }
     for node in mesh.nodes() {
         for (name, page) in AGENT {

@@ -1,61 +1,156 @@
 //! `keelson check`: can this node run an agent, and does the mesh do what is wanted.
 
+mod cluster;
+pub(crate) mod rights;
+
 use std::fs;
 use std::path::Path;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use admin_api::page;
 use anyhow::Result;
 use serde::Serialize;
 
 use crate::output::Answer;
-use crate::reach::Mesh;
+use crate::reach::{Mesh, Page, Where};
 use crate::status;
+use crate::version::{OWN, is_apart};
 
-/// Check a node before an agent is started there, or the mesh that runs.
+/// Check a cluster before the mesh is installed, a machine, or the mesh that runs.
 ///
-/// With --before this machine is looked at: kernel, BTF, cgroups, the places where the agent keeps its programs, memory
-/// that may be locked. Without it every agent is asked: ready, in step, pods wanted against pods captured, certificates.
+/// With --before the API server is asked: its version, the caller's rights, the nodes' kernels, others that work in the same
+/// places, the namespace, Istio's kinds. With --this-machine the files of this machine are looked at: kernel, BTF, cgroups,
+/// bpf file system. With neither every agent is asked: ready, in step, of which version, what its clock says, pods wanted
+/// against pods captured, certificates.
 ///
 /// Exit codes: 0, all is well; 1, something is not; 2, nobody could be asked.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Look at this machine, where no agent need run.
+    /// Look at the cluster, where nothing need be installed.
     #[arg(long)]
     pub(crate) before: bool,
+    /// Look at this machine, as a node, where no agent need run.
+    #[arg(long, conflicts_with = "before")]
+    pub(crate) this_machine: bool,
+    /// With --before: the namespace that is to be installed into.
+    #[arg(short, long, value_name = "NAMESPACE", default_value = crate::reach::USUAL_NAMESPACE)]
+    pub(crate) namespace: String,
 }
 
 /// One thing that was looked at.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Finding {
-    what: String,
-    good: bool,
-    said: String,
+pub(crate) struct Finding {
+    pub(crate) what: String,
+    pub(crate) good: bool,
+    pub(crate) said: String,
 }
 
-/// Looks at this machine.
-pub(crate) fn before() -> Result<Answer> {
-    show(machine(Path::new("/")))
+impl Finding {
+    fn good(what: &str, said: String) -> Self {
+        Self {
+            what: what.to_owned(),
+            good: true,
+            said,
+        }
+    }
+
+    fn bad(what: &str, said: String) -> Self {
+        Self {
+            what: what.to_owned(),
+            good: false,
+            said,
+        }
+    }
+}
+
+pub(crate) fn answer(args: &Args, at: &Where) -> Result<Answer> {
+    if args.this_machine {
+        return show(machine(Path::new("/")));
+    }
+    if args.before {
+        return show(cluster::before(&at.api()?, &args.namespace)?);
+    }
+    after(&at.open()?)
 }
 
 /// Asks the mesh.
-pub(crate) fn after(mesh: &Mesh) -> Result<Answer> {
+fn after(mesh: &Mesh) -> Result<Answer> {
     let status = status::look(mesh, None)?;
-    let mut findings: Vec<Finding> = status
-        .complaints()
-        .into_iter()
-        .map(|said| Finding {
-            what: "mesh".to_owned(),
-            good: false,
-            said,
-        })
-        .collect();
-    if findings.is_empty() {
-        findings.push(Finding {
-            what: "mesh".to_owned(),
-            good: status.is_good(),
-            said: "every agent is ready, in step, and has captured what is wanted".to_owned(),
-        });
+    let complaints = status.complaints().into_iter();
+    let mut findings: Vec<Finding> = complaints.map(|said| Finding::bad("mesh", said)).collect();
+    findings.extend(versions(mesh, &status));
+    findings.extend(clocks(mesh)?);
+    if findings.iter().all(|finding| finding.good) {
+        let said = "every agent is ready, in step, and has captured what is wanted";
+        findings.insert(
+            0,
+            Finding {
+                what: "mesh".to_owned(),
+                good: status.is_good(),
+                said: said.to_owned(),
+            },
+        );
     }
     show(findings)
+}
+
+/// Programs whose versions are too far apart.
+fn versions(mesh: &Mesh, status: &status::Status) -> Vec<Finding> {
+    let agents = status
+        .versions()
+        .map(|(node, version)| (format!("agent of {node}"), version.to_owned()));
+    let all = agents.chain(mesh.versions());
+    let apart = all.filter(|(_, version)| is_apart(version));
+    apart
+        .map(|(who, version)| {
+            let said =
+                format!("{who} is {version} and this program {OWN}: more than one version apart");
+            Finding::bad("versions", said)
+        })
+        .collect()
+}
+
+/// Clocks that are so far apart that a certificate may not be valid yet, or not any more.
+fn clocks(mesh: &Mesh) -> Result<Vec<Finding>> {
+    let mut all = Vec::new();
+    let mut ask = |who: String, page: Result<Page>| {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        // Who does not answer is complained of already.
+        if let Some(date) = page.ok().and_then(|page| page.date) {
+            all.push((who, date - now));
+        }
+    };
+    for (name, page) in mesh.controllers(page::HEALTH).unwrap_or_default() {
+        ask(format!("the controller {name}"), page);
+    }
+    for node in mesh.nodes() {
+        ask(format!("node {node}"), mesh.agent(&node, page::HEALTH));
+    }
+    Ok(apart(&all))
+}
+
+/// Those that are away from the middle one: this machine's clock is nobody's measure.
+fn apart(clocks: &[(String, i64)]) -> Vec<Finding> {
+    let mut offsets: Vec<i64> = clocks.iter().map(|(_, offset)| *offset).collect();
+    offsets.sort_unstable();
+    let Some(middle) = offsets.get(offsets.len() / 2) else {
+        return Vec::new();
+    };
+    let far = clocks
+        .iter()
+        .filter(|(_, offset)| (offset - middle).abs() > CLOCKS_APART);
+    far.map(|(who, offset)| {
+        let said = format!(
+            "the clock of {who} is {} s away from the others': certificates are judged by it",
+            offset - middle
+        );
+        Finding::bad("clocks", said)
+    })
+    .collect()
 }
 
 fn show(findings: Vec<Finding>) -> Result<Answer> {
@@ -123,6 +218,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
 
 /// The oldest kernel that an agent runs on (docs/kernels.md).
 const NEEDED: (u32, u32) = (6, 1);
+/// Certificates begin a minute before they are made.
+const CLOCKS_APART: i64 = 30;
 
 #[cfg(test)]
 mod tests {
@@ -141,6 +238,18 @@ mod tests {
             write("sys/kernel/btf/vmlinux", "");
         }
         machine(root.path()).iter().map(|one| one.good).collect()
+    }
+
+    #[test]
+    fn a_clock_that_is_away_from_the_others_is_named() {
+        let clock = |who: &str, offset| (who.to_owned(), offset);
+        let said = apart(&[clock("n1", -7201), clock("n2", -7200), clock("n3", -7100)]);
+        let named: Vec<&str> = said.iter().map(|one| one.said.as_str()).collect();
+        let [only] = named.as_slice() else {
+            panic!("{named:?}");
+        };
+        assert!(only.starts_with("the clock of n3 is 100 s away"), "{only}");
+        assert!(apart(&[]).is_empty());
     }
 
     #[test]

@@ -4,9 +4,12 @@ use clap::{Parser, Subcommand};
 
 use crate::output::{Answer, Format};
 use crate::reach::Where;
-use crate::{bug_report, check, explain, proxy_config, status, tls_check, validate, version};
+use crate::{
+    bug_report, check, explain, install, proxy_config, status, tls_check, uninstall, validate,
+    version,
+};
 
-/// Asks the mesh, and its manifests.
+/// Installs the mesh in a cluster, asks it, and its manifests.
 ///
 /// Exit codes: 0, all is as it should be; 1, something is not (errors were found, a connection is refused, a node is out
 /// of step); 2, it could not be looked at (wrong usage, an unreadable file, an agent that does not answer).
@@ -31,6 +34,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Install(install::Args),
+    Upgrade(install::UpgradeArgs),
+    Uninstall(uninstall::Args),
     Status(status::Args),
     Explain(explain::Args),
     Check(check::Args),
@@ -49,10 +55,12 @@ impl Cli {
     pub(crate) fn answer(&self) -> anyhow::Result<Answer> {
         let mesh = || self.at.open();
         match &self.command {
+            Command::Install(args) => install::install(args, &self.at),
+            Command::Upgrade(args) => install::upgrade(args, &self.at),
+            Command::Uninstall(args) => uninstall::answer(args, &self.at),
             Command::Status(args) => status::answer(args, &mesh()?),
             Command::Explain(args) => explain::answer(args, &mesh()?),
-            Command::Check(args) if args.before => check::before(),
-            Command::Check(_) => check::after(&mesh()?),
+            Command::Check(args) => check::answer(args, &self.at),
             Command::ProxyConfig(args) => proxy_config::answer(args, &mesh()?),
             Command::TlsCheck(args) => tls_check::answer(args, &mesh()?),
             Command::Validate(args) => validate::answer(args),

@@ -75,7 +75,7 @@ fn explain(args: &Args, mesh: &Mesh) -> Result<Explanation> {
         bail!("{source:?} names no pod; write NAMESPACE/POD, for example shop/client");
     };
     let node = mesh
-        .node_of(source)
+        .node_of(source)?
         .with_context(|| format!("there is no pod {source}"))?;
     let dump = mesh.dump(&node)?;
     let address = resolve(&dump, namespace, &args.destination)?;
@@ -135,11 +135,14 @@ fn ask(mesh: &Mesh, outbound: &OutboundAnswer, endpoint: &Endpoint) -> Result<Wa
     if endpoint.is_own {
         return Ok(alone("the pod calls itself, which nobody is asked about"));
     }
-    let server = endpoint.pod.as_deref().and_then(|pod| mesh.node_of(pod));
-    let Some(node) = server
-        .or_else(|| endpoint.node.clone())
-        .filter(|node| !node.is_empty())
-    else {
+    let named = endpoint.node.clone().filter(|node| !node.is_empty());
+    let node = match (named, endpoint.pod.as_deref()) {
+        (Some(node), _) => Some(node),
+        (None, Some(pod)) => mesh.node_of(pod)?,
+        (None, None) => None,
+    };
+    // Where no agent is meant to be nothing is captured.
+    let Some(node) = node.filter(|node| mesh.nodes().contains(node)) else {
         return Ok(alone(
             "the destination is not in the mesh, which leaves the connection alone",
         ));

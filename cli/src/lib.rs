@@ -3,17 +3,21 @@
 //! It decides nothing about connections or objects: of manifests it says what the controller would say, of connections
 //! what the agents answer.
 
+mod api;
 mod bug_report;
 mod check;
 mod command;
 mod explain;
+mod install;
 mod output;
+mod pods;
 mod proxy_config;
 mod reach;
 mod remedy;
 mod status;
 mod table;
 mod tls_check;
+mod uninstall;
 mod validate;
 mod version;
 mod yaml;

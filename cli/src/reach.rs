@@ -1,12 +1,20 @@
-//! How agents and controller are reached: in the cluster by the rights that the caller has there, in the lab by its
+//! How agents and controllers are reached: in the cluster by the rights that the caller has there, in the lab by its
 //! namespaces. Neither opens a new listener.
 
+mod cluster;
+mod lab;
+
 use std::collections::BTreeMap;
+use std::fmt;
 
 use admin_api::{ConfigDump, StreamStatus, page};
 use anyhow::{Context as _, Result, bail};
-use lab::Standing;
 use serde::de::DeserializeOwned;
+
+use crate::api::{self, Api};
+use cluster::Cluster;
+pub(crate) use cluster::{AGENT, CONTROLLER, USUAL_NAMESPACE, health};
+use lab::Lab;
 
 /// Where the mesh is that is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,15 +26,39 @@ pub(crate) struct Where {
         value_name = "ID",
         num_args = 0..=1,
         require_equals = true,
-        default_missing_value = "up"
+        default_missing_value = "up",
+        conflicts_with_all = ["kubeconfig", "context", "mesh_namespace"]
     )]
     lab: Option<String>,
+    #[command(flatten)]
+    access: api::Access,
+    /// The namespace that the mesh is installed in. If none is named, keelson-system, or the one that has the agents.
+    #[arg(long, global = true, value_name = "NAMESPACE")]
+    mesh_namespace: Option<String>,
+}
+
+/// The programs of one mesh, wherever it runs.
+trait Programs: fmt::Debug {
+    /// The nodes that should have an agent.
+    fn nodes(&self) -> Vec<String>;
+
+    /// The node that a pod, `namespace/name`, is on.
+    fn node_of(&self, pod: &str) -> Result<Option<String>>;
+
+    /// Asks the agent of a node.
+    fn agent(&self, method: &str, node: &str, path: &str) -> Result<Page>;
+
+    /// Asks every controller; an error if there is none. Each has its name.
+    fn controllers(&self, path: &str) -> Result<Vec<(String, Result<Page>)>>;
+
+    /// The versions of programs that have no page for it, by name.
+    fn versions(&self) -> Vec<(String, String)>;
 }
 
 /// The programs of one mesh.
 #[derive(Debug)]
-pub(crate) enum Mesh {
-    Lab(Standing),
+pub(crate) struct Mesh {
+    programs: Box<dyn Programs>,
 }
 
 /// A page as it came.
@@ -34,69 +66,58 @@ pub(crate) enum Mesh {
 pub(crate) struct Page {
     pub(crate) status: u16,
     pub(crate) body: String,
+    /// When it was written by the clock of who wrote it, in seconds since 1970.
+    pub(crate) date: Option<i64>,
 }
 
 impl Where {
     /// Finds the mesh.
     pub(crate) fn open(&self) -> Result<Mesh> {
-        match &self.lab {
-            Some(id) => Ok(Mesh::Lab(
-                Standing::open(id).context("`cargo xtask lab up` starts one")?,
-            )),
-            None => bail!("clusters cannot be asked yet; --lab asks a lab of this machine"),
+        let programs: Box<dyn Programs> = match &self.lab {
+            Some(id) => Box::new(Lab::open(id)?),
+            None => Box::new(Cluster::open(self.api()?, self.mesh_namespace.as_deref())?),
+        };
+        Ok(Mesh { programs })
+    }
+
+    /// The API server of the cluster that is meant.
+    pub(crate) fn api(&self) -> Result<Api> {
+        if self.lab.is_some() {
+            bail!("a lab has no API server; leave --lab out");
         }
+        self.access.connect()
     }
 }
 
 impl Mesh {
     /// The nodes that should have an agent.
     pub(crate) fn nodes(&self) -> Vec<String> {
-        match self {
-            Self::Lab(lab) => lab.nodes.iter().map(|node| node.name.clone()).collect(),
-        }
+        self.programs.nodes()
     }
 
     /// The node that a pod, `namespace/name`, is on.
-    pub(crate) fn node_of(&self, pod: &str) -> Option<String> {
-        match self {
-            Self::Lab(lab) => {
-                let found = lab.pods.iter().find(|known| known.key() == pod);
-                found.map(|pod| pod.node.clone())
-            }
-        }
+    pub(crate) fn node_of(&self, pod: &str) -> Result<Option<String>> {
+        self.programs.node_of(pod)
     }
 
     /// A page of the agent of a node, whatever its status.
     pub(crate) fn agent(&self, node: &str, path: &str) -> Result<Page> {
-        self.ask_agent("GET", node, path)
+        self.programs.agent("GET", node, path)
     }
 
     /// Asks the agent of a node to change something.
     pub(crate) fn change_agent(&self, node: &str, path: &str) -> Result<Page> {
-        self.ask_agent("POST", node, path)
+        self.programs.agent("POST", node, path)
     }
 
-    fn ask_agent(&self, method: &str, node: &str, path: &str) -> Result<Page> {
-        let Self::Lab(lab) = self;
-        let answer = lab
-            .agent_page(method, node, path)
-            .with_context(|| format!("the agent of node {node} does not answer; does it run?"))?;
-        Ok(Page {
-            status: answer.status,
-            body: answer.body,
-        })
+    /// A page of every controller, whatever its status.
+    pub(crate) fn controllers(&self, path: &str) -> Result<Vec<(String, Result<Page>)>> {
+        self.programs.controllers(path)
     }
 
-    /// A page of the controller, whatever its status.
-    pub(crate) fn controller(&self, path: &str) -> Result<Page> {
-        let Self::Lab(lab) = self;
-        let answer = lab
-            .controller_page(path)
-            .context("the controller does not answer; does it run?")?;
-        Ok(Page {
-            status: answer.status,
-            body: answer.body,
-        })
+    /// The versions of programs that have no page for it, by name.
+    pub(crate) fn versions(&self) -> Vec<(String, String)> {
+        self.programs.versions()
     }
 
     /// What the agent of a node knows and holds.
@@ -120,12 +141,22 @@ impl Mesh {
         Err(last.unwrap_or_else(|| anyhow::anyhow!("the mesh has no nodes")))
     }
 
-    /// Who is connected to the controller, by node. Other clients than agents are left out.
-    pub(crate) fn streams(&self) -> Result<BTreeMap<String, StreamStatus>> {
-        let streams: BTreeMap<String, StreamStatus> =
-            self.controller(page::SYNC)?.json("the controller")?;
-        let by_node = streams.into_values().map(|one| (one.node.clone(), one));
-        Ok(by_node.collect())
+    /// Who is connected to a controller, by node. Other clients than agents are left out. A controller that does not
+    /// answer is named, and does not hide what the others say.
+    pub(crate) fn streams(&self) -> Result<(BTreeMap<String, StreamStatus>, Vec<String>)> {
+        let (mut by_node, mut silent) = (BTreeMap::new(), Vec::new());
+        for (name, page) in self.controllers(page::SYNC)? {
+            let streams = page.and_then(|page| {
+                page.json::<BTreeMap<String, StreamStatus>>(&format!("the controller {name}"))
+            });
+            match streams {
+                Ok(streams) => {
+                    by_node.extend(streams.into_values().map(|one| (one.node.clone(), one)));
+                }
+                Err(error) => silent.push(format!("{error:#}")),
+            }
+        }
+        Ok((by_node, silent))
     }
 }
 

@@ -79,7 +79,12 @@ pub(crate) fn look(mesh: &Mesh, only: Option<&str>) -> Result<Status> {
         nodes.retain(|node| node == only);
     }
     let (streams, controller_error) = match mesh.streams() {
-        Ok(streams) => (Some(streams), None),
+        Ok((streams, silent)) => {
+            // Who is known to none of those that answer may be known to one that does not.
+            let all = silent.is_empty().then_some(streams);
+            let error = silent.join("; ");
+            (all, (!error.is_empty()).then_some(error))
+        }
         Err(error) => (None, Some(format!("{error:#}"))),
     };
     let ask = |node: &String| Node::ask(mesh, node, streams.as_ref());
@@ -92,6 +97,18 @@ pub(crate) fn look(mesh: &Mesh, only: Option<&str>) -> Result<Status> {
 impl Status {
     pub(crate) fn is_good(&self) -> bool {
         self.controller_error.is_none() && self.nodes.iter().all(|node| node.is_good)
+    }
+
+    /// The versions of the agents that answer, by node.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = (&str, &str)> {
+        let of = |node: &'_ Node| node.version.is_some();
+        let known = self.nodes.iter().filter(move |node| of(node));
+        known.map(|node| {
+            (
+                node.node.as_str(),
+                node.version.as_deref().unwrap_or_default(),
+            )
+        })
     }
 
     /// Everything that is not as it should be, for people.
@@ -207,6 +224,10 @@ impl Node {
     ) -> Result<()> {
         let health = mesh.agent(&self.node, page::HEALTH)?;
         let health = Health::read(health.status, &health.body);
+        if let Some(why) = health.cannot {
+            self.agent = format!("wanted, cannot: {why}");
+            return Ok(());
+        }
         self.agent = if health.ready {
             READY.to_owned()
         } else {

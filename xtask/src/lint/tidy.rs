@@ -50,7 +50,7 @@ const ARROWS: [(&str, &[&str]); 26] = [
     ("cni", &[]),
     (
         "keelson",
-        &["admin-api", "compile", "lab", "manifest", "model"],
+        &["admin-api", "chart", "compile", "lab", "manifest", "model"],
     ),
     ("lab", &[]),
     ("chart", &[]),
@@ -85,7 +85,10 @@ const STATUSES: &str = "docs/requirements-status.md";
 const ABSENT: [(&str, &[&str]); 6] = [
     ("abi", &["tokio", "libc"]),
     ("model", &["tokio", "prost", "aya*", "kube*", "k8s-openapi"]),
-    ("l7", &["tokio", "prost", "hyper", "aya*", "kube*", "k8s-openapi"]),
+    (
+        "l7",
+        &["tokio", "prost", "hyper", "aya*", "kube*", "k8s-openapi"],
+    ),
     ("node-agent", &["kube*", "k8s-openapi", "k8s-api"]),
     (
         "waypoint",

@@ -66,6 +66,8 @@ fn load(standing: &cluster::Standing, images: &[PathBuf]) -> Result<()> {
 }
 
 fn suite(args: &Args, own: Option<&Place>) -> Result<()> {
+    // What a person has at hand.
+    shell::run(&mut shell::cargo(&["build", "--package", "keelson"])?)?;
     let mut command = shell::cargo(&["test", "--no-fail-fast", "--package", "tests-cluster"])?;
     command.args(["--test", "suite"]);
     // kubectl as it was built, before the machine's own.

@@ -11,7 +11,7 @@ use tests_cluster::{eventually, helm, helm_with, kubectl};
 
 /// Where the tests install.
 pub(crate) const NAMESPACE: &str = "keelson-system";
-const RELEASE: &str = "keelson";
+pub(crate) const RELEASE: &str = "keelson";
 
 /// The mesh, installed by Helm. Dropping it uninstalls it.
 pub(crate) struct Installed {
@@ -24,6 +24,16 @@ pub(crate) struct Installed {
 impl Installed {
     /// Installs the chart and waits until everything is ready.
     pub(crate) fn install() -> Result<Self> {
+        let mut installed = Self::nothing()?;
+        let crds = root().join("deploy/crds/istio-security.yaml");
+        kubectl(&["apply", "-f", &crds.display().to_string()])?;
+        installed.here = true;
+        installed.apply()?;
+        Ok(installed)
+    }
+
+    /// The cluster alone, for who installs in another way. Whatever is there at the end is uninstalled.
+    pub(crate) fn nothing() -> Result<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let base = env::var_os("KEELSON_CLUSTER_BASE");
@@ -32,16 +42,17 @@ impl Installed {
             "no cluster of this machine is named: `cargo xtask test --cluster` puts one up for these tests",
         )?;
         let standing = Standing::open(&Place::new(&PathBuf::from(base), &id)?)?;
-        let crds = root().join("deploy/crds/istio-security.yaml");
-        kubectl(&["apply", "-f", &crds.display().to_string()])?;
-        let installed = Self {
+        Ok(Self {
             standing,
             id,
-            here: true,
+            here: false,
             _alone: alone,
-        };
-        installed.apply()?;
-        Ok(installed)
+        })
+    }
+
+    /// What the nodes of such a cluster need.
+    pub(crate) fn values(&self) -> Result<Value> {
+        values(&self.id)
     }
 
     /// Installs what is missing, and waits until everything is ready.
@@ -73,7 +84,20 @@ impl Installed {
     /// Uninstalls, and waits until the agents are gone.
     pub(crate) fn uninstall(&mut self) -> Result<()> {
         self.here = false;
-        helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"])?;
+        let removed = helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"]);
+        if removed.is_err() {
+            // Not by Helm, or only half there.
+            let ours = "app.kubernetes.io/part-of=keelson";
+            kubectl(&[
+                "-n",
+                NAMESPACE,
+                "delete",
+                "daemonset,deployment",
+                "-l",
+                ours,
+            ])?;
+            kubectl(&["delete", "clusterrole,clusterrolebinding", "-l", ours])?;
+        }
         eventually("the agents are gone", || {
             let pods = kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "name"])?;
             ensure!(pods.trim().is_empty(), "{pods}\n{}", self.logs(AGENT));
@@ -111,7 +135,8 @@ impl Installed {
 impl Drop for Installed {
     #[expect(clippy::print_stderr, reason = "shown with a test that fails")]
     fn drop(&mut self) {
-        if self.here {
+        let stands = kubectl(&["-n", NAMESPACE, "get", "daemonset", AGENT]).is_ok();
+        if self.here || stands {
             eprintln!("{}\n{}", self.logs(AGENT), self.logs(CONTROLLER));
             // A test that fails has its own message.
             drop(self.uninstall());

@@ -4,6 +4,7 @@
 //! One installation at a time: these tests wait for each other.
 
 mod away;
+mod command_line;
 mod installed;
 mod lifecycle;
 mod pair;

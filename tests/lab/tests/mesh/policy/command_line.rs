@@ -359,7 +359,7 @@ fn a_bug_report_has_no_key_and_no_token_inside() -> Result<()> {
     for there in [
         "nodes/n1/config_dump.json",
         "nodes/n2/certificates.json",
-        "controller/sync.json",
+        "controllers/controller/sync.json",
         "shop/sa/server",
     ] {
         ensure!(has(there.as_bytes()), "{there}");
