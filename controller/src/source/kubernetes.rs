@@ -40,7 +40,7 @@ impl Cluster {
 }
 
 /// The kinds that are followed. Nothing is compiled from service accounts.
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 12] = [
     Kind::Namespace,
     Kind::Node,
     Kind::PeerAuthentication,
@@ -48,6 +48,11 @@ const KINDS: [Kind; 7] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::Pod,
+    Kind::Gateway,
+    Kind::DestinationRule,
+    Kind::VirtualService,
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
 ];
 
 impl Source for Cluster {
@@ -215,7 +220,9 @@ fn is_not_found(error: &watcher::Error) -> bool {
 /// Whether the cluster has a definition of the kind. Kubernetes' own kinds are always there; a server that starts answers
 /// "not found" for others until it has read their definitions, and their objects must not be taken for gone.
 async fn is_defined(client: &Client, resource: &ApiResource) -> kube::Result<bool> {
-    if !resource.group.ends_with(".istio.io") {
+    let is_added =
+        resource.group.ends_with(".istio.io") || resource.group == Kind::HttpRoute.group();
+    if !is_added {
         return Ok(true);
     }
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
@@ -238,6 +245,11 @@ fn resource(kind: Kind) -> ApiResource {
         Kind::EndpointSlice => "endpointslices",
         Kind::PeerAuthentication => "peerauthentications",
         Kind::AuthorizationPolicy => "authorizationpolicies",
+        Kind::VirtualService => "virtualservices",
+        Kind::DestinationRule => "destinationrules",
+        Kind::Gateway => "gateways",
+        Kind::HttpRoute => "httproutes",
+        Kind::GrpcRoute => "grpcroutes",
     };
     ApiResource {
         group: group.to_owned(),

@@ -15,6 +15,7 @@ mod track;
 mod trust_domains;
 mod unreported;
 mod waypoint;
+mod waypoints;
 pub mod workload;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -121,6 +122,9 @@ pub struct Index {
     /// The node of each pod that is to be captured and that nobody has reported.
     unreported: HashMap<Arc<str>, Arc<str>>,
     announcements: Announcements,
+    waypoints: waypoints::Waypoints,
+    /// What each waypoint is for, as its `Gateway` says.
+    gateways: HashMap<NamespacedName, waypoint::Serves>,
 
     dirty: Dirty,
     snapshot: Snapshot,
@@ -184,6 +188,14 @@ impl Index {
                 let facts = PolicyFacts::read(policy, upsert.origin.clone(), upsert.lines.clone());
                 self.set_policy(&facts.key.clone(), Some(facts));
             }
+            Object::Gateway(gateway) => {
+                let key = NamespacedName::of(&gateway.metadata);
+                self.set_gateway(&key, waypoint::Serves::read(gateway));
+            }
+            Object::VirtualService(_)
+            | Object::DestinationRule(_)
+            | Object::HttpRoute(_)
+            | Object::GrpcRoute(_) => self.set_l7(upsert),
             Object::Broken(broken) => match broken.kind {
                 PolicyKind::PeerAuthentication => {
                     let facts = PeerAuthenticationFacts::broken(broken);
@@ -215,6 +227,10 @@ impl Index {
             Kind::EndpointSlice => self.set_slice(&named, None),
             Kind::PeerAuthentication => self.set_peer_authentication(&named, None),
             Kind::AuthorizationPolicy => self.set_policy(&named, None),
+            Kind::Gateway => self.set_gateway(&named, None),
+            Kind::VirtualService | Kind::DestinationRule | Kind::HttpRoute | Kind::GrpcRoute => {
+                self.unset_l7(kind, &named)
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 mod batch;
 pub mod diagnostics;
 pub mod index;
+mod l7;
 pub mod lint;
 pub mod memory;
 pub mod resource;

@@ -5,18 +5,26 @@
 //! absent and `null` mean the default, enums may be names or numbers. Nothing here validates or decides.
 
 pub mod authorization_policy;
+pub mod destination_rule;
+pub mod gateway;
+pub mod gateway_route;
 pub mod peer_authentication;
 mod tolerant;
+pub mod virtual_service;
 
 use std::collections::BTreeMap;
 
 pub use authorization_policy::AuthorizationPolicy;
+pub use destination_rule::DestinationRule;
+pub use gateway::Gateway;
+pub use gateway_route::{GrpcRoute, HttpRoute};
 pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 pub use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 pub use peer_authentication::PeerAuthentication;
 use serde::{Deserialize, Serialize};
+pub use virtual_service::VirtualService;
 
 /// Which workloads a policy selects: those that carry every label (`istio.type.v1beta1.WorkloadSelector`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -61,3 +61,8 @@ macro_rules! proto_enum {
     };
 }
 pub(crate) use proto_enum;
+
+/// Whether a value is the default one, and so need not be written.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

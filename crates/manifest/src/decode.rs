@@ -328,7 +328,7 @@ impl<'a> Reader<'a> {
         }
         let object = self.typed(node, kind, namespace);
         if let (Some(object), false) = (object, self.failed) {
-            let lines = if kind.policy().is_some() {
+            let lines = if kind.is_exact() {
                 FieldLines::of(node)
             } else {
                 FieldLines::default()
@@ -379,7 +379,7 @@ impl<'a> Reader<'a> {
         } in surplus
         {
             let about_name = nameless && message.ends_with("did you mean metadata.name");
-            let severity = if kind.policy().is_some() || about_name {
+            let severity = if kind.is_exact() || about_name {
                 Severity::Error
             } else {
                 Severity::Warning

@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_api::{
-    AuthorizationPolicy, EndpointSlice, Namespace, Node, ObjectMeta, PeerAuthentication, Pod,
-    Service, ServiceAccount,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, GrpcRoute, HttpRoute, Namespace,
+    Node, ObjectMeta, PeerAuthentication, Pod, Service, ServiceAccount, VirtualService,
 };
 use serde::{Deserialize, Serialize};
 
@@ -263,6 +263,16 @@ pub enum Kind {
     PeerAuthentication,
     /// `security.istio.io`.
     AuthorizationPolicy,
+    /// `networking.istio.io`.
+    VirtualService,
+    /// `networking.istio.io`.
+    DestinationRule,
+    /// `gateway.networking.k8s.io`.
+    Gateway,
+    /// `gateway.networking.k8s.io`.
+    HttpRoute,
+    /// `gateway.networking.k8s.io`.
+    GrpcRoute,
 }
 
 /// The kinds of policy that can be read. One that is broken refuses on its scope, for nobody knows what it would allow.
@@ -289,7 +299,7 @@ impl PolicyKind {
 
 impl Kind {
     /// All of them, in an order in which later kinds refer to earlier ones.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -298,6 +308,11 @@ impl Kind {
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
+        Self::Gateway,
+        Self::DestinationRule,
+        Self::VirtualService,
+        Self::HttpRoute,
+        Self::GrpcRoute,
     ];
 
     /// The kind as manifests spell it.
@@ -311,6 +326,11 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
+            Self::Gateway => "Gateway",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
         }
     }
 
@@ -319,6 +339,8 @@ impl Kind {
         match self {
             Self::EndpointSlice => "discovery.k8s.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
+            Self::VirtualService | Self::DestinationRule => "networking.istio.io",
+            Self::Gateway | Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io",
             Self::Namespace | Self::Node | Self::ServiceAccount | Self::Pod | Self::Service => "",
         }
     }
@@ -327,6 +349,9 @@ impl Kind {
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             Self::PeerAuthentication | Self::AuthorizationPolicy => &["v1", "v1beta1"],
+            Self::VirtualService | Self::DestinationRule => &["v1", "v1beta1", "v1alpha3"],
+            Self::Gateway => &["v1", "v1beta1"],
+            Self::HttpRoute | Self::GrpcRoute => &["v1", "v1beta1", "v1alpha2"],
             Self::Namespace
             | Self::Node
             | Self::ServiceAccount
@@ -347,6 +372,20 @@ impl Kind {
         PolicyKind::ALL
             .into_iter()
             .find(|policy| policy.kind() == self)
+    }
+
+    /// Whether a field that the type does not have makes another object of it: conditions that are lost widen what a
+    /// policy allows or a route takes. For other kinds it is only said.
+    pub fn is_exact(self) -> bool {
+        self.policy().is_some() || self.is_l7()
+    }
+
+    /// Whether objects of this kind are for waypoints.
+    pub fn is_l7(self) -> bool {
+        matches!(
+            self,
+            Self::VirtualService | Self::DestinationRule | Self::HttpRoute | Self::GrpcRoute
+        )
     }
 
     /// The kind of this group and name, if it is read.
@@ -382,6 +421,11 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     PeerAuthentication(Box<PeerAuthentication>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
+    VirtualService(Box<VirtualService>),
+    DestinationRule(Box<DestinationRule>),
+    Gateway(Box<Gateway>),
+    HttpRoute(Box<HttpRoute>),
+    GrpcRoute(Box<GrpcRoute>),
     Broken(Box<BrokenPolicy>),
 }
 
@@ -400,6 +444,11 @@ impl Object {
             Self::EndpointSlice(o) => (Kind::EndpointSlice, &o.metadata),
             Self::PeerAuthentication(o) => (Kind::PeerAuthentication, &o.metadata),
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, &o.metadata),
+            Self::VirtualService(o) => (Kind::VirtualService, &o.metadata),
+            Self::DestinationRule(o) => (Kind::DestinationRule, &o.metadata),
+            Self::Gateway(o) => (Kind::Gateway, &o.metadata),
+            Self::HttpRoute(o) => (Kind::HttpRoute, &o.metadata),
+            Self::GrpcRoute(o) => (Kind::GrpcRoute, &o.metadata),
         };
         let namespace = if kind.is_namespaced() {
             meta.namespace.as_deref()
@@ -430,6 +479,11 @@ impl Object {
             Self::EndpointSlice(o) => &mut o.metadata,
             Self::PeerAuthentication(o) => &mut o.metadata,
             Self::AuthorizationPolicy(o) => &mut o.metadata,
+            Self::VirtualService(o) => &mut o.metadata,
+            Self::DestinationRule(o) => &mut o.metadata,
+            Self::Gateway(o) => &mut o.metadata,
+            Self::HttpRoute(o) => &mut o.metadata,
+            Self::GrpcRoute(o) => &mut o.metadata,
         };
         metadata.namespace = (!namespace.is_empty()).then(|| namespace.to_owned());
     }
@@ -451,7 +505,12 @@ impl Object {
             | Kind::Service
             | Kind::EndpointSlice
             | Kind::PeerAuthentication
-            | Kind::AuthorizationPolicy => Self::decode(kind, origin.authorship(), value),
+            | Kind::AuthorizationPolicy
+            | Kind::VirtualService
+            | Kind::DestinationRule
+            | Kind::Gateway
+            | Kind::HttpRoute
+            | Kind::GrpcRoute => Self::decode(kind, origin.authorship(), value),
         }
     }
 
@@ -479,6 +538,11 @@ impl Object {
             Kind::EndpointSlice => boxed(from).map(Self::EndpointSlice),
             Kind::PeerAuthentication => boxed(from).map(Self::PeerAuthentication),
             Kind::AuthorizationPolicy => boxed(from).map(Self::AuthorizationPolicy),
+            Kind::VirtualService => boxed(from).map(Self::VirtualService),
+            Kind::DestinationRule => boxed(from).map(Self::DestinationRule),
+            Kind::Gateway => boxed(from).map(Self::Gateway),
+            Kind::HttpRoute => boxed(from).map(Self::HttpRoute),
+            Kind::GrpcRoute => boxed(from).map(Self::GrpcRoute),
         }
     }
 }
@@ -507,6 +571,11 @@ impl Serialize for Object {
             Self::EndpointSlice(o) => o.serialize(to),
             Self::PeerAuthentication(o) => o.serialize(to),
             Self::AuthorizationPolicy(o) => o.serialize(to),
+            Self::VirtualService(o) => o.serialize(to),
+            Self::DestinationRule(o) => o.serialize(to),
+            Self::Gateway(o) => o.serialize(to),
+            Self::HttpRoute(o) => o.serialize(to),
+            Self::GrpcRoute(o) => o.serialize(to),
         }
     }
 }

@@ -35,6 +35,12 @@ pub(crate) fn object(
         | Object::Node(_)
         | Object::ServiceAccount(_)
         | Object::Pod(_)
+        // The compiler says what is wrong with these, rule by rule.
+        | Object::VirtualService(_)
+        | Object::DestinationRule(_)
+        | Object::Gateway(_)
+        | Object::HttpRoute(_)
+        | Object::GrpcRoute(_)
         | Object::Broken(_) => {}
     }
     found.0

@@ -4,6 +4,8 @@
 //! denies more, CUSTOM denies what it selects. Each of these is noted on the object and in the resource itself
 //! (extension [`UNENFORCEABLE`]). AUDIT never changes a verdict and is left out.
 
+pub(crate) mod http;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;

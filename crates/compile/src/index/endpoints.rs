@@ -223,6 +223,21 @@ impl Index {
     }
 }
 
+/// Service port, own port and readiness of the endpoints that are at an address.
+pub(super) fn at_address(
+    endpoints: &[Endpoint],
+    address: IpAddr,
+) -> impl Iterator<Item = (u16, u16, bool)> {
+    let family = Family::of(address);
+    let here = endpoints
+        .iter()
+        .filter(move |endpoint| endpoint.family == family);
+    here.map(|endpoint| {
+        let ready = endpoint.readiness == Readiness::Ready;
+        (endpoint.service_port, endpoint.target_port, ready)
+    })
+}
+
 /// The endpoints that a pod is for a Service that selects it; a port whose name the pod does not have is
 /// left out.
 fn selected(

@@ -48,6 +48,7 @@ impl Index {
         for address in &dirty.addresses {
             changes.resources |= self.flush_address(*address);
         }
+        changes.resources |= self.flush_waypoints(&dirty);
         for (node, uid) in &dirty.node_pods {
             changes.resources |= self.flush_node_pod(node, uid);
         }
@@ -129,10 +130,16 @@ impl Index {
         set(&mut self.snapshot.announced, uid, built)
     }
 
-    fn waypoint_of(&self, service: &ServiceFacts) -> Option<GatewayAddress> {
+    pub(super) fn waypoint_of(&self, service: &ServiceFacts) -> Option<GatewayAddress> {
         let namespace = &service.key.namespace;
         let of_namespace = self.namespaces.get(namespace);
         waypoint::required(&self.mesh, namespace, &service.labels, of_namespace)
+            .filter(|address| self.serves(address).is_none_or(|serves| serves.services))
+    }
+
+    /// What the `Gateway` of a waypoint says that it is for.
+    fn serves(&self, address: &GatewayAddress) -> Option<waypoint::Serves> {
+        self.gateways.get(&waypoint::named(address)?).copied()
     }
 
     /// None for a pod that is over.
@@ -151,7 +158,8 @@ impl Index {
                 &pod.key.namespace,
                 &pod.labels,
                 self.namespaces.get(&pod.key.namespace),
-            ),
+            )
+            .filter(|address| self.serves(address).is_none_or(|serves| serves.workloads)),
             policies,
             strict_by,
             endpoints: self.publish(&endpoints, &addresses),
@@ -197,7 +205,7 @@ impl Index {
         (names, strict_by)
     }
 
-    fn peer_authentication_of_pod(&self, pod: &PodFacts) -> Effect<'_> {
+    pub(super) fn peer_authentication_of_pod(&self, pod: &PodFacts) -> Effect<'_> {
         let namespace = &pod.key.namespace;
         let selecting = self
             .peer_authentication_selectors

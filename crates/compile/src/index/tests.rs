@@ -9,6 +9,7 @@ mod never_plain;
 mod pods;
 mod scale;
 mod strictness;
+mod waypoints;
 
 use std::collections::BTreeMap;
 

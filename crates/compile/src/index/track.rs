@@ -17,11 +17,12 @@
 //! | a `PeerAuthentication` | those that it selects | itself as a policy; all that inherit from it, where that changes |
 //! | an `AuthorizationPolicy` | those that name it: by selector, or behind the Services that it targets | itself |
 //! | a node's report | those that it holds or held | their addresses |
+//! | an L7 object | | all waypoints; what else concerns waypoints: [`super::waypoints`] |
 //!
 //! That this is enough is a property: after any changes in any order the index has what one has that is built
 //! from what is left alone (`index::tests::incremental`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -396,6 +397,11 @@ impl Index {
                 .insert(object.clone(), notes.collect());
             self.policies.insert(key.clone(), (new, compiled));
         }
+        let http = self.policies.get(key).and_then(|(facts, _)| {
+            let domains = TrustDomains::of(&self.mesh);
+            authorization::http::compile(facts, &self.mesh, &domains)
+        });
+        self.set_http_policy(key, http);
         self.touch_pods_under(key);
         self.dirty.policies.insert(key.clone());
     }
@@ -501,6 +507,19 @@ fn link<K: Clone + Eq + Hash, V: Clone + Ord>(
     value: &V,
 ) {
     map.entry(key.clone()).or_default().insert(value.clone());
+}
+
+pub(super) fn unlink_ordered<K: Ord, V: Ord>(
+    map: &mut BTreeMap<K, BTreeSet<V>>,
+    key: &K,
+    value: &V,
+) {
+    if let Some(values) = map.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            map.remove(key);
+        }
+    }
 }
 
 fn unlink<K: Eq + Hash, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {

@@ -12,12 +12,12 @@ use crate::{tree, validate};
 
 /// Reads `object`, which an API server gave as one of `kind`, for a mesh whose root namespace is `root_namespace`.
 ///
-/// A policy is read as one of a file is: with a field that is not known it is another policy, and refuses. Of other kinds
+/// A policy or a route is read as one of a file is: with a field that is not known it is another one. Of other kinds
 /// a newer server may know fields that are not read here.
 pub fn read_object(kind: Kind, mut object: Value, root_namespace: &str) -> Decoded {
     let mut decoded = Decoded::default();
     let origin = origin(&object);
-    if kind.policy().is_some() {
+    if kind.is_exact() {
         prepare(kind, &mut object);
         match tree::parse(&object.to_string(), 1).as_deref() {
             Ok([node]) => {

@@ -67,9 +67,8 @@ spec:
         &format!("{y37b}{y46}"),
         &[
             "f.yaml:4: error: VirtualService: metadata.Name: unknown field metadata.Name, did you mean metadata.name",
-            "f.yaml:1: info: VirtualService: kind VirtualService (networking.istio.io/v1alpha3) is not supported yet; ignored",
+            "f.yaml:15: error: VirtualService: spec.route: unknown field spec.route",
             "f.yaml:24: error: VirtualService: metadata.Name: unknown field metadata.Name, did you mean metadata.name",
-            "f.yaml:21: info: VirtualService: kind VirtualService (networking.istio.io/v1alpha3) is not supported yet; ignored",
         ],
     );
     for kind in ["Namespace", "Pod", "Service", "Node"] {
@@ -452,7 +451,7 @@ fn a_misspelt_policy_is_an_error_and_refuses() {
         ("policy.linkerd.io/v1alpha1", "AuthorizationPolicy"),
         ("security.istio.io/v1", "RequestAuthentication"),
         ("networking.k8s.io/v1", "NetworkPolicy"),
-        ("networking.istio.io/v1", "VirtualService"),
+        ("networking.istio.io/v1", "Gateway"),
     ] {
         let decoded = decode(&text(api_version, kind));
         assert!(

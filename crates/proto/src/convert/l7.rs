@@ -26,10 +26,10 @@ use crate::{l7 as pb, type_url};
 
 /// The resource types of a waypoint, in the order in which they are delivered: what is named before what names it.
 pub const TYPES: [&str; 5] = [
+    type_url::L7_POLICY,
     type_url::L7_SERVICE,
     type_url::L7_ENDPOINT,
     type_url::L7_BACKEND,
-    type_url::L7_POLICY,
     type_url::L7_ROUTE,
 ];
 

@@ -20,7 +20,7 @@ struct Change {
     flush: bool,
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 12;
 const OF_A_KIND: usize = 4;
 const VARIANTS: usize = 6;
 
@@ -116,6 +116,34 @@ fn manifest((kind, which): Place, variant: usize) -> String {
                 "mtls: {mode: UNSET}",
             ])
         ),
+        6 => format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v{which}, namespace: {space}}}\nspec: {{hosts: [{}], http: [{{match: [{{{}}}], route: [{{destination: {{host: s1, subset: one}}}}]}}]}}\n",
+            pick(&["s0", "s1.bank.svc.cluster.local", "'*'"]),
+            pick(&["uri: {prefix: /a}", "sourceLabels: {app: a}", "method: {exact: GET}"]),
+        ),
+        7 => format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d{which}, namespace: {space}}}\nspec: {{host: {}, exportTo: [{}], subsets: [{{name: one, labels: {{app: {}}}}}]}}\n",
+            pick(&["s1", "s1.shop.svc.cluster.local", "'*.bank.svc.cluster.local'"]),
+            pick(&["'*'", "'.'"]),
+            pick(&["a", "b"]),
+        ),
+        8 => format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {}\nmetadata: {{name: h{which}, namespace: {space}}}\n\
+             spec: {{parentRefs: [{{group: '', kind: Service, name: s0, namespace: {}, port: {}}}], rules: [{{backendRefs: [{{name: s1, port: 80}}]}}]}}\n",
+            pick(&["HTTPRoute", "GRPCRoute"]),
+            pick(&["shop", "bank", "shop"]),
+            pick(&["80", "81"]),
+        ),
+        10 => format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: wp, namespace: {space}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{gatewayClassName: {}}}\n",
+            pick(&["service", "workload", "all", "none"]),
+            pick(&["keelson-waypoint", "istio-waypoint", "keelson-waypoint", "x"]),
+        ),
+        9 => format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: w{which}, namespace: {space}, labels: {{gateway.networking.k8s.io/gateway-name: {}}}, annotations: {{keelson.io/pod-ips: 10.244.2.1{which}}}}}\nspec: {{nodeName: n1, serviceAccountName: {}}}\n",
+            pick(&["wp", "other"]),
+            pick(&["wp", "default"]),
+        ),
         _ => format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: z{which}, namespace: {space}}}\nspec: {{{}}}\n",
             pick(&[
@@ -152,6 +180,24 @@ fn said(index: &Index) -> BTreeMap<String, String> {
                 format!("node {node} {name}"),
                 format!("{identity} {version}"),
             );
+        }
+    }
+    for (name, entry) in &snapshot.waypoints {
+        let accounts = format!("{:?}", entry.accounts);
+        said.insert(format!("waypoint {name}"), accounts);
+        for (what, resources) in [
+            ("service", &entry.services),
+            ("endpoint", &entry.endpoints),
+            ("backend", &entry.backends),
+            ("policy", &entry.policies),
+            ("route", &entry.routes),
+        ] {
+            for (resource, one) in resources {
+                said.insert(
+                    format!("waypoint {name} {what} {resource}"),
+                    one.version.to_string(),
+                );
+            }
         }
     }
     for (node, pods) in &snapshot.unreported {

@@ -1,0 +1,402 @@
+//! Puts together what one waypoint is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::OrdSet;
+use l7::backend::{EndpointPort, Locality};
+use l7::route::{Action, Backend, RouteRule};
+use l7::{Endpoint, Service};
+use manifest::{NamespacedName, WEIGHT};
+use model::service::{AppProtocol, ServicePort};
+use model::{Identity, ServiceKey};
+use proto::convert::l7::backend_out;
+use proto::istio::workload as workload_api;
+use proto::{l7 as pb, type_url};
+
+use super::super::flush::set;
+use super::super::{Index, service, workload};
+use super::Waypoint;
+use super::routes::Attached;
+use crate::resource::Resource;
+use crate::snapshot::{Resources, WaypointEntry};
+
+/// What a waypoint has to know of.
+#[derive(Debug, Default)]
+pub(super) struct Need {
+    pub(super) attached: BTreeSet<NamespacedName>,
+    /// Also those that routes lead to, whether they exist or not.
+    services: BTreeSet<NamespacedName>,
+    /// Namespaces of endpoints.
+    pub(super) namespaces: BTreeSet<Arc<str>>,
+    /// Policies that endpoints name.
+    pub(super) policies: BTreeSet<String>,
+    /// A rule asks for labels of clients.
+    clients: bool,
+}
+
+impl Index {
+    /// Puts a waypoint together anew. Returns whether it is told something else than before.
+    pub(super) fn flush_waypoint(&mut self, waypoint: &Waypoint) -> bool {
+        let name: Arc<str> = waypoint.to_string().into();
+        let attached = self.waypoints.attached.get(waypoint).cloned();
+        let pods = self.waypoints.pods.get(waypoint).cloned();
+        let before = self.snapshot.waypoints.get(&name).map(Arc::clone);
+        if attached.is_none() && pods.is_none() {
+            self.remember(waypoint, &Need::default(), &BTreeSet::new());
+            self.snapshot.waypoints.remove(&name);
+            return before.is_some();
+        }
+        let accounts = pods.iter().flatten().filter_map(|uid| {
+            let pod = self.pods.get(uid).filter(|pod| !pod.finished)?;
+            Some(Arc::clone(&pod.service_account))
+        });
+        let accounts: OrdSet<Arc<str>> = accounts.collect();
+        let mut need = Need {
+            attached: attached.unwrap_or_default(),
+            ..Need::default()
+        };
+        need.services.clone_from(&need.attached);
+        let mut routed = Attached::default();
+        for service in &need.attached {
+            self.attach_routes(waypoint, service, &mut routed);
+        }
+        let rules = self.attached_rules(&routed);
+        for (_, rule) in &rules {
+            self.look_at(rule, &mut need);
+        }
+        let (endpoints, uids) = self.endpoints_for(&mut need);
+        let policies = self.policies_at(waypoint, &need);
+        let old = before.as_deref().cloned().unwrap_or_default();
+        let routes = rules.iter().map(|(name, rule)| {
+            Resource::new(type_url::L7_ROUTE, name.as_str(), &pb::Route::from(rule))
+        });
+        let policies = policies
+            .iter()
+            .map(|(name, policy)| Resource::new(type_url::L7_POLICY, name.as_str(), policy));
+        let entry = WaypointEntry {
+            namespace: Arc::clone(&waypoint.namespace),
+            accounts,
+            services: replaced(old.services, self.services_for(&need)),
+            endpoints: replaced(old.endpoints, endpoints),
+            backends: replaced(old.backends, self.backends_for(waypoint, &need)),
+            policies: replaced(old.policies, policies),
+            routes: replaced(old.routes, routes),
+        };
+        self.remember(waypoint, &need, &uids);
+        if before.as_deref() == Some(&entry) {
+            return false;
+        }
+        self.snapshot.waypoints.insert(name, Arc::new(entry));
+        true
+    }
+
+    /// Notes which changes will concern the waypoint.
+    fn remember(&mut self, waypoint: &Waypoint, need: &Need, uids: &BTreeSet<Arc<str>>) {
+        let waypoints = &mut self.waypoints;
+        for known in waypoints.involved.values_mut() {
+            known.remove(waypoint);
+        }
+        for known in waypoints.knowing.values_mut() {
+            known.remove(waypoint);
+        }
+        waypoints.involved.retain(|_, known| !known.is_empty());
+        waypoints.knowing.retain(|_, known| !known.is_empty());
+        for service in &need.services {
+            let known = waypoints.involved.entry(service.clone()).or_default();
+            known.insert(waypoint.clone());
+        }
+        for uid in uids {
+            let known = waypoints.knowing.entry(Arc::clone(uid)).or_default();
+            known.insert(waypoint.clone());
+        }
+        if need.clients {
+            waypoints.curious.insert(waypoint.clone());
+        } else {
+            waypoints.curious.remove(waypoint);
+        }
+    }
+
+    /// What a rule leads to.
+    fn look_at(&self, rule: &RouteRule, need: &mut Need) {
+        need.clients |= rule.matches.iter().any(|m| !m.client_labels.is_empty());
+        let Action::Forward(forward) = &rule.rule.action else {
+            return;
+        };
+        let backends = forward
+            .backends
+            .iter()
+            .filter_map(|one| match &one.backend {
+                Backend::Cluster(key) => Some(key),
+                Backend::Invalid { .. } => None,
+            });
+        let mirrors = forward.mirrors.iter().map(|mirror| &mirror.backend);
+        for key in backends.chain(mirrors) {
+            let name = key.service.hostname.split('.').next().unwrap_or_default();
+            let name = NamespacedName::new(&key.service.namespace, name);
+            need.services.insert(name);
+        }
+    }
+
+    fn services_for(&self, need: &Need) -> Vec<Resource> {
+        let known = need
+            .services
+            .iter()
+            .filter_map(|name| Some((name, self.services.get(name)?)));
+        let built = known
+            .filter(|(_, facts)| !facts.external_name)
+            .map(|(name, facts)| {
+                let ports = facts.ports.iter().map(|port| ServicePort {
+                    port: port.port,
+                    target_port: 0,
+                    app_protocol: match service::app_protocol(&port.protocol) {
+                        workload_api::AppProtocol::Http11 => AppProtocol::Http11,
+                        workload_api::AppProtocol::Http2 => AppProtocol::Http2,
+                        workload_api::AppProtocol::Grpc => AppProtocol::Grpc,
+                        workload_api::AppProtocol::Tcp => AppProtocol::Tcp,
+                        workload_api::AppProtocol::Tls => AppProtocol::Tls,
+                        workload_api::AppProtocol::Unknown => AppProtocol::Unknown,
+                    },
+                });
+                let service = Service {
+                    key: self.service_key(name),
+                    addresses: facts.addresses.clone(),
+                    ports: ports.collect(),
+                    attached: need.attached.contains(name),
+                };
+                let resource = service::resource_name(name, &self.mesh);
+                Resource::new(type_url::L7_SERVICE, resource, &pb::Service::from(&service))
+            });
+        built.collect()
+    }
+
+    /// What the `DestinationRule` of each service says: of the waypoint's namespace, else of the service's, else of
+    /// the root namespace; there the most specific host counts, then the oldest object.
+    fn backends_for(&self, waypoint: &Waypoint, need: &Need) -> Vec<Resource> {
+        let mut built = Vec::new();
+        for name in need
+            .services
+            .iter()
+            .filter(|name| self.services.contains_key(name))
+        {
+            let key = self.service_key(name);
+            let root: Arc<str> = self.mesh.root_namespace.as_str().into();
+            let namespaces = [&waypoint.namespace, &name.namespace, &root];
+            let found = namespaces.into_iter().find_map(|namespace| {
+                let all = self.waypoints.destination_rules.iter();
+                let here = all.filter(|(object, aged)| {
+                    object.namespace == *namespace
+                        && aged.compiled.host.holds(&key.hostname)
+                        && (object.namespace == waypoint.namespace
+                            || aged.compiled.export.holds(&waypoint.namespace))
+                });
+                here.min_by_key(|(object, aged)| {
+                    let aged_rank = (aged.created.is_none(), aged.created.clone());
+                    (aged.compiled.host.rank(), aged_rank, (*object).clone())
+                })
+            });
+            if let Some((_, aged)) = found {
+                let resource = service::resource_name(name, &self.mesh);
+                let message = backend_out(&key, &aged.compiled.rule);
+                built.push(Resource::new(type_url::L7_BACKEND, resource, &message));
+            }
+        }
+        built
+    }
+
+    /// The endpoints of all services, with what they name; and who they are.
+    fn endpoints_for(&self, need: &mut Need) -> (Vec<Resource>, BTreeSet<Arc<str>>) {
+        let mut pods: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut addresses: BTreeSet<(NamespacedName, IpAddr)> = BTreeSet::new();
+        for service in &need.services {
+            self.members_of(service, &mut pods, &mut addresses);
+        }
+        if need.clients {
+            pods.extend(self.pods.keys().cloned());
+        }
+        let mut uids = BTreeSet::new();
+        let mut built = Vec::new();
+        for uid in pods {
+            let Some(endpoint) = self.endpoint_of_pod(&uid, need) else {
+                continue;
+            };
+            need.namespaces.insert(Arc::clone(&endpoint.namespace));
+            let policies = endpoint.policies.iter().map(ToString::to_string);
+            need.policies.extend(policies);
+            let message = pb::Endpoint::from(&endpoint);
+            built.push(Resource::new(
+                type_url::L7_ENDPOINT,
+                Arc::clone(&uid),
+                &message,
+            ));
+            uids.insert(uid);
+        }
+        for (slice, address) in addresses {
+            let uid: Arc<str> = workload::endpoint_uid(&self.mesh, &slice, address).into();
+            if let Some(endpoint) = self.endpoint_without_pod(&uid, &slice, address, need) {
+                let message = pb::Endpoint::from(&endpoint);
+                built.push(Resource::new(
+                    type_url::L7_ENDPOINT,
+                    Arc::clone(&uid),
+                    &message,
+                ));
+            }
+            uids.insert(uid);
+        }
+        (built, uids)
+    }
+
+    fn members_of(
+        &self,
+        service: &NamespacedName,
+        pods: &mut BTreeSet<Arc<str>>,
+        addresses: &mut BTreeSet<(NamespacedName, IpAddr)>,
+    ) {
+        let Some(slices) = self.slices_by_service.get(service) else {
+            let facts = self.services.get(service);
+            if let Some(facts) = facts.filter(|facts| !facts.selector.is_empty()) {
+                pods.extend(
+                    self.pod_labels
+                        .carrying(&service.namespace, &facts.selector),
+                );
+            }
+            return;
+        };
+        for slice in slices.iter().filter_map(|key| self.slices.get(key)) {
+            for endpoint in &slice.endpoints {
+                match &endpoint.pod {
+                    Some(pod) => drop(pods.insert(self.uid(pod))),
+                    None => {
+                        for address in &endpoint.addresses {
+                            let owners = self.pods_by_address.get(address);
+                            pods.extend(owners.into_iter().flatten().cloned());
+                            addresses.insert((slice.key.clone(), *address));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn endpoint_of_pod(&self, uid: &Arc<str>, need: &Need) -> Option<Endpoint> {
+        let pod = self.pods.get(uid)?;
+        if !self.is_present(uid, pod) {
+            return None;
+        }
+        let addresses = self.addresses_of(uid, pod);
+        if addresses.is_empty() {
+            return None;
+        }
+        let endpoints = self.endpoints_of_pod(uid, pod, &addresses);
+        let ports = self.ports_of(&endpoints, &need.services, *addresses.first()?);
+        let locality = self
+            .nodes
+            .get(&pod.node)
+            .cloned()
+            .flatten()
+            .unwrap_or_default();
+        let domain = self.mesh.trust_domain.parse().ok();
+        let identity = domain.filter(|_| self.is_captured(uid, pod)).map(|domain| {
+            Identity::new(
+                domain,
+                Arc::clone(&pod.key.namespace),
+                Arc::clone(&pod.service_account),
+            )
+        });
+        let labels = pod.labels.iter();
+        let labels: BTreeMap<Arc<str>, Arc<str>> = labels
+            .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+            .collect();
+        let weight = pod
+            .annotations
+            .get(WEIGHT)
+            .and_then(|text| text.parse().ok());
+        Some(Endpoint {
+            uid: (&**uid).into(),
+            addresses,
+            identity,
+            namespace: Arc::clone(&pod.key.namespace),
+            labels: Arc::new(labels),
+            node: Arc::clone(&pod.node),
+            locality: Locality {
+                region: locality.region.into(),
+                zone: locality.zone.into(),
+                subzone: locality.subzone.into(),
+            },
+            weight: weight.unwrap_or(1),
+            ports,
+            policies: self
+                .http_policies_of(pod)
+                .into_iter()
+                .map(Arc::from)
+                .collect(),
+        })
+    }
+
+    fn endpoint_without_pod(
+        &self,
+        uid: &Arc<str>,
+        slice: &NamespacedName,
+        address: IpAddr,
+        need: &Need,
+    ) -> Option<Endpoint> {
+        let slice = self.slices.get(slice)?;
+        if self.pods_by_address.contains_key(&address) || self.is_orphaned(address) {
+            return None;
+        }
+        let endpoints = self.endpoints_of_address(slice, address)?;
+        Some(Endpoint {
+            uid: (&**uid).into(),
+            addresses: vec![address],
+            identity: None,
+            namespace: Arc::clone(&slice.key.namespace),
+            labels: Arc::default(),
+            node: "".into(),
+            locality: Locality::default(),
+            weight: 1,
+            ports: self.ports_of(&endpoints, &need.services, address),
+            policies: Vec::new(),
+        })
+    }
+
+    fn ports_of(
+        &self,
+        endpoints: &super::super::endpoints::Endpoints,
+        services: &BTreeSet<NamespacedName>,
+        first: IpAddr,
+    ) -> Vec<EndpointPort> {
+        let mut ports = Vec::new();
+        for (name, list) in endpoints.iter().filter(|(name, _)| services.contains(name)) {
+            for (port, target, ready) in super::super::endpoints::at_address(list, first) {
+                ports.push(EndpointPort {
+                    service: self.service_key(name),
+                    port,
+                    target,
+                    ready,
+                });
+            }
+        }
+        ports
+    }
+
+    fn service_key(&self, name: &NamespacedName) -> ServiceKey {
+        let hostname = service::hostname(name, &self.mesh);
+        ServiceKey::new(Arc::clone(&name.namespace), hostname)
+    }
+}
+
+/// The resources that are there now; those with the same content as before are the same.
+fn replaced(mut old: Resources, now: impl IntoIterator<Item = Resource>) -> Resources {
+    let mut names = BTreeSet::new();
+    for resource in now {
+        let name = Arc::clone(&resource.name);
+        set(&mut old, &name, Some(resource));
+        names.insert(name);
+    }
+    let gone = old.keys().filter(|name| !names.contains(*name));
+    for name in gone.cloned().collect::<Vec<_>>() {
+        old.remove(&name);
+    }
+    old
+}
