@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use model::Identity;
 use proto::envoy::discovery::DeltaDiscoveryRequest;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -18,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::auth::{Subscriber, caller, peer};
 use super::codec::{RequestDecoder, Response, Responses};
-use super::stream::{Meaning, Stream, Type};
+use super::stream::{Meaning, Stream, Type, Viewer};
 use super::{MAX_REQUEST, Services};
 use crate::metrics::type_label;
 use crate::pipeline::Published;
@@ -73,13 +74,16 @@ async fn open(
 ) -> Result<http::Response<Body>, Status> {
     let request = Request::from_http(request);
     let (metadata, extensions) = (request.metadata(), request.extensions());
-    let node = match caller(&*services.authenticator, metadata, extensions).await {
-        Ok(Subscriber::Node(node)) => node,
+    let (node, viewer) = match caller(&*services.authenticator, metadata, extensions).await {
+        Ok(Subscriber::Node(node)) => (Arc::clone(&node), Viewer::Node(node)),
         Ok(Subscriber::Workload { node, identity }) => {
+            if let Some(waypoint) = waypoint(&services, &identity) {
+                return Ok(serve(services, node, Viewer::Waypoint(waypoint), request));
+            }
             services.metrics.unauthenticated.inc();
-            warn!(peer = ?peer(extensions), node = &*node, %identity, "discovery refused: not a node's agent");
+            warn!(peer = ?peer(extensions), node = &*node, %identity, "discovery refused: neither a node's agent nor a waypoint");
             let text = format!(
-                "this token belongs to {identity}, which is not told what a node's agent is"
+                "this token belongs to {identity}, which is no waypoint and is not told what a node's agent is"
             );
             return Err(Status::permission_denied(text));
         }
@@ -89,8 +93,26 @@ async fn open(
             return Err(error.into());
         }
     };
+    Ok(serve(services, node, viewer, request))
+}
+
+/// The waypoint that has this identity.
+fn waypoint(services: &Services, identity: &Identity) -> Option<Arc<str>> {
+    let published = services.published.borrow();
+    let snapshot = &published.snapshot;
+    snapshot
+        .waypoint_of(&identity.namespace, &identity.service_account)
+        .map(Arc::clone)
+}
+
+fn serve(
+    services: Services,
+    node: Arc<str>,
+    viewer: Viewer,
+    request: Request<Body>,
+) -> http::Response<Body> {
     let (out, responses) = mpsc::channel(RESPONSES);
-    let connection = Connection::open(services, node, out);
+    let connection = Connection::open(services, node, viewer, out);
     let body = request.into_inner();
     let requests = Streaming::new_request(RequestDecoder, body, None, Some(MAX_REQUEST));
     tokio::spawn(connection.run(requests));
@@ -98,7 +120,7 @@ async fn open(
     answer
         .headers_mut()
         .insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
-    Ok(answer)
+    answer
 }
 
 /// One open stream; closing is counted however it ends.
@@ -115,11 +137,20 @@ struct Connection {
 }
 
 impl Connection {
-    fn open(services: Services, node: Arc<str>, out: mpsc::Sender<Response>) -> Self {
-        let id = services.status.lock().open(Arc::clone(&node));
+    fn open(
+        services: Services,
+        node: Arc<str>,
+        viewer: Viewer,
+        out: mpsc::Sender<Response>,
+    ) -> Self {
+        let mut status = services.status.lock();
+        let id = status.open(Arc::clone(&node));
+        let stream = Stream::new(viewer);
+        // Who has no part in the order of capture is not waited for from the beginning.
+        status.knows(id, stream.knows());
+        drop(status);
         services.metrics.connected_nodes.inc();
         info!(node = &*node, stream = id, "discovery stream opened");
-        let stream = Stream::new(Arc::clone(&node));
         let sent = services.published.borrow().clone();
         Self {
             services,

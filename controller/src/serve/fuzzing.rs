@@ -3,14 +3,14 @@
 use prost::Message;
 use proto::envoy::discovery::DeltaDiscoveryRequest;
 
-use super::stream::Stream;
+use super::stream::{Stream, Viewer};
 use crate::fuzzing::index;
 use compile::snapshot::Snapshot;
 
 /// Takes the requests of one stream, in a mesh that comes and goes between them.
 pub fn subscriptions<'a>(requests: impl Iterator<Item = &'a [u8]>) {
     let full = FULL.with(Snapshot::clone);
-    let mut stream = Stream::new("n1".into());
+    let mut stream = Stream::new(Viewer::Node("n1".into()));
     for (turn, request) in (1_u64..).zip(requests) {
         let Ok(request) = DeltaDiscoveryRequest::decode(request) else {
             continue;

@@ -1,8 +1,8 @@
 //! One client's discovery stream, without its transport: what it subscribed to, what it has, what it gets next.
 //!
 //! Two orders matter. Policies go out before the workloads that name them, and policies that are gone are taken back
-//! only after the workloads that named them have changed; so a client never meets a name that it does not know. And a
-//! type has at most one response that the client has not answered.
+//! only after the workloads that named them have changed; so a client never meets a name that it does not know. The same
+//! holds for what the routes of a waypoint name. And a type has at most one response that the client has not answered.
 
 mod demand;
 
@@ -15,7 +15,7 @@ use proto::type_url;
 
 use super::codec::Response;
 use compile::resource::Resource;
-use compile::snapshot::{Resources, Snapshot};
+use compile::snapshot::{Resources, Snapshot, WaypointEntry};
 
 /// The types, in the order in which they are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,15 +25,34 @@ pub(super) enum Type {
     Workload,
     NodePod,
     Announced,
+    L7Policy,
+    L7Service,
+    L7Endpoint,
+    L7Backend,
+    L7Route,
+}
+
+/// Whose stream it is, and so which types it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Viewer {
+    /// The agent of a node.
+    Node(Arc<str>),
+    /// A waypoint, `namespace/name`.
+    Waypoint(Arc<str>),
 }
 
 impl Type {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 10] = [
         Self::Authorization,
         Self::Address,
         Self::Workload,
         Self::NodePod,
         Self::Announced,
+        Self::L7Policy,
+        Self::L7Service,
+        Self::L7Endpoint,
+        Self::L7Backend,
+        Self::L7Route,
     ];
     /// What a client has to know before it is relied on not to dial a captured workload in plain.
     const OF_WORKLOADS: [Self; 3] = [Self::Address, Self::Workload, Self::Announced];
@@ -45,6 +64,11 @@ impl Type {
             Self::Workload => type_url::WORKLOAD,
             Self::NodePod => type_url::NODE_POD,
             Self::Announced => type_url::ANNOUNCED,
+            Self::L7Policy => type_url::L7_POLICY,
+            Self::L7Service => type_url::L7_SERVICE,
+            Self::L7Endpoint => type_url::L7_ENDPOINT,
+            Self::L7Backend => type_url::L7_BACKEND,
+            Self::L7Route => type_url::L7_ROUTE,
         }
     }
 
@@ -52,18 +76,44 @@ impl Type {
         Self::ALL.into_iter().find(|known| known.url() == url)
     }
 
-    /// What a node may see of this type.
-    fn view(self, snapshot: &Snapshot, node: &str) -> Resources {
+    /// What a viewer may see of this type.
+    fn view(self, snapshot: &Snapshot, viewer: &Viewer) -> Resources {
+        let waypoint = match viewer {
+            Viewer::Node(_) => None,
+            Viewer::Waypoint(name) => snapshot.waypoints.get(name),
+        };
+        let of_waypoint = |resources: fn(&WaypointEntry) -> &Resources| {
+            waypoint
+                .map(|entry| resources(entry).clone())
+                .unwrap_or_default()
+        };
         match self {
             Self::Authorization => snapshot.authorizations.clone(),
             Self::Address | Self::Workload => snapshot.addresses.clone(),
             Self::Announced => snapshot.announced.clone(),
             Self::NodePod => {
-                let pods = snapshot.nodes.get(node).into_iter().flatten();
+                let pods = snapshot.nodes.get(viewer.node()).into_iter().flatten();
                 pods.map(|(name, entry)| (Arc::clone(name), Arc::clone(&entry.resource)))
                     .collect()
             }
+            Self::L7Policy => of_waypoint(|entry| &entry.policies),
+            Self::L7Service => of_waypoint(|entry| &entry.services),
+            Self::L7Endpoint => of_waypoint(|entry| &entry.endpoints),
+            Self::L7Backend => of_waypoint(|entry| &entry.backends),
+            Self::L7Route => of_waypoint(|entry| &entry.routes),
         }
+    }
+
+    fn is_for_waypoints(self) -> bool {
+        matches!(
+            self,
+            Self::L7Policy | Self::L7Service | Self::L7Endpoint | Self::L7Backend | Self::L7Route
+        )
+    }
+
+    /// Whether resources of other types name those of this one, so that they are taken back last.
+    fn is_named(self) -> bool {
+        self == Self::Authorization || (self.is_for_waypoints() && self != Self::L7Route)
     }
 
     /// Whether resources can be asked for by address, and some are wanted unasked; see [`demand`].
@@ -76,6 +126,23 @@ impl Type {
         match self {
             Self::Workload => workload_of(resource).map(Arc::new),
             _ => Some(Arc::clone(resource)),
+        }
+    }
+}
+
+impl Viewer {
+    /// The node whose workloads are wanted unasked; a waypoint has none.
+    fn node(&self) -> &str {
+        match self {
+            Self::Node(node) => node,
+            Self::Waypoint(_) => "",
+        }
+    }
+
+    fn has(&self, kind: Type) -> bool {
+        match self {
+            Self::Node(_) => !kind.is_for_waypoints(),
+            Self::Waypoint(_) => kind.is_for_waypoints(),
         }
     }
 }
@@ -99,7 +166,7 @@ pub(super) enum Meaning {
 /// The stream of one client.
 #[derive(Debug)]
 pub(super) struct Stream {
-    node: Arc<str>,
+    viewer: Viewer,
     nonces: u64,
     subscriptions: BTreeMap<Type, Subscription>,
 }
@@ -127,9 +194,9 @@ struct Subscription {
 }
 
 impl Stream {
-    pub(super) fn new(node: Arc<str>) -> Self {
+    pub(super) fn new(viewer: Viewer) -> Self {
         Self {
-            node,
+            viewer,
             nonces: 0,
             subscriptions: BTreeMap::new(),
         }
@@ -137,13 +204,14 @@ impl Stream {
 
     /// Takes a request in.
     pub(super) fn request(&mut self, request: DeltaDiscoveryRequest) -> Meaning {
-        let Some(kind) = Type::find(&request.type_url) else {
+        let known = Type::find(&request.type_url).filter(|kind| self.viewer.has(*kind));
+        let Some(kind) = known else {
             return Meaning::UnknownType(request.type_url);
         };
         let first = !self.subscriptions.contains_key(&kind);
         let subscription = self.subscriptions.entry(kind).or_default();
         subscription.change(&request, first);
-        subscription.let_go(kind, &request.resource_names_unsubscribe, &self.node);
+        subscription.let_go(kind, &request.resource_names_unsubscribe, &self.viewer);
         match subscription
             .unanswered
             .take_if(|(nonce, _)| *nonce == request.response_nonce)
@@ -165,6 +233,10 @@ impl Stream {
     /// Everything up to this generation about workloads is known to the client. It is asked after [`Stream::next`]
     /// has nothing more to say.
     pub(super) fn knows(&self) -> u64 {
+        // A waypoint dials nobody past the agent of its node.
+        if matches!(self.viewer, Viewer::Waypoint(_)) {
+            return u64::MAX;
+        }
         let known = Type::OF_WORKLOADS
             .iter()
             .filter_map(|kind| self.subscriptions.get(kind));
@@ -175,14 +247,14 @@ impl Stream {
     /// The next response that may be sent, given what is known now. Call it until there is none.
     pub(super) fn next(&mut self, now: &Snapshot) -> Option<Response> {
         for (kind, subscription) in &mut self.subscriptions {
-            if !subscription.is_behind(*kind, now, &self.node) {
+            if !subscription.is_behind(*kind, now, &self.viewer) {
                 continue;
             }
             if subscription.unanswered.is_some() {
                 // Later types may refer to what this one still has to say.
                 return None;
             }
-            let (resources, removed, is_first) = subscription.advance(*kind, now, &self.node);
+            let (resources, removed, is_first) = subscription.advance(*kind, now, &self.viewer);
             if is_first || !resources.is_empty() || !removed.is_empty() {
                 return Some(respond(
                     *kind,
@@ -282,14 +354,14 @@ impl Subscription {
     }
 
     /// Whether there is something to say. A new generation that changed nothing here is noted on the way.
-    fn is_behind(&mut self, kind: Type, now: &Snapshot, node: &str) -> bool {
+    fn is_behind(&mut self, kind: Type, now: &Snapshot, viewer: &Viewer) -> bool {
         let Some(told) = self.told.as_ref().filter(|_| self.asked.is_empty()) else {
             return true;
         };
         if self.generation == now.generation {
             return false;
         }
-        let is_same = told.diff(&kind.view(now, node)).next().is_none();
+        let is_same = told.diff(&kind.view(now, viewer)).next().is_none();
         if is_same {
             self.generation = now.generation;
         }
@@ -297,14 +369,14 @@ impl Subscription {
     }
 
     /// What was held for an address that the client does not ask for any more is not its concern.
-    fn let_go(&mut self, kind: Type, unsubscribed: &[String], node: &str) {
+    fn let_go(&mut self, kind: Type, unsubscribed: &[String], viewer: &Viewer) {
         if self.held.is_empty() || unsubscribed.is_empty() {
             return;
         }
         let mut held = std::mem::take(&mut self.held);
         held.retain(|name| {
             let told = self.told.as_ref().and_then(|told| told.get(name));
-            told.is_some_and(|resource| self.is_on_demand(kind, resource, node))
+            told.is_some_and(|resource| self.is_on_demand(kind, resource, viewer))
         });
         self.held = held;
     }
@@ -313,12 +385,14 @@ impl Subscription {
         self.wildcard || self.names.contains(name) || self.held.contains(name)
     }
 
-    fn wants(&self, kind: Type, name: &str, resource: &Resource, node: &str) -> bool {
-        self.has_name(name) || self.is_on_demand(kind, resource, node)
+    fn wants(&self, kind: Type, name: &str, resource: &Resource, viewer: &Viewer) -> bool {
+        self.has_name(name) || self.is_on_demand(kind, resource, viewer)
     }
 
-    fn is_on_demand(&self, kind: Type, resource: &Resource, node: &str) -> bool {
-        !self.wildcard && kind.is_address() && demand::is_wanted(resource, &self.names, node)
+    fn is_on_demand(&self, kind: Type, resource: &Resource, viewer: &Viewer) -> bool {
+        !self.wildcard
+            && kind.is_address()
+            && demand::is_wanted(resource, &self.names, viewer.node())
     }
 
     /// As the client gets it: who asks on demand hears under which other names it could have asked.
@@ -335,20 +409,20 @@ impl Subscription {
         &mut self,
         kind: Type,
         now: &Snapshot,
-        node: &str,
+        viewer: &Viewer,
     ) -> (Vec<Arc<Resource>>, Vec<Arc<str>>, bool) {
-        let view = kind.view(now, node);
+        let view = kind.view(now, viewer);
         let before = self.told.take();
         let is_first = before.is_none();
         let (mut changed, gone) = match before {
-            None => self.since_brought(kind, &view, node),
-            Some(before) => self.since(kind, &before, &view, node),
+            None => self.since_brought(kind, &view, viewer),
+            Some(before) => self.since(kind, &before, &view, viewer),
         };
         self.hold(&changed, &gone);
         let mut removed = Vec::new();
         for name in gone {
             // Taken back when nothing names it any more; see the module's first lines.
-            if kind == Type::Authorization {
+            if kind.is_named() {
                 self.withheld.insert(name);
             } else {
                 removed.push(name);
@@ -423,7 +497,7 @@ impl Subscription {
         kind: Type,
         before: &Resources,
         now: &Resources,
-        node: &str,
+        viewer: &Viewer,
     ) -> (Changed, Vec<Arc<str>>) {
         let mut changed = BTreeMap::new();
         let mut gone = Vec::new();
@@ -433,7 +507,7 @@ impl Subscription {
                 | DiffItem::Update {
                     new: (name, resource),
                     ..
-                } if self.wants(kind, name, resource, node) => {
+                } if self.wants(kind, name, resource, viewer) => {
                     changed.extend(
                         kind.project(resource)
                             .map(|resource| (Arc::clone(name), resource)),
@@ -455,7 +529,7 @@ impl Subscription {
         &mut self,
         kind: Type,
         now: &Resources,
-        node: &str,
+        viewer: &Viewer,
     ) -> (Changed, Vec<Arc<str>>) {
         let brought = std::mem::take(&mut self.brought);
         let is_there = |name: &str| {
@@ -468,7 +542,7 @@ impl Subscription {
         let gone = gone.map(|name| Arc::from(name.as_str())).collect();
         let wanted = now
             .iter()
-            .filter(|(name, resource)| self.wants(kind, name, resource, node));
+            .filter(|(name, resource)| self.wants(kind, name, resource, viewer));
         let changed = wanted
             .filter_map(|(name, resource)| Some((Arc::clone(name), kind.project(resource)?)))
             .filter(|(name, resource)| {

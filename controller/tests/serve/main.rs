@@ -11,3 +11,4 @@ mod discovery;
 mod restart;
 mod silence;
 mod support;
+mod waypoints;

@@ -45,7 +45,8 @@ impl Home {
         std::fs::create_dir(dir.path().join("manifests")).expect("a folder");
         std::fs::write(
             dir.path().join("tokens"),
-            "# token node\ntoken-1 n1\ntoken-2 n2\ntoken-cart n1 spiffe://cluster.local/ns/shop/sa/cart\n",
+            "# token node\ntoken-1 n1\ntoken-2 n2\ntoken-cart n1 spiffe://cluster.local/ns/shop/sa/cart\n\
+             token-wp n1 spiffe://cluster.local/ns/shop/sa/wp\n",
         )
         .expect("writes");
         Self { dir }

@@ -14,7 +14,7 @@ struct Client {
 impl Client {
     fn new(snapshot: Snapshot) -> Self {
         Self {
-            stream: Stream::new("n1".into()),
+            stream: Stream::new(Viewer::Node("n1".into())),
             snapshot,
         }
     }
