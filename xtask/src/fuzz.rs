@@ -97,12 +97,13 @@ fn seconds(minutes: f64) -> u64 {
         .max(1)
 }
 
-const TARGETS: [&str; 7] = [
+const TARGETS: [&str; 8] = [
     "framing",
     "records",
     "headers",
     "manifests",
     "configuration",
+    "requests",
     "subscriptions",
     "cni",
 ];
