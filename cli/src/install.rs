@@ -196,7 +196,7 @@ fn put(api: &Api, what: &What, found: Option<&Found>, given: Vec<Value>) -> Resu
     let values = chart::values(&given)?;
     let objects = chart::objects(&release, &values)?;
     let objects = objects::marked(objects, &release, &kept)?;
-    rights::demand(api, namespace)?;
+    rights::demand(api, namespace, &objects)?;
 
     let mut report = Report {
         version: OWN,

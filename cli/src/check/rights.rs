@@ -5,13 +5,14 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use kube::api::{Api as Of, PostParams};
+use serde_json::Value;
 
 use super::Finding;
 use crate::api::{Api, Deed};
 use crate::install::kinds::KINDS;
 
-/// What the caller may not do of what an installation into a namespace takes.
-pub(crate) fn missing(api: &Api, namespace: &str) -> Result<Vec<String>> {
+/// What the caller may not do of what an installation of these objects into a namespace takes.
+fn missing(api: &Api, namespace: &str, objects: &[Value]) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     let mut ask = |group: &str, resource: &str, verb: &str, within: Option<&str>| -> Result<()> {
         if !may(api, group, resource, verb, within)? {
@@ -26,11 +27,12 @@ pub(crate) fn missing(api: &Api, namespace: &str) -> Result<Vec<String>> {
         Ok(())
     };
     for kind in KINDS {
-        // Kinds of earlier versions and of others are only looked for.
-        let verbs: &[&str] = if kind.is_read_only() {
-            &["list"]
-        } else {
+        let is_made = objects.iter().any(|object| object["kind"] == kind.name);
+        // Others are only looked for: an earlier version may have made some.
+        let verbs: &[&str] = if is_made {
             &["get", "list", "create", "patch", "delete"]
+        } else {
+            &["list"]
         };
         let within = kind.namespaced.then_some(namespace);
         for verb in verbs {
@@ -43,8 +45,8 @@ pub(crate) fn missing(api: &Api, namespace: &str) -> Result<Vec<String>> {
 }
 
 /// Ends what would only half succeed.
-pub(crate) fn demand(api: &Api, namespace: &str) -> Result<()> {
-    let missing = missing(api, namespace)?;
+pub(crate) fn demand(api: &Api, namespace: &str, objects: &[Value]) -> Result<()> {
+    let missing = missing(api, namespace, objects)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -56,7 +58,12 @@ pub(crate) fn demand(api: &Api, namespace: &str) -> Result<()> {
 
 /// The same, for `check`.
 pub(super) fn finding(api: &Api, namespace: &str) -> Result<Finding> {
-    let missing = missing(api, namespace)?;
+    let release = chart::Release {
+        name: "keelson".to_owned(),
+        namespace: namespace.to_owned(),
+    };
+    let objects = chart::objects(&release, &chart::values(&[])?)?;
+    let missing = missing(api, namespace, &objects)?;
     Ok(Finding {
         what: "rights".to_owned(),
         good: missing.is_empty(),

@@ -88,18 +88,6 @@ impl Kind {
         KINDS.into_iter().find(|kind| kind.name == name)
     }
 
-    /// Whether objects of it are only looked for: the chart has none, or only with a setting that few have.
-    pub(crate) fn is_read_only(&self) -> bool {
-        [
-            "ConfigMap",
-            "Secret",
-            "Lease",
-            "NetworkPolicy",
-            "CustomResourceDefinition",
-        ]
-        .contains(&self.name)
-    }
-
     /// As errors and rights call it: `daemonsets.apps`.
     pub(crate) fn resource(&self) -> String {
         if self.group.is_empty() {

@@ -12,7 +12,7 @@ use kube::api::{Api as Of, ListParams};
 use serde::Serialize;
 
 use super::progress;
-use crate::api::{Api, Deed};
+use crate::api::{Api, Deed, Forbidden};
 use crate::pods;
 use crate::reach::{self, AGENT, CONTROLLER};
 
@@ -53,7 +53,7 @@ impl Outcome {
             ));
         } else if !self.unservable.is_empty() {
             text.push_str(
-                "all other nodes are ready; agent.nodeSelector leaves out nodes that cannot be served\n",
+                "what is not named here is ready; agent.nodeSelector leaves out nodes that cannot be served\n",
             );
         }
         text
@@ -73,7 +73,16 @@ pub(super) fn wait(api: &Api, namespace: &str, timeout: Duration) -> Result<Outc
     let began = Instant::now();
     let mut said = String::new();
     loop {
-        let look = look(api, namespace)?;
+        let look = match look(api, namespace) {
+            Err(error) if error.is::<Forbidden>() => return Err(error),
+            // An API server that is being started again is no reason to give up.
+            Err(error) => Look {
+                line: format!("{error:#}"),
+                not_ready: vec![format!("{error:#}")],
+                unservable: Vec::new(),
+            },
+            Ok(look) => look,
+        };
         if look.line != said {
             progress(&look.line);
             said.clone_from(&look.line);

@@ -445,7 +445,7 @@ fn as_reader(namespace: &Namespace) -> Result<()> {
     refused(
         &[&["install"][..], &at].concat(),
         "",
-        "these rights are missing, and nothing was changed: create resourcequotas in keelson-system",
+        "these rights are missing, and nothing was changed: create poddisruptionbudgets.policy in keelson-system",
     )?;
     kubectl(&["get", "namespace", NAMESPACE]).expect_err("nothing was made");
     let (code, before, _) = asked(&[&["check", "--before"][..], &at].concat(), "")?;
