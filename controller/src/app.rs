@@ -21,11 +21,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::captures::Captures;
 use crate::metrics::Metrics;
-use crate::options::{Options, SameNode};
+use crate::options::{NetworkPolicies, Options, SameNode};
 use crate::pages;
-use crate::pipeline::{self, Pipeline};
+use crate::pipeline::{self, Pipeline, Shared};
 use crate::root;
+use crate::serve::admission;
 use crate::serve::auth::{Authenticator, NodeTokens, TokenReviews};
 use crate::serve::sync::SyncStatus;
 use crate::serve::tls::ServingCertificates;
@@ -33,6 +35,8 @@ use crate::serve::{self, Services};
 use crate::source::Source;
 use crate::source::folder::{Folder, Memory, load_last_good};
 use crate::source::kubernetes::Cluster;
+use crate::status::{self, Replica, Views};
+use crate::webhook;
 use compile::index::{Index, MeshConfig};
 
 /// Everything that the options name, read and checked; no port is open yet.
@@ -111,6 +115,7 @@ impl Prepared {
                 Some(SameNode::Direct) => proto::agent::SameNode::Direct,
                 Some(SameNode::Mtls) => proto::agent::SameNode::Mtls,
             },
+            network_policies: options.network_policies == NetworkPolicies::Enforce,
         };
         Ok(Self {
             options,
@@ -164,17 +169,34 @@ impl Prepared {
 
         let (send_batch, mut batches) = pipeline::batches();
         let (send_report, reports) = pipeline::reports();
+        let mut tasks_of_cluster = Vec::new();
+        let mut shared = None;
+        let mut written_by = None;
+        let mut client = None;
         let (source, reviews) = match self.from {
             From::Folder(folder) => (tokio::spawn(folder.run(send_batch)), None),
             From::Cluster(config) => {
-                let client = kube::Client::try_from(*config).context("--kubernetes")?;
+                let client =
+                    &*client.insert(kube::Client::try_from(*config).context("--kubernetes")?);
                 let reviews = TokenReviews::new(
                     client.clone(),
                     &self.options.token_audiences,
                     &self.options.agent_accounts,
                     self.trust_domain.clone(),
                 );
-                let cluster = Cluster::new(client, &self.options.root_namespace);
+                if let Some(namespace) = &self.options.namespace {
+                    let (captures, news) = Captures::new(client.clone(), namespace);
+                    tasks_of_cluster.push(tokio::spawn(captures.clone().follow()));
+                    shared = Some(Shared { captures, news });
+                    let replica = Replica {
+                        namespace: namespace.clone(),
+                        name: self.options.replica.clone(),
+                        pod_uid: self.options.replica_uid.clone(),
+                    };
+                    written_by = Some((client.clone(), replica));
+                }
+                let cluster = Cluster::new(client.clone(), &self.options.root_namespace)
+                    .with_network_policies(self.mesh.network_policies);
                 (tokio::spawn(cluster.run(send_batch)), Some(reviews))
             }
         };
@@ -183,15 +205,27 @@ impl Prepared {
             (None, Some(reviews)) => Arc::new(reviews),
             (None, None) => bail!("--manifests needs --node-tokens"),
         };
+        let mesh = self.mesh.clone();
         let index = Index::new(self.mesh);
         let captured = self.options.state_dir.join("captured.json");
-        let (mut pipeline, published) = Pipeline::new(index, metrics.clone(), captured, complete);
+        let (pipeline, published) = Pipeline::new(index, metrics.clone(), captured, complete);
+        let mut pipeline = pipeline.with_shared(shared);
         let diagnostics = pipeline.diagnostics();
-        let status = SyncStatus::default();
-        let taken = status.taken();
-        let status = Arc::new(Mutex::new(status));
+        let policies = pipeline.policies();
+        let sync = SyncStatus::default();
+        let taken = sync.taken();
+        let sync = Arc::new(Mutex::new(sync));
 
-        let mut admin = pages::add(admin, published.clone(), diagnostics, Arc::clone(&status))
+        if let Some((client, replica)) = written_by {
+            let views = Views {
+                policies,
+                diagnostics: Arc::clone(&diagnostics),
+                sync: Arc::clone(&sync),
+            };
+            tasks_of_cluster.push(tokio::spawn(status::run(client, replica, views)));
+        }
+
+        let mut admin = pages::add(admin, published.clone(), diagnostics, Arc::clone(&sync))
             .with_readiness(readiness)
             .with_metrics(registry);
         if let Some(log) = log {
@@ -204,9 +238,22 @@ impl Prepared {
         let Some(first) = batches.recv().await else {
             bail!("what the mesh consists of could not be read")
         };
-        pipeline.start(first);
+        pipeline.start(first).await;
         let pipeline = tokio::spawn(pipeline.run(batches, reports, taken));
         let renewal = tokio::spawn(Arc::clone(&self.certificates).renew());
+        if let Some(address) = self.options.admission {
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("--admission {address}: cannot bind"))?;
+            let certificates = Arc::clone(&self.certificates);
+            let served = admission::serve(listener, certificates, mesh, metrics.clone());
+            tasks_of_cluster.push(tokio::spawn(served));
+            if let (Some(name), Some(client)) = (self.options.admission_configuration, client) {
+                let authority = Arc::clone(&self.authority);
+                let roots = move || authority.roots().to_pem();
+                tasks_of_cluster.push(tokio::spawn(webhook::keep_bundle(client, name, roots)));
+            }
+        }
         let stopping = CancellationToken::new();
         let services = Services {
             authenticator,
@@ -215,7 +262,7 @@ impl Prepared {
             authority: self.authority,
             trust_domain: self.trust_domain,
             cert_ttl: self.options.cert_ttl,
-            status,
+            status: sync,
             metrics,
             stopping: stopping.clone(),
         };
@@ -227,7 +274,10 @@ impl Prepared {
         stop.await;
         stopping.cancel();
         let served = tokio::time::timeout(STOP_WITHIN, server).await;
-        for task in [source, pipeline, renewal] {
+        for task in [source, pipeline, renewal]
+            .into_iter()
+            .chain(tasks_of_cluster)
+        {
             task.abort();
         }
         drain.finish(STOP_WITHIN).await;

@@ -4,6 +4,7 @@
 //! has a crate of its own: [`compile`].
 
 pub mod app;
+pub mod captures;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod metrics;
@@ -13,3 +14,5 @@ pub mod pipeline;
 mod root;
 pub mod serve;
 pub mod source;
+pub mod status;
+mod webhook;

@@ -47,6 +47,8 @@ pub struct Metrics {
     pub unauthenticated: Counter,
     /// Connections that were over before their callers were known, by reason.
     pub visitors_dropped: Family<ReasonLabel, Counter>,
+    /// Objects that the API server asked about before it stored them, by answer.
+    pub admissions: Family<ReasonLabel, Counter>,
     /// Current findings about the configuration.
     pub diagnostics: Family<SeverityLabel, Gauge>,
     /// From a change in the source to the ACK of each client, in seconds.
@@ -73,6 +75,7 @@ impl Metrics {
             certificates_refused: Family::default(),
             unauthenticated: Counter::default(),
             visitors_dropped: Family::default(),
+            admissions: Family::default(),
             diagnostics: Family::default(),
             convergence: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             objects: Gauge::default(),
@@ -117,6 +120,11 @@ impl Metrics {
             "visitors_dropped",
             "Connections that ended before a valid token was shown, by reason",
             m.visitors_dropped.clone(),
+        );
+        registry.register(
+            "admissions",
+            "Objects that the API server asked about before it stored them, by answer",
+            m.admissions.clone(),
         );
         registry.register(
             "diagnostics",

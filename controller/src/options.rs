@@ -73,6 +73,33 @@ pub struct Options {
     )]
     pub ca_namespace: Option<String>,
 
+    /// Namespace of this installation (with --kubernetes). What nodes report is kept there for all replicas of the controller,
+    /// and one of them is chosen there to write statuses. Without it this is the only controller, and writes none
+    #[arg(long, value_name = "NAMESPACE", requires = "kubernetes")]
+    pub namespace: Option<String>,
+
+    /// The name of this replica, which no other has: that of its pod
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "POD_NAME",
+        default_value = "keelson-controller"
+    )]
+    pub replica: String,
+
+    /// The uid of this replica's pod: what it notes in the cluster goes with it
+    #[arg(long, value_name = "UID", env = "POD_UID")]
+    pub replica_uid: Option<String>,
+
+    /// Address at which the API server asks about objects before it stores them (with --kubernetes); nowhere if it is not given
+    #[arg(long, value_name = "ADDR:PORT", requires = "kubernetes")]
+    pub admission: Option<SocketAddr>,
+
+    /// The ValidatingWebhookConfiguration that sends the API server there: the certificate that it is to trust is written
+    /// into it, and nothing else
+    #[arg(long, value_name = "NAME", requires = "admission")]
+    pub admission_configuration: Option<String>,
+
     /// Where to write the root certificate, which node agents need to trust this controller
     #[arg(long, value_name = "FILE")]
     pub root_cert_out: Option<PathBuf>,
@@ -106,6 +133,11 @@ pub struct Options {
     #[arg(long, value_enum)]
     pub same_node: Option<SameNode>,
 
+    /// What NetworkPolicy objects mean for captured pods: enforce holds them against real peers and ports in the mesh too;
+    /// ignore leaves them to the cluster's network, which sees port 15008 between nodes
+    #[arg(long, value_enum, default_value = "ignore")]
+    pub network_policies: NetworkPolicies,
+
     /// Longest life of a workload certificate; agents renew theirs before a quarter of it is left
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = ttl)]
     pub cert_ttl: Duration,
@@ -131,6 +163,15 @@ pub enum SameNode {
     Direct,
     /// By mutual TLS through the agent, as between nodes.
     Mtls,
+}
+
+/// Whether `NetworkPolicy` objects hold in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetworkPolicies {
+    /// They do, for captured pods.
+    Enforce,
+    /// They are left to the cluster's network.
+    Ignore,
 }
 
 fn account(text: &str) -> Result<NamespacedName, String> {

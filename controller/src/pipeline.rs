@@ -1,10 +1,11 @@
 //! The one task that owns the index: takes batches of objects and reports of nodes, publishes snapshots.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use manifest::{Diagnostic, Severity};
+use manifest::{Diagnostic, ObjectKey, ObjectKind, Origin, Severity};
 use parking_lot::Mutex;
 use runtime::admin::Condition;
 use runtime::file::{PRIVATE, atomic_write_mode};
@@ -12,8 +13,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
+use crate::captures::{Captures, Ledger, News};
 use crate::metrics::{Metrics, SeverityLabel, type_label};
 use crate::source::Batch;
+use crate::status::{Policies, Tracked};
 use compile::diagnostics::Diagnostics;
 use compile::index::{Captured, Index, Word};
 use compile::snapshot::Snapshot;
@@ -34,8 +37,17 @@ pub struct Report {
     pub node: String,
     /// What it says about its captured pods.
     pub word: Word,
-    /// Answered when the report is in effect: the names that are none of the node's pods.
-    pub done: oneshot::Sender<Vec<String>>,
+    /// Answered when the report is in effect and kept: false if the node has said something else to another replica
+    /// meanwhile.
+    pub done: oneshot::Sender<bool>,
+}
+
+/// What replicas of one controller share.
+pub struct Shared {
+    /// Where it is written.
+    pub captures: Captures,
+    /// What becomes known of it.
+    pub news: mpsc::Receiver<News>,
 }
 
 /// The pipeline before it runs.
@@ -52,13 +64,26 @@ pub struct Pipeline {
     taken: u64,
     /// Since when pods that leave the mesh wait for nodes.
     waiting_since: Option<Instant>,
+    shared: Option<Shared>,
+    ledger: Ledger,
+    told: Told,
+    /// Policies that have come since the last snapshot, with uid and generation; nothing for those that are gone.
+    fresh: Vec<(ObjectKey, Option<ObjectVersion>)>,
+    policies: watch::Sender<Arc<Policies>>,
 }
+
+/// Uid and generation of an object.
+type ObjectVersion = (Arc<str>, i64);
 
 /// How many batches or reports may wait.
 const QUEUE: usize = 64;
 
 /// How long pods that leave the mesh wait for nodes that are connected and do not answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long replicas may be behind each other before a node of one refuses what a node of another still does. Nothing is
+/// let through by it: the wall stands a little later, and pods leave a little later.
+const REPLICAS_HEAR: Duration = Duration::from_millis(500);
 
 /// A queue for batches.
 pub fn batches() -> (mpsc::Sender<Batch>, mpsc::Receiver<Batch>) {
@@ -97,9 +122,21 @@ impl Pipeline {
                 // Nobody is served yet.
                 taken: u64::MAX,
                 waiting_since: None,
+                shared: None,
+                ledger: Ledger::default(),
+                told: Told::default(),
+                fresh: Vec::new(),
+                policies: watch::Sender::default(),
             },
             published,
         )
+    }
+
+    /// One of several that share what nodes report.
+    #[must_use]
+    pub fn with_shared(mut self, shared: Option<Shared>) -> Self {
+        self.shared = shared;
+        self
     }
 
     /// The current findings, shared.
@@ -107,9 +144,20 @@ impl Pipeline {
         Arc::clone(&self.diagnostics)
     }
 
+    /// The policies of the cluster, each with the generation of the snapshot that has it.
+    pub fn policies(&self) -> watch::Receiver<Arc<Policies>> {
+        self.policies.subscribe()
+    }
+
     /// Takes in the first batch and what nodes reported before a restart, so that nothing half-known is ever served.
-    pub fn start(&mut self, batch: Batch) {
+    pub async fn start(&mut self, batch: Batch) {
         self.take(batch);
+        while let Some(shared) = &mut self.shared {
+            match shared.news.recv().await {
+                Some(News::Listed) | None => break,
+                Some(news) => self.hear(news),
+            }
+        }
         match read_captured(&self.captured_file) {
             Ok(captured) => self.index.restore(captured),
             Err(error) => {
@@ -130,6 +178,7 @@ impl Pipeline {
         loop {
             let mut answers = Vec::new();
             let read_at;
+            let patience_ends = self.patience_ends();
             tokio::select! {
                 batch = batches.recv() => {
                     read_at = Instant::now();
@@ -141,19 +190,31 @@ impl Pipeline {
                     let Some(report) = report else { return };
                     answers.push(self.report(report));
                 }
+                news = next(&mut self.shared) => {
+                    read_at = Instant::now();
+                    self.hear(news);
+                }
+                () = sleep_until(self.told.next()), if self.told.is_waiting() => read_at = Instant::now(),
                 changed = taken.changed() => {
                     read_at = Instant::now();
                     if changed.is_err() {
                         return;
                     }
                 }
-                () = sleep_until(self.patience_ends()), if self.waiting_since.is_some() => {
+                () = sleep_until(patience_ends), if self.waiting_since.is_some() => {
                     read_at = Instant::now();
                     warn!("a node has not taken for long that pods leave the mesh; they leave without it");
                     self.index.stop_waiting();
                 }
             }
             self.taken = *taken.borrow_and_update();
+            while let Some(news) = self
+                .shared
+                .as_mut()
+                .and_then(|shared| shared.news.try_recv().ok())
+            {
+                self.hear(news);
+            }
             // Whatever came meanwhile goes into the same snapshot.
             while let Ok(batch) = batches.try_recv() {
                 self.take(batch);
@@ -162,9 +223,8 @@ impl Pipeline {
                 answers.push(self.report(report));
             }
             self.flush(read_at);
-            for (done, strange) in answers {
-                // A caller that hung up needs no answer.
-                let _unheard: Result<(), Vec<String>> = done.send(strange);
+            for (node, done) in answers {
+                self.keep(&node, done);
             }
         }
     }
@@ -172,9 +232,17 @@ impl Pipeline {
     fn take(&mut self, batch: Batch) {
         for key in &batch.removals {
             self.index.remove(key);
+            if is_policy(key) {
+                self.fresh.push((key.clone(), None));
+            }
         }
         for upsert in &batch.upserts {
             self.index.apply(upsert);
+            let key = upsert.object.key();
+            if let (true, Origin::Object { uid, generation }) = (is_policy(&key), &upsert.origin) {
+                let version = (Arc::clone(uid), *generation);
+                self.fresh.push((key, Some(version)));
+            }
         }
         self.objects = batch.objects;
         self.complete.set(batch.unread == 0);
@@ -184,16 +252,66 @@ impl Pipeline {
         }
     }
 
-    fn report(&mut self, report: Report) -> (oneshot::Sender<Vec<String>>, Vec<String>) {
-        let strange = self.index.report(&report.node, report.word);
-        for pod in &strange {
+    fn report(&mut self, report: Report) -> (Arc<str>, oneshot::Sender<bool>) {
+        let Report { node, word, done } = report;
+        for pod in self.index.report(&node, word) {
             warn!(
-                node = report.node,
+                node,
                 pod,
                 "the node holds a pod captured that is none of its own by any object; its addresses are not reached in plain"
             );
         }
-        (report.done, strange)
+        (node.into(), done)
+    }
+
+    /// Writes down what a node holds, and answers its report when that is done.
+    fn keep(&mut self, node: &Arc<str>, done: oneshot::Sender<bool>) {
+        let Some(shared) = &self.shared else {
+            // A caller that hung up needs no answer.
+            let _unheard: Result<(), bool> = done.send(true);
+            return;
+        };
+        let pods = self.index.held_by(node);
+        if let Some(write) = self.ledger.reported(node, pods, done) {
+            tokio::spawn(shared.captures.clone().write(write));
+        }
+    }
+
+    /// Takes in what has become known of what is written.
+    fn hear(&mut self, news: News) {
+        let (node, pods) = match news {
+            News::Listed => return,
+            News::Gone(node) => return self.ledger.gone(&node),
+            News::Done(node, written) => {
+                if let (Some(write), Some(shared)) =
+                    (self.ledger.done(&node, written), &self.shared)
+                {
+                    tokio::spawn(shared.captures.clone().write(write));
+                }
+                return;
+            }
+            News::Heard(node, written) => {
+                let pods = written.pods.clone();
+                if !self.ledger.heard(&node, written) {
+                    return;
+                }
+                (node, pods)
+            }
+            News::Lost(node, written) => {
+                let pods = written.as_ref().map(|written| written.pods.clone());
+                info!(node = &*node, "the node reports to another replica by now");
+                let (true, Some(pods)) = (self.ledger.lost(&node, written), pods) else {
+                    return;
+                };
+                (node, pods)
+            }
+        };
+        let word = Word {
+            pods,
+            partial: false,
+        };
+        // Who reported it has said which of them are strange.
+        let _strange: Vec<String> = self.index.report(&node, word);
     }
 
     fn patience_ends(&self) -> tokio::time::Instant {
@@ -202,10 +320,11 @@ impl Pipeline {
     }
 
     fn flush(&mut self, read_at: Instant) {
-        self.index.settle(self.taken);
+        let taken = self.told.by_all(self.taken);
+        self.index.settle(taken);
         self.flush_once(read_at);
         // What has just been told to nobody, because nobody is served, has been taken by all.
-        while self.index.settle(self.taken) {
+        while self.index.settle(self.told.by_all(self.taken)) {
             self.flush_once(read_at);
         }
         self.waiting_since = self
@@ -223,6 +342,7 @@ impl Pipeline {
         self.count();
         if changes.captured {
             self.save_captured();
+            self.write_ours();
         }
         if changes.resources {
             let snapshot = self.index.snapshot().clone();
@@ -232,9 +352,38 @@ impl Pipeline {
                 authorizations = snapshot.authorizations.len(),
                 "configuration compiled"
             );
+            if self.shared.is_some() {
+                self.told.publish(snapshot.generation);
+            }
             self.publish
                 .send_replace(Arc::new(Published { snapshot, read_at }));
         }
+        self.track();
+    }
+
+    /// What came is in the snapshot that is served now.
+    fn track(&mut self) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        let snapshot = self.index.snapshot().generation;
+        let fresh = std::mem::take(&mut self.fresh);
+        self.policies.send_modify(|policies| {
+            let policies = Arc::make_mut(policies);
+            for (key, version) in fresh {
+                match version {
+                    Some((uid, generation)) => {
+                        let tracked = Tracked {
+                            uid,
+                            generation,
+                            snapshot,
+                        };
+                        policies.insert(key, tracked);
+                    }
+                    None => drop(policies.remove(&key)),
+                }
+            }
+        });
     }
 
     fn count(&self) {
@@ -273,6 +422,16 @@ impl Pipeline {
         }
     }
 
+    /// What objects say of pods is written down as well, by the replica that their node reports to.
+    fn write_ours(&mut self) {
+        let Some(shared) = &self.shared else { return };
+        for node in self.ledger.ours() {
+            if let Some(write) = self.ledger.holds(&node, self.index.held_by(&node)) {
+                tokio::spawn(shared.captures.clone().write(write));
+            }
+        }
+    }
+
     fn save_captured(&self) {
         let saved = serde_json::to_vec(&self.index.captured())
             .map_err(|error| error.to_string())
@@ -283,6 +442,57 @@ impl Pipeline {
         if let Err(error) = saved {
             error!(%error, "cannot save which pods are captured; after a restart they count as uncaptured until their nodes report");
         }
+    }
+}
+
+fn is_policy(key: &ObjectKey) -> bool {
+    match key.kind() {
+        ObjectKind::Known(kind) => kind.policy().is_some(),
+        ObjectKind::Foreign { .. } => false,
+    }
+}
+
+/// What becomes known of what is shared; never, where nothing is.
+async fn next(shared: &mut Option<Shared>) -> News {
+    match shared {
+        Some(shared) => match shared.news.recv().await {
+            Some(news) => news,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Generations that nodes of other replicas may not know yet: those compile the same objects, and are trusted to have done
+/// so after a while.
+#[derive(Debug, Default)]
+struct Told(VecDeque<(u64, Instant)>);
+
+impl Told {
+    fn publish(&mut self, generation: u64) {
+        self.0
+            .push_back((generation, Instant::now() + REPLICAS_HEAR));
+    }
+
+    /// What all nodes have taken, if those of this replica have taken `ours`.
+    fn by_all(&mut self, ours: u64) -> u64 {
+        let now = Instant::now();
+        while self.0.front().is_some_and(|(_, at)| *at <= now) {
+            self.0.pop_front();
+        }
+        match self.0.front() {
+            Some((generation, _)) => ours.min(generation.saturating_sub(1)),
+            None => ours,
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    fn next(&self) -> tokio::time::Instant {
+        let next = self.0.front().map(|(_, at)| *at);
+        next.unwrap_or_else(Instant::now).into()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The one TLS port: discovery, certificates and node reports, for callers with a valid token.
 
+pub mod admission;
 pub mod auth;
 pub mod ca;
 mod codec;

@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use manifest::NamespacedName;
 use proto::agent::node_service_server::NodeService;
 use proto::agent::{CapturedPod, NodeReport, NodeReportAck};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::{debug, warn};
 
@@ -88,7 +90,18 @@ impl NodeService for Reports {
             .send(report)
             .await
             .map_err(|_closed| stopping())?;
-        answer.await.map_err(|_closed| stopping())?;
+        match timeout(KEPT_WITHIN, answer).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => {
+                let text = "another replica of the controller has heard of this node meanwhile; report again";
+                return Err(Status::unavailable(text));
+            }
+            Ok(Err(_closed)) => return Err(stopping()),
+            // It is in effect here. The other replicas hear of it when it can be written.
+            Err(_elapsed) => {
+                debug!(node = &*node, "the report is not written down yet")
+            }
+        }
         let published = Arc::clone(&self.published.borrow());
         let namespaces = published.snapshot.mesh_namespaces.iter();
         Ok(Response::new(NodeReportAck {
@@ -138,6 +151,8 @@ fn sandbox(pod: CapturedPod) -> Option<Sandbox> {
     })
 }
 
+/// How long a report waits to be written down: shorter than agents wait for an answer.
+const KEPT_WITHIN: Duration = Duration::from_secs(3);
 /// Bytes of a name or uid in Kubernetes.
 const MAX_NAME: usize = 253;
 /// More than any pod has.

@@ -81,7 +81,7 @@ impl SyncStatus {
         self.taken.0.subscribe()
     }
 
-    pub(super) fn knows(&mut self, stream: u64, generation: u64) {
+    pub(crate) fn knows(&mut self, stream: u64, generation: u64) {
         let Some(status) = self.streams.get_mut(&stream) else {
             return;
         };

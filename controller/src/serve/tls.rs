@@ -63,6 +63,11 @@ impl ServingCertificates {
         }))
     }
 
+    /// For a server that shows them.
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
     /// Renews for ever, long before the end.
     pub async fn renew(self: Arc<Self>) {
         loop {

@@ -27,6 +27,7 @@ use super::{Batch, Source};
 pub struct Cluster {
     client: Client,
     root_namespace: String,
+    kinds: Vec<Kind>,
 }
 
 impl Cluster {
@@ -35,11 +36,21 @@ impl Cluster {
         Self {
             client,
             root_namespace: root_namespace.to_owned(),
+            kinds: KINDS.to_vec(),
         }
+    }
+
+    /// With `NetworkPolicy` objects, or without.
+    #[must_use]
+    pub fn with_network_policies(mut self, followed: bool) -> Self {
+        if followed {
+            self.kinds.push(Kind::NetworkPolicy);
+        }
+        self
     }
 }
 
-/// The kinds that are followed. Nothing is compiled from service accounts.
+/// The kinds that are followed always. Nothing is compiled from service accounts.
 const KINDS: [Kind; 12] = [
     Kind::Namespace,
     Kind::Node,
@@ -59,11 +70,11 @@ impl Source for Cluster {
     async fn run(self, batches: mpsc::Sender<Batch>) {
         let (tell, mut told) = mpsc::channel(QUEUE);
         let mut watches = JoinSet::new();
-        for kind in KINDS {
-            watches.spawn(follow(self.client.clone(), kind, tell.clone()));
+        for kind in &self.kinds {
+            watches.spawn(follow(self.client.clone(), *kind, tell.clone()));
         }
         drop(tell);
-        let mut memory = Memory::new(&self.root_namespace, &KINDS);
+        let mut memory = Memory::new(&self.root_namespace, &self.kinds);
         while let Some((kind, news)) = told.recv().await {
             memory.take(kind, news);
             settle(&mut memory, &mut told).await;
@@ -230,7 +241,7 @@ async fn is_defined(client: &Client, resource: &ApiResource) -> kube::Result<boo
     Ok(definitions.get_metadata_opt(&name).await?.is_some())
 }
 
-fn resource(kind: Kind) -> ApiResource {
+pub(crate) fn resource(kind: Kind) -> ApiResource {
     let (group, version) = (kind.group(), kind.versions()[0]);
     let api_version = match group {
         "" => version.to_owned(),
@@ -243,6 +254,7 @@ fn resource(kind: Kind) -> ApiResource {
         Kind::Pod => "pods",
         Kind::Service => "services",
         Kind::EndpointSlice => "endpointslices",
+        Kind::NetworkPolicy => "networkpolicies",
         Kind::PeerAuthentication => "peerauthentications",
         Kind::AuthorizationPolicy => "authorizationpolicies",
         Kind::VirtualService => "virtualservices",
@@ -263,7 +275,7 @@ fn resource(kind: Kind) -> ApiResource {
 /// How long to wait before the server is asked again: 100 ms, twice as long each time, 5 s at most, and each time up to a
 /// quarter less, so that not all kinds ask at once.
 #[derive(Debug, Default)]
-struct Retry {
+pub(crate) struct Retry {
     failures: u32,
 }
 
@@ -312,7 +324,8 @@ mod tests {
     fn every_kind_that_is_compiled_is_followed() {
         for kind in Kind::ALL {
             let followed = KINDS.contains(&kind);
-            assert_eq!(followed, kind != Kind::ServiceAccount, "{kind:?}");
+            let is_asked_for = [Kind::ServiceAccount, Kind::NetworkPolicy].contains(&kind);
+            assert_eq!(followed, !is_asked_for, "{kind:?}");
         }
     }
 }

@@ -32,6 +32,7 @@ macro_rules! files {
 /// The templates, by name.
 pub const TEMPLATES: [File; 6] = files![
     "templates/accounts.yaml",
+    "templates/admission.yaml",
     "templates/controller.yaml",
     "templates/node-agent.yaml",
     "templates/openshift.yaml",
@@ -295,13 +296,16 @@ mod tests {
                 "Role",
                 "RoleBinding",
                 "Service",
+                "ValidatingWebhookConfiguration",
                 "Deployment",
                 "DaemonSet"
             ]
         );
         for object in &objects {
             let namespace = &object["metadata"]["namespace"];
-            let cluster_wide = object["kind"].as_str().unwrap().starts_with("Cluster");
+            let kind = object["kind"].as_str().unwrap();
+            let cluster_wide =
+                kind.starts_with("Cluster") || kind == "ValidatingWebhookConfiguration";
             assert_eq!(namespace == "mesh-system", !cluster_wide, "{object}");
         }
     }

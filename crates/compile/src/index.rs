@@ -8,6 +8,7 @@ pub mod enrolment;
 mod flush;
 mod held;
 pub mod holdings;
+mod network_policy;
 pub mod peer_authentication;
 mod selectors;
 pub mod service;
@@ -28,7 +29,9 @@ use self::holdings::Holdings;
 pub use self::holdings::{Captured, Sandbox, Word};
 use self::selectors::{PodLabels, Selectors};
 use crate::snapshot::Snapshot;
-use crate::store::{PeerAuthenticationFacts, PolicyFacts, ServiceFacts, SliceFacts};
+use crate::store::{
+    NetworkPolicyFacts, PeerAuthenticationFacts, PolicyFacts, ServiceFacts, SliceFacts,
+};
 use manifest::{
     Diagnostic, Kind, Labels, NamespacedName, Object, ObjectKey, ObjectKind, PodFacts, PolicyKind,
     Upsert,
@@ -51,6 +54,8 @@ pub struct MeshConfig {
     pub root_namespace: String,
     /// How captured pods of one node talk to each other; agents decide where it is not said.
     pub same_node: agent::SameNode,
+    /// Whether `NetworkPolicy` objects hold for captured pods by the mesh too.
+    pub network_policies: bool,
 }
 
 impl Default for MeshConfig {
@@ -63,6 +68,7 @@ impl Default for MeshConfig {
             trust_domain_aliases: Vec::new(),
             root_namespace: "istio-system".into(),
             same_node: agent::SameNode::Unsaid,
+            network_policies: false,
         }
     }
 }
@@ -112,6 +118,10 @@ pub struct Index {
     policy_selectors: Selectors<NamespacedName>,
     policies_by_service: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
 
+    network_policies: BTreeMap<NamespacedName, NetworkPolicyFacts>,
+    network: network_policy::Compiled,
+    node_addresses: HashMap<Arc<str>, Vec<IpAddr>>,
+
     holdings: Holdings,
     /// Pods whose objects are gone while their nodes hold them; their facts are kept.
     departed: HashSet<Arc<str>>,
@@ -142,6 +152,7 @@ struct Dirty {
     /// Where a pod was or is, to tell that node.
     node_pods: BTreeSet<(Arc<str>, Arc<str>)>,
     static_strict: bool,
+    network: bool,
     captured: bool,
     /// Which namespaces enrol their pods.
     namespaces: bool,
@@ -167,6 +178,7 @@ impl Index {
                     &name(node.metadata.name.as_deref()),
                     Some(workload::locality(&labels)),
                 );
+                self.set_node_addresses(node);
             }
             Object::ServiceAccount(_) => {}
             Object::Pod(pod) => self.set_pod(&pod.key, Some(Arc::clone(pod))),
@@ -179,6 +191,10 @@ impl Index {
                     &NamespacedName::of(&slice.metadata),
                     SliceFacts::read(slice),
                 );
+            }
+            Object::NetworkPolicy(policy) => {
+                let facts = NetworkPolicyFacts::read(policy);
+                self.set_network_policy(&facts.key.clone(), Some(facts));
             }
             Object::PeerAuthentication(policy) => {
                 let facts = PeerAuthenticationFacts::read(policy);
@@ -225,6 +241,7 @@ impl Index {
             Kind::Pod => self.set_pod(&named, None),
             Kind::Service => self.set_service(&named, None),
             Kind::EndpointSlice => self.set_slice(&named, None),
+            Kind::NetworkPolicy => self.set_network_policy(&named, None),
             Kind::PeerAuthentication => self.set_peer_authentication(&named, None),
             Kind::AuthorizationPolicy => self.set_policy(&named, None),
             Kind::Gateway => self.set_gateway(&named, None),

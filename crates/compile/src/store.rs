@@ -1,12 +1,14 @@
 //! What the index needs to know of each object: small, typed facts, read once when the object arrives.
 
 mod endpoint_slice;
+mod network_policy;
 mod policy;
 mod service;
 
 use manifest::Labels;
 
 pub use endpoint_slice::{Readiness, SliceEndpoint, SliceFacts};
+pub use network_policy::{Allowance, NetworkPolicyFacts, Peer, Ports, Selector};
 pub use policy::{PeerAuthenticationFacts, PolicyFacts, PolicyWish};
 pub use service::{ServiceFacts, ServicePortFacts, TargetPort};
 

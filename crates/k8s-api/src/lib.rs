@@ -20,7 +20,10 @@ pub use gateway::Gateway;
 pub use gateway_route::{GrpcRoute, HttpRoute};
 pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
-pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+pub use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, ObjectMeta, OwnerReference,
+};
 pub use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 pub use peer_authentication::PeerAuthentication;
 use serde::{Deserialize, Serialize};

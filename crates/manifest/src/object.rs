@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use k8s_api::{
     AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, GrpcRoute, HttpRoute, Namespace,
-    Node, ObjectMeta, PeerAuthentication, Pod, Service, ServiceAccount, VirtualService,
+    NetworkPolicy, Node, ObjectMeta, PeerAuthentication, Pod, Service, ServiceAccount,
+    VirtualService,
 };
 use serde::{Deserialize, Serialize};
 
@@ -259,6 +260,8 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io`.
     EndpointSlice,
+    /// `networking.k8s.io`.
+    NetworkPolicy,
     /// `security.istio.io`.
     PeerAuthentication,
     /// `security.istio.io`.
@@ -299,12 +302,13 @@ impl PolicyKind {
 
 impl Kind {
     /// All of them, in an order in which later kinds refer to earlier ones.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::NetworkPolicy,
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
@@ -324,6 +328,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::NetworkPolicy => "NetworkPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::VirtualService => "VirtualService",
@@ -338,6 +343,7 @@ impl Kind {
     pub fn group(self) -> &'static str {
         match self {
             Self::EndpointSlice => "discovery.k8s.io",
+            Self::NetworkPolicy => "networking.k8s.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
             Self::VirtualService | Self::DestinationRule => "networking.istio.io",
             Self::Gateway | Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io",
@@ -357,7 +363,8 @@ impl Kind {
             | Self::ServiceAccount
             | Self::Pod
             | Self::Service
-            | Self::EndpointSlice => &["v1"],
+            | Self::EndpointSlice
+            | Self::NetworkPolicy => &["v1"],
         }
     }
 
@@ -419,6 +426,7 @@ pub enum Object {
     Pod(Arc<PodFacts>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
+    NetworkPolicy(Box<NetworkPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     VirtualService(Box<VirtualService>),
@@ -442,6 +450,7 @@ impl Object {
             Self::Pod(o) => return ObjectKey::new(Kind::Pod, &o.key.namespace, &o.key.name),
             Self::Service(o) => (Kind::Service, &o.metadata),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, &o.metadata),
+            Self::NetworkPolicy(o) => (Kind::NetworkPolicy, &o.metadata),
             Self::PeerAuthentication(o) => (Kind::PeerAuthentication, &o.metadata),
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, &o.metadata),
             Self::VirtualService(o) => (Kind::VirtualService, &o.metadata),
@@ -477,6 +486,7 @@ impl Object {
             Self::ServiceAccount(o) => &mut o.metadata,
             Self::Service(o) => &mut o.metadata,
             Self::EndpointSlice(o) => &mut o.metadata,
+            Self::NetworkPolicy(o) => &mut o.metadata,
             Self::PeerAuthentication(o) => &mut o.metadata,
             Self::AuthorizationPolicy(o) => &mut o.metadata,
             Self::VirtualService(o) => &mut o.metadata,
@@ -504,6 +514,7 @@ impl Object {
             | Kind::ServiceAccount
             | Kind::Service
             | Kind::EndpointSlice
+            | Kind::NetworkPolicy
             | Kind::PeerAuthentication
             | Kind::AuthorizationPolicy
             | Kind::VirtualService
@@ -536,6 +547,7 @@ impl Object {
                 .map(|pod| Self::Pod(Arc::new(PodFacts::read(&pod, authorship)))),
             Kind::Service => boxed(from).map(Self::Service),
             Kind::EndpointSlice => boxed(from).map(Self::EndpointSlice),
+            Kind::NetworkPolicy => boxed(from).map(Self::NetworkPolicy),
             Kind::PeerAuthentication => boxed(from).map(Self::PeerAuthentication),
             Kind::AuthorizationPolicy => boxed(from).map(Self::AuthorizationPolicy),
             Kind::VirtualService => boxed(from).map(Self::VirtualService),
@@ -569,6 +581,7 @@ impl Serialize for Object {
             Self::Pod(o) => o.serialize(to),
             Self::Service(o) => o.serialize(to),
             Self::EndpointSlice(o) => o.serialize(to),
+            Self::NetworkPolicy(o) => o.serialize(to),
             Self::PeerAuthentication(o) => o.serialize(to),
             Self::AuthorizationPolicy(o) => o.serialize(to),
             Self::VirtualService(o) => o.serialize(to),

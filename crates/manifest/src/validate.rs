@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_api::authorization_policy::{Action, AuthorizationPolicySpec, Condition, Rule, Source};
 use k8s_api::peer_authentication::PeerAuthenticationSpec;
-use k8s_api::{AuthorizationPolicy, EndpointSlice, PeerAuthentication, Service, WorkloadSelector};
+use k8s_api::{
+    AuthorizationPolicy, EndpointSlice, NetworkPolicy, PeerAuthentication, Service,
+    WorkloadSelector,
+};
 
 use crate::diagnostic::Severity;
 use crate::names;
@@ -31,6 +34,7 @@ pub(crate) fn object(
         Object::AuthorizationPolicy(policy) => found.authorization_policy(policy),
         Object::Service(service) => found.service(service, authorship),
         Object::EndpointSlice(slice) => found.endpoint_slice(slice),
+        Object::NetworkPolicy(policy) => found.network_policy(policy),
         Object::Namespace(_)
         | Object::Node(_)
         | Object::ServiceAccount(_)
@@ -312,6 +316,36 @@ impl Problems {
             (!fine)
                 .then(|| format!("{value:?} must be `namespace/name` or `name`, without wildcards"))
         });
+    }
+
+    fn network_policy(&mut self, policy: &NetworkPolicy) {
+        let spec = policy.spec.clone().unwrap_or_default();
+        let ingress = spec.ingress.into_iter().flatten().map(|rule| rule.from);
+        let egress = spec.egress.into_iter().flatten().map(|rule| rule.to);
+        let ingress = ingress
+            .enumerate()
+            .map(|(i, peers)| (format!("spec.ingress[{i}].from"), peers));
+        let egress = egress
+            .enumerate()
+            .map(|(i, peers)| (format!("spec.egress[{i}].to"), peers));
+        for (at, peers) in ingress.chain(egress) {
+            for (index, peer) in peers.iter().flatten().enumerate() {
+                let Some(block) = &peer.ip_block else {
+                    continue;
+                };
+                let at = format!("{at}[{index}].ipBlock");
+                self.range(format!("{at}.cidr"), &block.cidr);
+                for (hole, text) in block.except.iter().flatten().enumerate() {
+                    self.range(format!("{at}.except[{hole}]"), text);
+                }
+            }
+        }
+    }
+
+    fn range(&mut self, field: String, text: &str) {
+        if text.parse::<IpNet>().is_err() {
+            self.error(field, format!("{text:?} is not a CIDR such as 10.1.0.0/16"));
+        }
     }
 
     fn service(&mut self, service: &Service, authorship: Authorship) {

@@ -48,6 +48,8 @@ pub enum PolicyKind {
     AuthorizationPolicy,
     /// A `PeerAuthentication` that selects workloads and of which some ports differ.
     PeerAuthentication,
+    /// One or several `NetworkPolicy` objects that isolate the same pods.
+    NetworkPolicy,
     /// No object of its own: all workloads name it that are STRICT on every port. [`Workload::strict_by`] says which
     /// `PeerAuthentication` is the cause.
     ///
@@ -271,6 +273,10 @@ impl PolicyKey {
         let resource = resource.into();
         let (kind, name) = match resource.strip_prefix(CONVERTED) {
             Some(name) => (PolicyKind::PeerAuthentication, name.into()),
+            None if resource.starts_with(NETWORK_POLICY) => {
+                let name = resource.strip_prefix(NETWORK_POLICY).unwrap_or_default();
+                (PolicyKind::NetworkPolicy, name.into())
+            }
             None if *resource == *STATIC_STRICT => (PolicyKind::StaticStrict, resource),
             None => (PolicyKind::AuthorizationPolicy, resource),
         };
@@ -290,11 +296,22 @@ impl PolicyKey {
         }
     }
 
+    /// The key of what is made of the `NetworkPolicy` objects of these names (with `+` between them); `variant` tells
+    /// policies of the same objects apart.
+    pub fn network_policy(namespace: impl Into<Arc<str>>, names: &str, variant: &str) -> Self {
+        Self {
+            kind: PolicyKind::NetworkPolicy,
+            namespace: namespace.into(),
+            name: format!("{names}@{variant}").into(),
+        }
+    }
+
     /// The second part of its resource's name.
     pub fn resource(&self) -> Cow<'_, str> {
         match self.kind {
             PolicyKind::AuthorizationPolicy | PolicyKind::StaticStrict => (&*self.name).into(),
             PolicyKind::PeerAuthentication => format!("{CONVERTED}{}", self.name).into(),
+            PolicyKind::NetworkPolicy => format!("{NETWORK_POLICY}{}", self.name).into(),
         }
     }
 
@@ -303,6 +320,7 @@ impl PolicyKey {
         let kind = match self.kind {
             PolicyKind::AuthorizationPolicy => "AuthorizationPolicy",
             PolicyKind::PeerAuthentication => "PeerAuthentication",
+            PolicyKind::NetworkPolicy => "NetworkPolicy",
             PolicyKind::StaticStrict => return None,
         };
         Some(PolicyObject { kind, key: self })
@@ -313,6 +331,9 @@ impl PolicyKey {
 pub const STATIC_STRICT: &str = "istio_converted_static_strict";
 /// What Istio puts before the name of a `PeerAuthentication` that is converted.
 const CONVERTED: &str = "converted_peer_authentication_";
+
+/// What stands before the names of `NetworkPolicy` objects.
+const NETWORK_POLICY: &str = "network_policy_";
 
 impl FromStr for PolicyKey {
     type Err = NameError;
@@ -330,7 +351,8 @@ impl fmt::Display for PolicyKey {
 
 impl fmt::Display for PolicyObject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}/{}", self.kind, self.key.namespace, self.key.name)
+        let name = self.key.name.split('@').next().unwrap_or_default();
+        write!(f, "{} {}/{name}", self.kind, self.key.namespace)
     }
 }
 

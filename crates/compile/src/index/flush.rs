@@ -20,12 +20,16 @@ use crate::store::ServiceFacts;
 impl Index {
     /// Rebuilds what changed since the last flush. Look at [`Index::snapshot`] for the result.
     pub fn flush(&mut self) -> Changes {
-        let dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.dirty);
+        // Nearly everything that a pod or a namespace says can be what a NetworkPolicy asks for.
+        dirty.network |= !self.network_policies.is_empty() && !dirty.pods.is_empty();
+        let network = dirty.network && self.flush_network_policies(&mut dirty.pods);
         let mut changes = Changes {
             captured: dirty.captured,
             workloads_built: dirty.pods.len() + dirty.endpoints.len(),
             ..Changes::default()
         };
+        changes.resources |= network;
         changes.resources |= self.flush_policies(&dirty);
         for key in &dirty.services {
             let name = service::resource_name(key, &self.mesh);
@@ -149,7 +153,7 @@ impl Index {
         }
         let addresses = self.addresses_of(uid, pod);
         let endpoints = self.endpoints_of_pod(uid, pod, &addresses);
-        let (policies, strict_by) = self.policies_of(pod, endpoints.keys());
+        let (policies, strict_by) = self.policies_of(uid, pod, endpoints.keys());
         Some(Surroundings {
             captured: self.is_captured(uid, pod),
             locality: self.nodes.get(&pod.node).cloned().flatten(),
@@ -171,6 +175,7 @@ impl Index {
     /// mesh apply without being named.
     fn policies_of<'k>(
         &self,
+        uid: &str,
         pod: &PodFacts,
         services: impl Iterator<Item = &'k NamespacedName>,
     ) -> (Vec<String>, Option<PolicyKey>) {
@@ -201,6 +206,7 @@ impl Index {
             Effect::Converted { from } => (Some(converted(from)), None),
         };
         names.extend(strict.map(|key| key.to_string()));
+        names.extend(self.network.of(uid).cloned());
         names.sort();
         (names, strict_by)
     }

@@ -53,9 +53,18 @@ impl Index {
         }
     }
 
-    /// Takes in what was kept before a restart, when the objects of now are known.
+    /// What a node holds, as far as it is known; in an order that is always the same.
+    pub fn held_by(&self, node: &str) -> Vec<Sandbox> {
+        self.holdings.kept_of(node)
+    }
+
+    /// Takes in what was kept before a restart, when the objects of now are known. Of a node that has spoken since, the
+    /// later word counts.
     pub fn restore(&mut self, captured: Captured) {
         for (node, pods) in captured.nodes {
+            if self.holdings.has_spoken(&node) {
+                continue;
+            }
             let word = Word {
                 pods,
                 partial: false,

@@ -226,12 +226,15 @@ impl Holdings {
 
     /// What is to be kept over a restart.
     pub(super) fn to_keep(&self) -> BTreeMap<String, Vec<Sandbox>> {
-        let nodes = self.nodes.iter().map(|(node, sandboxes)| {
-            let mut all: Vec<Sandbox> = sandboxes.values().flatten().cloned().collect();
-            all.sort_by(|a, b| (&a.pod, &a.uid).cmp(&(&b.pod, &b.uid)));
-            (node.to_string(), all)
-        });
-        nodes.collect()
+        let nodes = self.nodes.iter();
+        nodes
+            .map(|(node, sandboxes)| (node.to_string(), sorted(sandboxes)))
+            .collect()
+    }
+
+    /// The same of one node.
+    pub(super) fn kept_of(&self, node: &str) -> Vec<Sandbox> {
+        self.nodes.get(node).map(sorted).unwrap_or_default()
     }
 
     fn take(&mut self, node: &Arc<str>) -> Node {
@@ -276,6 +279,12 @@ impl Holdings {
         }
         difference
     }
+}
+
+fn sorted(node: &Node) -> Vec<Sandbox> {
+    let mut all: Vec<Sandbox> = node.values().flatten().cloned().collect();
+    all.sort_by(|a, b| (&a.pod, &a.uid).cmp(&(&b.pod, &b.uid)));
+    all
 }
 
 /// A word that leaves pods out without saying that they are gone ends nothing.

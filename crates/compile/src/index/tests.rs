@@ -5,6 +5,7 @@ mod damaged;
 mod endpoints;
 mod held;
 mod incremental;
+mod network_policy;
 mod never_plain;
 mod pods;
 mod scale;

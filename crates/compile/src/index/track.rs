@@ -16,6 +16,7 @@
 //! | an `EndpointSlice` | those behind its Service before and after | endpoints without a pod |
 //! | a `PeerAuthentication` | those that it selects | itself as a policy; all that inherit from it, where that changes |
 //! | an `AuthorizationPolicy` | those that name it: by selector, or behind the Services that it targets | itself |
+//! | a `NetworkPolicy`, and while there is one a pod, a namespace or a node | those that name another policy of it then | all that `NetworkPolicy` objects mean |
 //! | a node's report | those that it holds or held | their addresses |
 //! | an L7 object | | all waypoints; what else concerns waypoints: [`super::waypoints`] |
 //!
@@ -63,6 +64,7 @@ impl Index {
             .insert(Arc::clone(&namespace), labels.clone());
         if before.as_ref() != Some(&labels) {
             self.touch_namespace(&namespace);
+            self.dirty.network |= !self.network_policies.is_empty();
         }
         let known = &mut self.snapshot.mesh_namespaces;
         self.dirty.namespaces |= if super::enrolment::enrols(&labels) {
@@ -76,6 +78,7 @@ impl Index {
         self.dirty.diagnostics.insert(key.clone(), Vec::new());
         if self.namespaces.remove(key.name()).is_some() {
             self.touch_namespace(&key.name().into());
+            self.dirty.network |= !self.network_policies.is_empty();
         }
         self.dirty.namespaces |= self.snapshot.mesh_namespaces.remove(key.name()).is_some();
     }
@@ -87,7 +90,10 @@ impl Index {
             Some(locality) => {
                 self.nodes.insert(Arc::clone(node), locality);
             }
-            None if self.nodes.remove(node).is_some() => self.forget_node(node),
+            None if self.nodes.remove(node).is_some() => {
+                self.dirty.network |= self.node_addresses.remove(node).is_some();
+                self.forget_node(node);
+            }
             None => {}
         }
         if before != now {

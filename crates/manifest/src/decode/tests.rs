@@ -450,7 +450,7 @@ fn a_misspelt_policy_is_an_error_and_refuses() {
     for (api_version, kind) in [
         ("policy.linkerd.io/v1alpha1", "AuthorizationPolicy"),
         ("security.istio.io/v1", "RequestAuthentication"),
-        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("crd.projectcalico.org/v1", "NetworkPolicy"),
         ("networking.istio.io/v1", "Gateway"),
     ] {
         let decoded = decode(&text(api_version, kind));

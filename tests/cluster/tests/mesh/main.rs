@@ -9,3 +9,4 @@ mod installed;
 mod lifecycle;
 mod pair;
 mod rendered;
+mod replicas;

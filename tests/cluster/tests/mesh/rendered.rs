@@ -23,6 +23,7 @@ fn the_chart_renders_as_helm_renders_it_and_helm_finds_nothing_to_complain_of() 
     let platforms = platforms.collect::<Result<Vec<Value>, _>>()?;
     let others = [
         json!({}),
+        json!({"admission": {"enabled": false}, "controller": {"hostNetwork": true}}),
         json!({"criticalPodsQuota": true, "agent": {"raiseFileLimit": false, "extraArgs": ["--a=<b>&c"]}}),
         json!({
             "image": {"registry": "example.org/a", "tag": "1.2.3-x", "pullSecrets": [{"name": "s"}]},
@@ -33,6 +34,7 @@ fn the_chart_renders_as_helm_renders_it_and_helm_finds_nothing_to_complain_of() 
                 "terminationGracePeriodSeconds": 1_000_000,
             },
             "cni": {"excludeNamespaces": "", "confDir": "/a b/c"},
+            "admission": {"port": 9443, "failurePolicy": "Ignore"},
             "controller": {"replicas": 0, "affinity": {"nodeAffinity": {}}, "resources": {"limits": {"cpu": 2}}},
         }),
     ];

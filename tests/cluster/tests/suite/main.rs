@@ -1,4 +1,6 @@
 //! What a user of any cluster sees, through its API server alone.
 
 mod control_plane;
+mod controller;
+mod replicas;
 mod smoke;

@@ -5,4 +5,5 @@ mod command_line;
 mod live;
 mod mesh;
 mod modes;
+mod network;
 mod verdicts;

@@ -20,7 +20,7 @@ struct Change {
     flush: bool,
 }
 
-const KINDS: usize = 12;
+const KINDS: usize = 13;
 const OF_A_KIND: usize = 4;
 const VARIANTS: usize = 6;
 
@@ -144,6 +144,17 @@ fn manifest((kind, which): Place, variant: usize) -> String {
             pick(&["wp", "other"]),
             pick(&["wp", "default"]),
         ),
+        11 => format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: n{which}, namespace: {space}}}\nspec: {{{}}}\n",
+            pick(&[
+                "podSelector: {}",
+                "podSelector: {matchLabels: {app: a}}, ingress: [{from: [{podSelector: {matchLabels: {app: b}}}], ports: [{port: http}]}]",
+                "podSelector: {matchLabels: {app: b}}, ingress: [{from: [{namespaceSelector: {matchLabels: {keelson.io/mesh: enabled}}}]}]",
+                "podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}], ports: [{port: http}, {port: 53, protocol: UDP}]}]",
+                "podSelector: {matchExpressions: [{key: tier, operator: Exists}]}, ingress: [{}]",
+                "podSelector: {}, policyTypes: [Ingress, Egress], ingress: [{from: [{ipBlock: {cidr: 10.244.1.0/24, except: [10.244.1.12/32]}}]}]",
+            ])
+        ),
         _ => format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: z{which}, namespace: {space}}}\nspec: {{{}}}\n",
             pick(&[
@@ -213,7 +224,11 @@ proptest! {
     fn what_changes_bring_about_is_what_the_rest_says(
         changes in prop::collection::vec(any_change(), 1..60),
     ) {
-        let mut index = Index::new(MeshConfig::default());
+        let mesh = MeshConfig {
+            network_policies: true,
+            ..MeshConfig::default()
+        };
+        let mut index = Index::new(mesh.clone());
         let mut left: BTreeMap<ObjectKey, Upsert> = BTreeMap::new();
         for change in changes {
             let written = objects(&manifest(change.place, change.variant.unwrap_or(0)));
@@ -232,7 +247,7 @@ proptest! {
             }
         }
         index.flush();
-        let mut anew = Index::new(MeshConfig::default());
+        let mut anew = Index::new(mesh);
         for upsert in left.values() {
             anew.apply(upsert);
         }

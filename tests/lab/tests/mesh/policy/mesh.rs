@@ -113,7 +113,10 @@ fn make() -> Result<Lab> {
         plain_namespace("out"),
     ];
     lab.apply("namespaces.yaml", &namespaces.join("---\n"))?;
-    lab.start_controller(&ControllerOptions::default())?;
+    lab.start_controller(&ControllerOptions {
+        args: vec!["--network-policies=enforce".to_owned()],
+        ..ControllerOptions::default()
+    })?;
     for node in ["n1", "n2"] {
         lab.start_agent(node, &AgentOptions::default())?;
     }
@@ -140,6 +143,6 @@ fn serve(lab: &Lab) -> Result<Vec<Peer>> {
     Ok(echoes)
 }
 
-const FILE: &str = "policies.yaml";
+pub(super) const FILE: &str = "policies.yaml";
 static LAB: Shared = Shared::new(make);
 static ECHOES: OnceLock<Result<Vec<Peer>, String>> = OnceLock::new();

@@ -1,0 +1,322 @@
+//! Refuses policies that cannot be read when they are written, in the words of `keelson validate`, and warns of what is legal
+//! and surely not meant. The API server asks, before it stores an object.
+//!
+//! Only policies are refused. Of pods, namespaces and Services the labels and annotations of the mesh are warned of. What
+//! changes nothing of what an author wrote is let through: who removes a finalizer need not repair the object first.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use compile::index::{Index, MeshConfig};
+use compile::validate::{Place, validate};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use manifest::{Claim, Diagnostic, Kind, Severity, read_object};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use super::tls::ServingCertificates;
+use crate::metrics::{Metrics, ReasonLabel};
+
+/// Answers for ever.
+pub async fn serve(
+    listener: TcpListener,
+    certificates: Arc<ServingCertificates>,
+    mesh: MeshConfig,
+    metrics: Metrics,
+) {
+    let acceptor = TlsAcceptor::from(certificates.config());
+    let mesh = Arc::new(mesh);
+    loop {
+        let tcp = match listener.accept().await {
+            Ok((tcp, _)) => tcp,
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (acceptor, mesh, metrics) = (acceptor.clone(), Arc::clone(&mesh), metrics.clone());
+        tokio::spawn(async move {
+            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await else {
+                return;
+            };
+            let answer = service_fn(move |request| {
+                let (mesh, metrics) = (Arc::clone(&mesh), metrics.clone());
+                async move { Ok::<_, Infallible>(answer(request, &mesh, &metrics).await) }
+            });
+            let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(KEEPALIVE)
+                .max_concurrent_streams(MAX_STREAMS)
+                .serve_connection(TokioIo::new(stream), answer);
+            if let Err(error) = served.await {
+                debug!(%error, "a connection for admission broke");
+            }
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    mesh: &MeshConfig,
+    metrics: &Metrics,
+) -> Response<Full<Bytes>> {
+    if request.method() != Method::POST || request.uri().path() != PATH {
+        return plain(StatusCode::NOT_FOUND, "POST reviews to /admit");
+    }
+    let Ok(body) = Limited::new(request.into_body(), MAX_REVIEW)
+        .collect()
+        .await
+    else {
+        return plain(StatusCode::PAYLOAD_TOO_LARGE, "the review cannot be read");
+    };
+    let Ok(review) = serde_json::from_slice::<Value>(&body.to_bytes()) else {
+        return plain(StatusCode::BAD_REQUEST, "the review is not JSON");
+    };
+    // A parser that outlives anything is still bounded work, but not the reactor's.
+    let mesh = mesh.clone();
+    let judged = tokio::task::spawn_blocking(move || judge(&review, &mesh)).await;
+    let Ok((response, reason)) = judged else {
+        return plain(StatusCode::INTERNAL_SERVER_ERROR, "the review failed");
+    };
+    metrics
+        .admissions
+        .get_or_create(&ReasonLabel { reason })
+        .inc();
+    let mut response = Response::new(Full::new(Bytes::from(response.to_string())));
+    let json = http::HeaderValue::from_static("application/json");
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, json);
+    response
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    response
+}
+
+/// The answer to a review, and a word for the metric.
+fn judge(review: &Value, mesh: &MeshConfig) -> (Value, &'static str) {
+    let request = &review["request"];
+    let findings = findings(request, mesh);
+    let sentences = |severity: Severity| {
+        let of = findings
+            .iter()
+            .filter(move |finding| finding.severity == severity);
+        of.map(sentence).collect::<Vec<_>>()
+    };
+    let errors = sentences(Severity::Error);
+    let mut warnings = sentences(Severity::Warning);
+    warnings.iter_mut().for_each(shorten);
+    let mut response = json!({
+        "uid": request["uid"], "allowed": errors.is_empty(), "warnings": warnings,
+    });
+    let reason = match (errors.is_empty(), warnings.is_empty()) {
+        (true, true) => "allowed",
+        (true, false) => "warned",
+        (false, _) => {
+            response["status"] =
+                json!({"code": 422, "reason": "Invalid", "message": errors.join("; ")});
+            "refused"
+        }
+    };
+    let answer = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response,
+    });
+    (answer, reason)
+}
+
+fn findings(request: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
+    let (object, old) = (&request["object"], &request["oldObject"]);
+    let text = |pointer: &str| {
+        request
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let Some(kind) = Kind::find(text("/kind/group"), text("/kind/kind")) else {
+        return Vec::new();
+    };
+    let written = |object: &Value| {
+        let of = |pointer| object.pointer(pointer).cloned();
+        ["/spec", "/metadata/labels", "/metadata/annotations"].map(of)
+    };
+    let is_leaving = !object["metadata"]["deletionTimestamp"].is_null();
+    if !object.is_object() || is_leaving || (old.is_object() && written(object) == written(old)) {
+        return Vec::new();
+    }
+    if kind.policy().is_some() {
+        return policy(object, mesh);
+    }
+    // A newer server may know fields that are not read here, and the mesh is no reason to keep a pod from starting.
+    let mut decoded = read_object(kind, object.clone(), &mesh.root_namespace);
+    let mut index = Index::new(mesh.clone());
+    if let Some(Claim::Good(upsert)) = decoded.claims.pop() {
+        index.apply(&upsert);
+    }
+    let of_index = index.flush().diagnostics;
+    decoded
+        .findings
+        .extend(of_index.into_iter().flat_map(|(_, found)| found));
+    decoded
+        .findings
+        .retain(|finding| finding.severity != Severity::Info);
+    for finding in &mut decoded.findings {
+        finding.severity = Severity::Warning;
+    }
+    decoded.findings
+}
+
+/// What the folder source would say of a policy, as if nothing else were in the mesh.
+fn policy(object: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+        // The server makes the name when everybody has agreed.
+        if !metadata.contains_key("name") && metadata.contains_key("generateName") {
+            metadata.insert("name".to_owned(), "generated".into());
+        }
+    }
+    let place = Place::Text {
+        name: "object".into(),
+        text: object.to_string(),
+    };
+    validate(&[place], mesh.clone()).findings
+}
+
+fn sentence(finding: &Diagnostic) -> String {
+    match finding.field.as_str() {
+        "" => finding.message.clone(),
+        field => format!("{field}: {}", finding.message),
+    }
+}
+
+/// kubectl shows a limited number of letters.
+fn shorten(text: &mut String) {
+    if let Some((end, _)) = text.char_indices().nth(MAX_WARNING) {
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
+const PATH: &str = "/admit";
+/// The API server's own limit of an object is about half of this.
+const MAX_REVIEW: usize = 8 << 20;
+const MAX_WARNING: usize = 250;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const MAX_STREAMS: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn review(kind: (&str, &str), object: Value, old: Value) -> Value {
+        let review = json!({
+            "request": {
+                "uid": "1", "kind": {"group": kind.0, "version": "v1", "kind": kind.1},
+                "object": object, "oldObject": old,
+            },
+        });
+        let (answer, _) = judge(&review, &MeshConfig::default());
+        assert_eq!(answer["response"]["uid"], "1");
+        answer["response"].clone()
+    }
+
+    const POLICY: (&str, &str) = ("security.istio.io", "AuthorizationPolicy");
+
+    fn policy(spec: Value) -> Value {
+        json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "p", "namespace": "n", "managedFields": [{"manager": "kubectl"}]},
+            "spec": spec, "status": {"conditions": []},
+        })
+    }
+
+    /// F126: the field is named, with what it should have been.
+    #[test]
+    fn a_misspelt_field_is_refused_with_the_sentence_of_validate() {
+        let answer = review(
+            POLICY,
+            policy(json!({"rules": [{"form": []}]})),
+            Value::Null,
+        );
+        assert_eq!(answer["allowed"], false, "{answer}");
+        let message = answer["status"]["message"].as_str().expect("a message");
+        assert!(
+            message.contains("spec.rules[0]") && message.contains("did you mean"),
+            "{message}"
+        );
+        let good = review(
+            POLICY,
+            policy(json!({"rules": [{"from": [{"source": {"namespaces": ["a"]}}]}]})),
+            Value::Null,
+        );
+        assert_eq!(good["allowed"], true, "{good}");
+        assert_eq!(good["warnings"], json!([]), "{good}");
+    }
+
+    #[test]
+    fn what_is_legal_and_surely_not_meant_is_warned_of() {
+        let answer = review(POLICY, policy(json!({"action": "DENY"})), Value::Null);
+        assert_eq!(answer["allowed"], true, "{answer}");
+        assert!(
+            answer["warnings"].to_string().contains("never matches"),
+            "{answer}"
+        );
+    }
+
+    /// P15: a broken object that is there already can be deleted, labelled by nobody, and its finalizers removed.
+    #[test]
+    fn a_change_of_nothing_that_an_author_wrote_is_let_through() {
+        let broken = policy(json!({"rules": [{"form": []}]}));
+        let mut without_finalizer = broken.clone();
+        without_finalizer["metadata"]["finalizers"] = json!([]);
+        let answer = review(POLICY, without_finalizer, broken.clone());
+        assert_eq!(answer["allowed"], true, "{answer}");
+        let mut leaving = broken.clone();
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let answer = review(POLICY, leaving, policy(json!({})));
+        assert_eq!(answer["allowed"], true, "{answer}");
+        let answer = review(POLICY, broken, policy(json!({})));
+        assert_eq!(answer["allowed"], false, "{answer}");
+    }
+
+    #[test]
+    fn pods_and_namespaces_are_never_refused() {
+        let pod = json!({
+            "metadata": {"name": "p", "namespace": "n", "annotations": {"keelson.io/weight": "many"}},
+            "spec": {"containers": []},
+        });
+        let answer = review(("", "Pod"), pod, Value::Null);
+        assert_eq!(answer["allowed"], true, "{answer}");
+        assert!(
+            answer["warnings"].to_string().contains("whole number"),
+            "{answer}"
+        );
+        let namespace = json!({"metadata": {"name": "n", "labels": {"keelson.io/mesh": "yes"}}});
+        let answer = review(("", "Namespace"), namespace, Value::Null);
+        assert_eq!(answer["allowed"], true, "{answer}");
+        assert!(
+            answer["warnings"].to_string().contains("write enabled"),
+            "{answer}"
+        );
+        let answer = review(("apps", "Deployment"), json!({}), Value::Null);
+        assert_eq!(answer["allowed"], true, "{answer}");
+    }
+}
