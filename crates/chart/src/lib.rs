@@ -30,7 +30,7 @@ macro_rules! files {
 }
 
 /// The templates, by name.
-pub const TEMPLATES: [File; 6] = files![
+pub const TEMPLATES: [File; 7] = files![
     "templates/accounts.yaml",
     "templates/admission.yaml",
     "templates/controller.yaml",
