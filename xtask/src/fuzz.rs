@@ -106,6 +106,7 @@ const TARGETS: [&str; 8] = [
     "requests",
     "subscriptions",
     "cni",
+    "proxy_header",
 ];
 
 const ARTIFACTS: &str = "fuzz/artifacts";

@@ -18,6 +18,7 @@ mod generated {
 }
 
 pub mod convert;
+pub mod proxy_protocol;
 pub mod type_url;
 
 /// Envoy's discovery API, delta only.
