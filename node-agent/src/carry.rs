@@ -13,4 +13,5 @@ pub(crate) mod outbound;
 mod session;
 mod silence;
 pub(crate) mod syn;
+mod waypoint;
 pub mod worker;

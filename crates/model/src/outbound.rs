@@ -18,6 +18,10 @@ use crate::service::{Mode, Service};
 use crate::state::{MeshState, Tombstone};
 use crate::workload::{TunnelProtocol, Workload, WorkloadUid};
 
+mod waypoint;
+
+pub use waypoint::is_waypoint_for;
+
 /// Where a connection goes, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -59,8 +63,8 @@ pub enum RouteError {
     /// Nothing takes it.
     #[error(transparent)]
     NoEndpoint(#[from] NoEndpoint),
-    /// It has to go through something that we do not speak to.
-    #[error("{destination} requires waypoint {waypoint}, which this agent cannot reach yet")]
+    /// It has to go through a waypoint that has no ready pod.
+    #[error("{destination} requires waypoint {waypoint}, which has no ready pod in the mesh")]
     Waypoint {
         /// What was asked for.
         destination: String,
@@ -137,7 +141,7 @@ pub fn route_among<R: Rng + ?Sized>(
         return Err(RouteError::of(tombstone, ip));
     }
     if let Some(workload) = state.workload_by_ip(network, ip) {
-        return to_address(state, source, workload, destination);
+        return to_address(state, source, workload, destination, rng);
     }
     if let Some(service) = state.service_by_range(network, ip, client) {
         return to_service(state, source, service, destination, rng, allowed);
@@ -166,17 +170,10 @@ fn to_service<R: Rng + ?Sized>(
     rng: &mut R,
     allowed: impl Fn(&Workload, SocketAddr) -> bool,
 ) -> Result<Route, RouteError> {
-    let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
-    if let Some(waypoint) = service
-        .waypoint
-        .iter()
-        .chain(weighted)
-        .find(|waypoint| !is_at(source, waypoint))
-    {
-        return Err(RouteError::Waypoint {
-            destination: format!("service {}", service.key()),
-            waypoint: waypoint.clone(),
-        });
+    if let Some(gateway) = waypoint::of_service(source, service, rng) {
+        let what = || format!("service {}", service.key());
+        let to = (destination, what);
+        return waypoint::through(state, source, gateway, to, Some(service), rng);
     }
     if service.load_balancing.mode == Mode::Passthrough {
         return plain(state, source, destination, None, Some(service));
@@ -187,19 +184,18 @@ fn to_service<R: Rng + ?Sized>(
     to_endpoint(state, source, endpoint, Some(service))
 }
 
-fn to_address(
+fn to_address<R: Rng + ?Sized>(
     state: &MeshState,
     source: &Workload,
     workload: &Arc<Workload>,
     destination: SocketAddr,
+    rng: &mut R,
 ) -> Result<Route, RouteError> {
-    if let Some(waypoint) = workload.waypoint.as_ref().filter(|w| !is_at(source, w))
+    if let Some(gateway) = workload.waypoint.as_ref().filter(|w| !is_at(source, w))
         && workload.uid != source.uid
     {
-        return Err(RouteError::Waypoint {
-            destination: format!("workload {}", workload.uid),
-            waypoint: waypoint.clone(),
-        });
+        let what = || format!("workload {}", workload.uid);
+        return waypoint::through(state, source, gateway, (destination, what), None, rng);
     }
     let endpoint = Endpoint {
         workload: Arc::clone(workload),
@@ -287,7 +283,7 @@ fn expected(workload: &Workload, service: Option<&Arc<Service>>) -> Vec<Identity
 
 /// Whether a workload is the gateway at this address: a waypoint's own connections to what is
 /// behind it do not go through it again.
-fn is_at(workload: &Workload, gateway: &GatewayAddress) -> bool {
+pub(crate) fn is_at(workload: &Workload, gateway: &GatewayAddress) -> bool {
     match &gateway.destination {
         GatewayDestination::Hostname(key) => {
             workload.services.contains_key(key)

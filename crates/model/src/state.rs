@@ -9,7 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::address::{GatewayAddress, GatewayDestination, NetworkAddress};
-use crate::policy::{Connection, DenyReason, Policy, PolicyKey, Verdict, decide};
+use crate::policy::{AllowReason, Connection, DenyReason, Policy, PolicyKey, Verdict, decide};
 use crate::service::{Service, ServiceKey};
 use crate::text::Interner;
 use crate::workload::{Workload, WorkloadUid};
@@ -242,14 +242,19 @@ impl MeshState {
     }
 
     /// Decides whether a connection to a workload may go on. A policy that is named and not known
-    /// denies, and a waypoint is never left out.
+    /// denies, and a waypoint is never left out. What the workload's own waypoint sends may pass: it has decided with
+    /// the identity of the client, which the connection does not show.
     pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Verdict {
-        if let Some(waypoint) = &workload.waypoint
-            && !self.is_from(waypoint, &workload.network, connection)
-        {
+        if let Some(waypoint) = &workload.waypoint {
+            if self.is_from(waypoint, &workload.network, connection) {
+                return Verdict::Allow(AllowReason::Waypoint);
+            }
             return Verdict::Deny(DenyReason::WaypointRequired {
                 waypoint: waypoint.clone(),
             });
+        }
+        if self.is_from_waypoint_of_service(workload, connection) {
+            return Verdict::Allow(AllowReason::Waypoint);
         }
         match self.check_known(workload) {
             Ok(()) => {
@@ -259,6 +264,24 @@ impl MeshState {
                 Verdict::Deny(DenyReason::UnknownPolicy { policy })
             }
         }
+    }
+
+    /// Whether it comes from a waypoint of a service that the workload is an endpoint of.
+    fn is_from_waypoint_of_service(
+        &self,
+        workload: &Workload,
+        connection: &Connection<'_>,
+    ) -> bool {
+        let services = workload.services.keys().filter_map(|key| self.service(key));
+        services
+            .flat_map(|service| {
+                let weighted = service
+                    .weighted_waypoints
+                    .iter()
+                    .map(|one| &one.destination);
+                service.waypoint.iter().chain(weighted)
+            })
+            .any(|waypoint| self.is_from(waypoint, &workload.network, connection))
     }
 
     /// Whether a connection proves that a gateway opened it.

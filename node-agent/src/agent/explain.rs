@@ -306,7 +306,7 @@ fn said(verdict: &Verdict) -> Decision {
     match verdict {
         Verdict::Allow(reason) => {
             let (object, rule) = match reason {
-                AllowReason::NoAllowPolicy => (None, None),
+                AllowReason::NoAllowPolicy | AllowReason::Waypoint => (None, None),
                 AllowReason::Matched { policy, rule } => (Some(object(policy)), Some(*rule)),
             };
             allowed(reason.to_string(), object, rule)

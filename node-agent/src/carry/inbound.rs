@@ -9,6 +9,7 @@ use model::{
     policy::{Connection, Verdict},
     service::ServiceKey,
 };
+use proto::proxy_protocol::Header;
 use tokio::{net::TcpStream, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 use tunnel::{
@@ -22,6 +23,7 @@ use crate::{
         identity,
         outbound::{baggage, canonical, flow, no_certificate, own_workload},
         silence::Watched,
+        waypoint,
         worker::{TURN, Track, Worker, aborted},
     },
     enrol::Command,
@@ -80,6 +82,7 @@ pub(crate) async fn serve_plaintext(
         proof: source.as_ref().map_or(Proof::Nothing, |_| Proof::Socket),
         source,
         service: None,
+        handed: None,
     };
     // On the heap for as long as it takes: a connection's task is as large as its largest part.
     let Ok(admitted) = Box::pin(admit(&worker, &pod, &asked)).await else {
@@ -106,7 +109,9 @@ fn open(
         ..
     } = admitted;
     let recorder = &worker.shared.recorder;
-    let (live, abort) = recorder.open(description, &labels, Some(asked.authority()));
+    // What a waypoint takes over is its own to judge, request by request.
+    let authority = asked.handed.is_none().then(|| asked.authority());
+    let (live, abort) = recorder.open(description, &labels, authority);
     let own = leg.local_addr().map_or(asked.client, canonical);
     let watched = Watched::new(flow((asked.application, own)), Arc::clone(line));
     (leg, worker.track(pod, live, watched), abort)
@@ -235,7 +240,8 @@ async fn establish(
     oneshot::Receiver<copy::Abort>,
     Permit,
 )> {
-    let asked = match asked(pod, client, peer, &incoming) {
+    let state = worker.shared.mesh.state();
+    let asked = match asked(&state, pod, client, peer, &incoming) {
         Ok(asked) => asked,
         Err(text) => {
             incoming.refuse(
@@ -294,6 +300,8 @@ struct Asked {
     source: Option<Identity>,
     proof: Proof,
     service: Option<String>,
+    /// The pod is the waypoint of what is asked for, and takes connections with a header on this port of its loopback.
+    handed: Option<u16>,
 }
 
 /// What shows who asks.
@@ -328,6 +336,17 @@ impl Asked {
             source: None,
             proof: Proof::Nothing,
             service: None,
+            handed: None,
+        }
+    }
+
+    /// What a waypoint is told.
+    fn header(&self) -> Header {
+        Header {
+            client: self.client,
+            dialled: self.target,
+            identity: self.source.clone(),
+            service: self.service.clone(),
         }
     }
 
@@ -342,6 +361,7 @@ impl Asked {
 
 /// Reads a request: its target must be the pod that the tunnel ends in, whatever the peer says.
 fn asked(
+    state: &MeshState,
     pod: &Pod,
     tunnel_peer: SocketAddr,
     source: Option<Identity>,
@@ -350,13 +370,13 @@ fn asked(
     let target = incoming.authority.address().map(canonical).ok_or_else(|| {
         "the target must be the pod's address and port; host names are for gateways".to_owned()
     })?;
-    if !pod.has_address(target.ip()) {
-        return Err(format!(
-            "{} is not an address of pod {}",
-            target.ip(),
-            pod.name
-        ));
-    }
+    let handed = if pod.has_address(target.ip()) {
+        None
+    } else {
+        let port = waypoint::port(state, pod, target)
+            .ok_or_else(|| format!("{} is not an address of pod {}", target.ip(), pod.name))?;
+        Some(port)
+    };
     if let Some(text) = reserved(target) {
         return Err(text);
     }
@@ -382,6 +402,7 @@ fn asked(
             .map_or(Proof::Nothing, |_| Proof::Certificate),
         source,
         service,
+        handed,
     })
 }
 
@@ -484,6 +505,9 @@ async fn admit(
 /// translates.
 async fn leg(worker: &Worker, pod: &Pod, asked: &Asked) -> io::Result<TcpStream> {
     let shared = &worker.shared;
+    if let Some(port) = asked.handed {
+        return waypoint::hand_over(pod, port, &asked.header(), shared.connect_timeout).await;
+    }
     let to = |application| {
         let timeout = shared.connect_timeout;
         sock::leg(pod, asked.client, asked.keep_port, application, timeout)
@@ -548,6 +572,12 @@ fn authorize<'s>(
     pod: &Pod,
     asked: &Asked,
 ) -> Result<&'s Workload, (StatusCode, ErrorType, Refusal)> {
+    if asked.handed.is_some() {
+        return waypoint::admit(state, pod, asked.source.as_ref()).map_err(|refusal| {
+            let denied = ErrorType::HttpRequestDenied;
+            (StatusCode::UNAUTHORIZED, denied, refusal)
+        });
+    }
     let judged = judge(
         state,
         pod,

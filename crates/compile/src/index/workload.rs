@@ -6,13 +6,13 @@ use manifest::{Labels, NamespacedName, OwnerType, PodFacts, WEIGHT};
 use model::PolicyKey;
 use proto::agent;
 use proto::convert::extension;
-use proto::istio::workload as pb;
+use proto::istio::workload::{self as pb, ApplicationTunnel, application_tunnel};
 
 use super::MeshConfig;
 use super::authorization::octets;
 use super::endpoints::Published;
 use super::enrolment::Enrolment;
-use crate::store::SliceFacts;
+use crate::store::{GATEWAY_NAME, SliceFacts};
 
 /// What a pod's resource says beyond the pod itself.
 #[derive(Clone, Debug, Default)]
@@ -101,6 +101,10 @@ pub(super) fn from_pod(
         cluster_id: unless_default(&mesh.cluster_id, "Kubernetes"),
         locality: around.locality,
         waypoint: around.waypoint,
+        application_tunnel: is_waypoint(&pod.labels).then(|| ApplicationTunnel {
+            protocol: application_tunnel::Protocol::Proxy.into(),
+            port: PROXY_PORT,
+        }),
         network_mode: if pod.host_network {
             pb::NetworkMode::HostNetwork
         } else {
@@ -147,6 +151,14 @@ pub(super) fn from_endpoint(
         extensions: endpoints.extensions,
         ..pb::Workload::default()
     }
+}
+
+/// A pod of a waypoint of ours. Its agent hands it what it is a waypoint for, behind a header that says who calls.
+fn is_waypoint(labels: &Labels) -> bool {
+    labels.contains_key(GATEWAY_NAME)
+        && labels
+            .get(GATEWAY_CLASS_NAME)
+            .is_some_and(|class| class == WAYPOINT_CLASS)
 }
 
 /// What a node is told of one of its pods.
@@ -204,6 +216,12 @@ pub(super) fn unless_default(value: &str, default: &str) -> String {
         value.to_owned()
     }
 }
+
+/// The label by which a gateway's pods say of which class it is.
+const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
+const WAYPOINT_CLASS: &str = "keelson-waypoint";
+/// The port on the waypoint's loopback that takes connections with a PROXY header.
+const PROXY_PORT: u32 = 15088;
 
 const CANONICAL_NAME: &[&str] = &[
     "service.istio.io/canonical-name",

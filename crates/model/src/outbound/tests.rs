@@ -239,7 +239,7 @@ fn a_workloads_waypoint_is_never_skipped() {
         "10.244.1.10:8080",
         "waypoint_unreachable",
         "workload Kubernetes//Pod/shop/a requires waypoint \
-         shop/waypoint.shop.svc.cluster.local, which this agent cannot reach yet",
+         shop/waypoint.shop.svc.cluster.local, which has no ready pod in the mesh",
     );
     // Addressed as a service it is that service's waypoint that counts; itself it may always reach.
     assert!(mesh.route("b", "10.96.0.1:80").is_ok());
@@ -274,8 +274,55 @@ fn a_services_waypoint_is_never_skipped() {
             "10.96.0.1:80",
             "waypoint_unreachable",
             "service shop/front.shop.svc.cluster.local requires waypoint \
-             shop/waypoint.shop.svc.cluster.local, which this agent cannot reach yet",
+             shop/waypoint.shop.svc.cluster.local, which has no ready pod in the mesh",
         );
+    }
+}
+
+#[test]
+fn what_requires_a_waypoint_goes_to_a_ready_pod_of_it() {
+    let hbone_pod = TunnelProtocol::Hbone;
+    let mut mesh = Mesh::new();
+    let gate = |name: &str, address: &str, node: &str| Workload {
+        services: [(key("waypoint"), vec![])].into(),
+        node: node.into(),
+        ..pod(name, address, hbone_pod)
+    };
+    mesh.state
+        .insert_workload(gate("near", "10.244.2.20", "n2"));
+    mesh.state.insert_workload(gate("far", "10.244.1.20", "n1"));
+    mesh.change("b", |b| b.node = "n2".into());
+    mesh.change("a", |a| a.waypoint = Some(waypoint()));
+    mesh.state.insert_service(Service {
+        waypoint: Some(waypoint()),
+        ..service("front", "10.96.0.1")
+    });
+    // What was asked for is what the waypoint is told; its pod on the client's node goes first.
+    let near = |authority| hbone("10.244.2.20:15008", authority, &["near"]);
+    let far = |authority| hbone("10.244.1.20:15008", authority, &["far"]);
+    mesh.check("b", "10.96.0.1:80", near("10.96.0.1:80"));
+    mesh.check("b", "10.244.1.10:8080", near("10.244.1.10:8080"));
+    mesh.change("near", |near| {
+        near.status = crate::workload::Health::Unhealthy
+    });
+    mesh.check("b", "10.96.0.1:80", far("10.96.0.1:80"));
+    mesh.change("far", |far| far.tunnel = TunnelProtocol::None);
+    let refused = mesh.route("b", "10.96.0.1:80").unwrap_err();
+    assert_eq!(refused.reason().as_str(), "waypoint_unreachable");
+    // For whom it is one.
+    let is_for = |name: &str, destination: &str| {
+        let workload = mesh.state.workload(&uid(name)).unwrap();
+        is_waypoint_for(&mesh.state, workload, addr(destination))
+    };
+    for (name, destination, expected) in [
+        ("near", "10.96.0.1:80", true),
+        ("near", "10.244.1.10:8080", true),
+        ("near", "10.96.0.2:80", false),
+        ("near", "10.244.2.11:80", false),
+        ("near", "192.0.2.1:80", false),
+        ("b", "10.96.0.1:80", false),
+    ] {
+        assert_eq!(is_for(name, destination), expected, "{name} {destination}");
     }
 }
 

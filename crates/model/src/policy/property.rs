@@ -171,7 +171,7 @@ fn the_property_sees_every_kind_of_verdict() {
             ..from_nobody()
         };
         let kind = match decide(policies.iter(), &connection) {
-            Verdict::Allow(AllowReason::NoAllowPolicy) => 0,
+            Verdict::Allow(AllowReason::NoAllowPolicy | AllowReason::Waypoint) => 0,
             Verdict::Allow(AllowReason::Matched { .. }) => 1,
             Verdict::Deny(DenyReason::Matched { .. }) => 2,
             Verdict::Deny(_) => 3,

@@ -23,6 +23,8 @@ pub enum Verdict {
 pub enum AllowReason {
     /// No ALLOW policy applies to the destination.
     NoAllowPolicy,
+    /// It comes from the destination's waypoint, which has asked policy about the client itself.
+    Waypoint,
     /// An ALLOW policy matches.
     Matched {
         /// Which.
@@ -136,6 +138,7 @@ impl fmt::Display for AllowReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoAllowPolicy => f.write_str("no ALLOW policy applies"),
+            Self::Waypoint => f.write_str("the destination's waypoint has decided"),
             Self::Matched { policy, rule } => {
                 write!(f, "ALLOW policy {policy} matches (rules[{rule}])")
             }

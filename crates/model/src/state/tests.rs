@@ -354,13 +354,57 @@ fn who_requires_a_waypoint_takes_connections_from_it_only() {
             };
             assert_eq!(reason.reason().as_str(), "waypoint_required");
         }
-        // What it lets through is still under policy.
+        // It has asked policy itself, with the identity of the client, which is not shown here.
         let deny = Policy {
             rules: vec![Rule::default()],
             ..policy("shop", "deny", Scope::Namespace, Action::Deny)
         };
         state.insert_policy(deny);
-        assert!(!verdict(&state, Some(&gate)).is_allow());
+        assert!(verdict(&state, Some(&gate)).is_allow());
+        assert!(!verdict(&state, Some(&other)).is_allow());
+    }
+}
+
+#[test]
+fn a_waypoint_of_a_service_is_let_in_and_others_are_under_policy() {
+    use crate::address::{GatewayAddress, GatewayDestination};
+
+    let key = |name: &str| ServiceKey::new("shop", format!("{name}.shop.svc.cluster.local"));
+    let mut state = MeshState::default();
+    state.insert_service(Service {
+        name: "front".into(),
+        namespace: "shop".into(),
+        hostname: "front.shop.svc.cluster.local".into(),
+        waypoint: Some(GatewayAddress {
+            destination: GatewayDestination::Hostname(key("w")),
+            hbone_port: 15008,
+        }),
+        ..Service::default()
+    });
+    state.insert_workload(Workload {
+        service_account: "gate".into(),
+        services: [(key("w"), vec![])].into(),
+        ..workload("gate", &["10.244.1.20"])
+    });
+    let a = Workload {
+        services: [(key("front"), vec![])].into(),
+        ..workload("a", &["10.244.1.10"])
+    };
+    state.insert_policy(Policy {
+        rules: vec![Rule::default()],
+        ..policy("shop", "deny", Scope::Namespace, Action::Deny)
+    });
+    for (account, allowed) in [("gate", true), ("cart", false)] {
+        let source = format!("spiffe://cluster.local/ns/shop/sa/{account}");
+        let source: Identity = source.parse().unwrap();
+        let connection = Connection {
+            source: Some(&source),
+            source_ip: ip("10.244.1.20"),
+            destination_ip: ip("10.244.1.10"),
+            destination_port: 80,
+        };
+        let verdict = state.authorize(&a, &connection);
+        assert_eq!(verdict.is_allow(), allowed, "{account}");
     }
 }
 
