@@ -62,4 +62,11 @@ pub(crate) fn programs(release: bool) -> Result<PathBuf> {
     Ok(target.join(if release { "release" } else { "debug" }))
 }
 
-const PACKAGES: [&str; 5] = ["node-agent", "controller", "cni", "keelson", "testkit"];
+const PACKAGES: [&str; 6] = [
+    "node-agent",
+    "waypoint",
+    "controller",
+    "cni",
+    "keelson",
+    "testkit",
+];

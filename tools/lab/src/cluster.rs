@@ -10,13 +10,14 @@ use serde_json::json;
 
 use crate::cni::{self, Enrolment};
 use crate::kube_proxy;
-use crate::mesh::Mesh;
+use crate::mesh::{CONTROLLER_PORT, Mesh};
 use crate::node::Node;
 use crate::objects::{self, Objects};
 use crate::pod::{Plan, Pod};
 use crate::process::Process;
 use crate::run_dir::RunDir;
 use crate::tool;
+use crate::waypoint;
 
 /// The changing part of a lab.
 #[derive(Debug)]
@@ -85,6 +86,14 @@ impl Cluster {
             .iter()
             .map(|node| node.name().to_owned())
             .collect();
+        if let Some(first) = self.nodes.first() {
+            let place = waypoint::Place {
+                run_dir: &self.run_dir,
+                nodes: &names,
+                controller: format!("https://{}:{CONTROLLER_PORT}", first.v4()),
+            };
+            waypoint::complete(&folder, &place)?;
+        }
         objects::complete_pods(&folder, &names)?;
         let objects = Objects::read(&folder)?;
         let mut wanted = BTreeMap::new();

@@ -44,6 +44,7 @@ mod remove;
 mod run_dir;
 mod standing;
 mod tool;
+mod waypoint;
 mod yaml;
 
 pub use address::MAX_NODES;
@@ -68,3 +69,4 @@ pub use programs::{
 pub use record::ProcessRecord;
 pub use remove::{all, interrupted, remove, remove_all_stale, unique_id};
 pub use standing::{Standing, StandingNode, StandingPod};
+pub use waypoint::WAYPOINT_NODES;

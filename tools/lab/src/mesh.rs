@@ -384,6 +384,7 @@ impl Lab {
             let token = fs::read_to_string(self.token_file(node.name())?)?;
             lines += &format!("{token} {}\n", node.name());
         }
+        lines += &crate::waypoint::tokens(&self.run_dir);
         fs::write(file, lines)?;
         fs::set_permissions(file, Permissions::from_mode(0o600))?;
         Ok(())
@@ -468,5 +469,5 @@ pub const AGENT_ADMIN: SocketAddr =
 pub const CONTROLLER_ADMIN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15014);
 /// The controller's port.
-const CONTROLLER_PORT: u16 = 15012;
+pub(crate) const CONTROLLER_PORT: u16 = 15012;
 const READY: Duration = Duration::from_secs(15);

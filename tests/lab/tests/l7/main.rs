@@ -1,0 +1,5 @@
+//! Waypoints in the mesh: attached by a label, driven by Istio's own objects, asked with curl.
+
+mod bypass;
+mod fixture;
+mod routes;
