@@ -52,14 +52,20 @@ fn what_is_not_exactly_a_header_is_refused() {
     };
     for (bytes, error) in [
         (b"GET / HTTP/1.1\r\n".to_vec(), HeaderError::Signature),
-        (b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n".to_vec(), HeaderError::Signature),
+        (
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n".to_vec(),
+            HeaderError::Signature,
+        ),
         // LOCAL: whoever may say it calls as nobody.
         (with(12, 0x20), HeaderError::Command(0x20)),
         (with(12, 0x11), HeaderError::Command(0x11)),
         (with(13, 0x00), HeaderError::Family(0x00)),
         (with(13, 0x12), HeaderError::Family(0x12)),
         (with(13, 0x31), HeaderError::Family(0x31)),
-        (with(14, 0xff), HeaderError::TooLong(0xff00 | usize::from(good[15]))),
+        (
+            with(14, 0xff),
+            HeaderError::TooLong(0xff00 | usize::from(good[15])),
+        ),
         (with(15, 11), HeaderError::Truncated),
         (with(15, 13), HeaderError::Truncated),
         (appended(&[0xd2, 0, 9, 1]), HeaderError::Truncated),
@@ -73,8 +79,17 @@ fn what_is_not_exactly_a_header_is_refused() {
 
 #[test]
 fn an_identity_that_cannot_be_read_is_no_identity() {
-    for said in ["", "spiffe://cluster.local", "spiffe://cluster.local/ns/a/sa/b c", "nobody"] {
-        let mut bytes = Header { identity: None, ..header() }.to_bytes();
+    for said in [
+        "",
+        "spiffe://cluster.local",
+        "spiffe://cluster.local/ns/a/sa/b c",
+        "nobody",
+    ] {
+        let mut bytes = Header {
+            identity: None,
+            ..header()
+        }
+        .to_bytes();
         bytes.extend([IDENTITY, 0, u8::try_from(said.len()).unwrap()]);
         bytes.extend(said.as_bytes());
         let length = u16::try_from(bytes.len() - FIXED).unwrap();

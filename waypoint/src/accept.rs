@@ -1,0 +1,291 @@
+//! What reaches the waypoint: a header that says who calls, then HTTP or anything else.
+//!
+//! Connections come from the node's agent only, over the pod's own loopback. One that does not begin with the agent's
+//! header is closed without a byte, because nobody has proved who calls.
+
+mod detect;
+mod patience;
+mod rewound;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use model::service::AppProtocol;
+use proto::proxy_protocol::{self, Header};
+use rand::RngExt as _;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+
+use self::detect::{Spoken, detect};
+pub(crate) use self::patience::Answering;
+use self::patience::{Exhausted, Watch};
+use self::rewound::Rewound;
+use crate::caller::Caller;
+use crate::local::LocalExecutor;
+use crate::serve;
+use crate::tcp;
+use crate::worker::Worker;
+
+/// A listening socket that the workers share: the kernel spreads connections over them.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Takes connections until the worker is told to take no more.
+pub(crate) async fn accept(worker: Rc<Worker>, listener: TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = worker.shared.closed() => return,
+        };
+        match accepted {
+            Ok((stream, _agent)) => {
+                let drain = worker.shared.drain.clone();
+                let worker = Rc::clone(&worker);
+                drain.spawn_local("connection", begin(worker, stream));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Reads who calls, finds out what is spoken, and serves it.
+async fn begin(worker: Rc<Worker>, mut stream: TcpStream) {
+    let telemetry = &worker.shared.telemetry;
+    let read = tokio::time::timeout(HEADER_TIMEOUT, read_header(&mut stream)).await;
+    let (header, mut before) = match read {
+        Ok(Ok(read)) => read,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a connection without a header of the agent");
+            return telemetry.refuse(error.reason());
+        }
+        Err(_elapsed) => return telemetry.refuse("header_timeout"),
+    };
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let caller = Rc::new(Caller::new(header));
+    let active = worker.shared.newest.load();
+    let dialled = caller.known(&active).dialled;
+    let declared = active.l7.protocol(dialled.as_destination());
+    drop(active);
+    let spoken = match declared {
+        AppProtocol::Tcp | AppProtocol::Tls => Spoken::Tcp,
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
+            let within = worker.shared.limits.head_timeout;
+            match first_bytes(&mut stream, &mut before, within).await {
+                // What is no HTTP gets hyper's answer: the port is HTTP's.
+                First::Spoken(Spoken::Http2) => Spoken::Http2,
+                First::Spoken(_) => Spoken::Http1,
+                First::Nothing => return,
+            }
+        }
+        AppProtocol::Unknown => {
+            let within = worker.shared.limits.detect_timeout;
+            match first_bytes(&mut stream, &mut before, within).await {
+                First::Spoken(spoken) => spoken,
+                // Who says nothing waits for the server to begin.
+                First::Nothing => Spoken::Tcp,
+            }
+        }
+    };
+    telemetry.connections.inc();
+    let watch = Watch::default();
+    match spoken {
+        Spoken::Tcp => tcp::serve(&worker, &caller, stream, before.freeze()).await,
+        Spoken::Http1 => {
+            let io = Rewound::new(before.freeze(), stream, watch.clone());
+            http1(&worker, &caller, io, watch).await;
+        }
+        Spoken::Http2 => {
+            let io = Rewound::new(before.freeze(), stream, watch.clone());
+            http2(&worker, &caller, io, watch).await;
+        }
+    }
+    telemetry.connections.dec();
+}
+
+/// Why a connection is not one of the agent's.
+#[derive(Debug, thiserror::Error)]
+enum Unproved {
+    #[error(transparent)]
+    Header(#[from] proxy_protocol::HeaderError),
+    #[error("the connection ended within the header")]
+    Short,
+    #[error("the connection broke within the header")]
+    Io(#[from] io::Error),
+}
+
+impl Unproved {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Header(proxy_protocol::HeaderError::Signature) => "no_header",
+            Self::Header(_) => "bad_header",
+            Self::Short | Self::Io(_) => "header_cut",
+        }
+    }
+}
+
+/// The header, and what came after it.
+async fn read_header(stream: &mut TcpStream) -> Result<(Header, BytesMut), Unproved> {
+    let mut bytes = BytesMut::with_capacity(512);
+    loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(Unproved::Short);
+        }
+        if let Some((header, length)) = Header::parse(&bytes)? {
+            let rest = bytes.split_off(length);
+            return Ok((header, rest));
+        }
+    }
+}
+
+enum First {
+    Spoken(Spoken),
+    Nothing,
+}
+
+/// What the client's first bytes say; they are kept.
+async fn first_bytes(stream: &mut TcpStream, before: &mut BytesMut, within: Duration) -> First {
+    let deadline = tokio::time::Instant::now() + within;
+    loop {
+        if let Some(spoken) = detect(before).filter(|_| !before.is_empty()) {
+            return First::Spoken(spoken);
+        }
+        match tokio::time::timeout_at(deadline, stream.read_buf(before)).await {
+            Ok(Ok(0) | Err(_)) | Err(_) if before.is_empty() => return First::Nothing,
+            Ok(Ok(0) | Err(_)) | Err(_) => return First::Spoken(Spoken::Tcp),
+            Ok(Ok(_more)) => {}
+        }
+    }
+}
+
+type Io = TokioIo<Rewound<TcpStream>>;
+
+async fn http1(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<TcpStream>, watch: Watch) {
+    let limits = &worker.shared.limits;
+    let service = service_fn(|request| {
+        let answering = watch.begin();
+        let (worker, caller) = (Rc::clone(worker), Rc::clone(caller));
+        async move { Ok::<_, Infallible>(serve::serve(worker, caller, request, answering).await) }
+    });
+    let connection = http1::Builder::new()
+        .half_close(true)
+        .max_headers(limits.header_count)
+        .max_buf_size(limits.head_bytes.max(SMALLEST_BUFFER))
+        .pipeline_flush(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .serve_connection(Io::new(io), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let (head, idle) = (limits.head_timeout, limits.idle_timeout);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        exhausted = watch.exhausted(head, idle) => {
+            if exhausted == Exhausted::Head {
+                return worker.shared.telemetry.refuse("slow_head");
+            }
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        // Until then answers ask for the end of the connection.
+        () = worker.shared.closed() => {
+            connection.as_mut().graceful_shutdown();
+            cut(worker, connection).await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, client = %caller.client, "a connection ended early");
+    }
+}
+
+async fn http2(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<TcpStream>, watch: Watch) {
+    let limits = &worker.shared.limits;
+    let service = service_fn(|request| {
+        let answering = watch.begin();
+        let (worker, caller) = (Rc::clone(worker), Rc::clone(caller));
+        async move { Ok::<_, Infallible>(serve::serve(worker, caller, request, answering).await) }
+    });
+    let connection = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .serve_connection(Io::new(io), service);
+    tokio::pin!(connection);
+    // Spread, so that the connections of a client do not all move at once.
+    let age = limits.http2_age.mul_f64(rand::rng().random_range(0.8..1.2));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = tokio::time::sleep(age) => {
+            // Streams that are open go on; the client opens new ones elsewhere.
+            connection.as_mut().graceful_shutdown();
+            cut(worker, connection).await
+        }
+        _ = watch.exhausted(limits.idle_timeout, limits.idle_timeout) => {
+            connection.as_mut().graceful_shutdown();
+            cut(worker, connection).await
+        }
+        () = worker.shared.drain.draining() => {
+            connection.as_mut().graceful_shutdown();
+            cut(worker, connection).await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, client = %caller.client, "a connection ended early");
+    }
+}
+
+/// To its end, or until the drain is over.
+async fn cut<F: Future<Output = Result<(), hyper::Error>>>(
+    worker: &Worker,
+    connection: F,
+) -> Result<(), hyper::Error> {
+    tokio::select! {
+        ended = connection => ended,
+        () = worker.shared.drain.cut() => Ok(()),
+    }
+}
+
+const BACKLOG: i32 = 4096;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The agent writes it at once.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// hyper takes no smaller one.
+const SMALLEST_BUFFER: usize = 8192;
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const SEND_BUFFER: usize = 256 << 10;
+/// Streams that a client has reset before they were looked at (rapid reset).
+const PENDING_RESETS: usize = 20;
+/// Streams that were reset because of what the client sent.
+const LOCAL_RESETS: usize = 256;
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);

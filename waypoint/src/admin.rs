@@ -1,0 +1,62 @@
+//! What an operator sees of a waypoint: what it decides with, and which endpoints it leaves alone.
+
+use std::sync::Arc;
+
+use runtime::admin::{Reply, Server};
+use serde_json::{Value, json};
+
+use crate::active::{Active, Newest};
+use crate::balance::state::{self, Registry};
+
+/// Adds the pages.
+pub(crate) fn pages(server: Server, newest: &Arc<Newest>, registry: &Arc<Registry>) -> Server {
+    let (newest, registry) = (Arc::clone(newest), Arc::clone(registry));
+    let for_dump = Arc::clone(&newest);
+    server
+        .page(
+            "/config_dump",
+            "services, clusters and endpoints (JSON)",
+            move |_| json_page(&dump(&for_dump.load())),
+        )
+        .page(
+            "/ejections",
+            "endpoints that are left alone now (JSON)",
+            move |_| json_page(&json!(registry.ejections())),
+        )
+}
+
+fn json_page(value: &Value) -> Reply {
+    Reply::new("application/json", format!("{value:#}\n"))
+}
+
+fn dump(active: &Active) -> Value {
+    let services = active.l7.services().map(|service| {
+        json!({
+            "service": service.key.to_string(),
+            "addresses": service.addresses,
+            "ports": service.ports.iter().map(|port| port.port).collect::<Vec<_>>(),
+            "attached": service.attached,
+        })
+    });
+    let clusters = active.l7.clusters().map(|cluster| {
+        let members = cluster.members.iter().map(|member| {
+            json!({
+                "workload": member.endpoint.uid.to_string(),
+                "address": member.address,
+                "ready": member.ready,
+                "weight": member.endpoint.weight,
+            })
+        });
+        json!({
+            "cluster": state::name(&cluster.key),
+            "object": cluster.origin.as_ref().map(ToString::to_string),
+            "members": members.collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "generation": active.generation,
+        "services": services.collect::<Vec<_>>(),
+        "clusters": clusters.collect::<Vec<_>>(),
+        "workloads_known": active.mesh.workloads().len(),
+    })
+}

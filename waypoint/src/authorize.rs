@@ -1,0 +1,65 @@
+//! Whether the client may have its request go to the endpoint that was chosen: asked with the client's identity, and
+//! again before each attempt.
+
+use l7::policy::{Denial, Target};
+use l7::{Request, Verdict};
+
+use crate::active::Active;
+use crate::balance::Candidate;
+use crate::reply::Reply;
+
+/// Nothing, or the answer that refuses.
+///
+/// # Errors
+/// Policy refuses.
+pub(crate) fn authorize(
+    active: &Active,
+    request: &Request<'_>,
+    candidate: &Candidate,
+) -> Result<(), Reply> {
+    let address = candidate.member.address;
+    let target = Target {
+        address: address.ip(),
+        port: address.port(),
+    };
+    let endpoint = &candidate.member.endpoint;
+    for (policy, rule) in active.l7.noted(request, endpoint, target) {
+        tracing::info!(target: "audit", policy = %policy.origin, rule, client = %request.client.address, %address, "matches");
+    }
+    match active.l7.authorize(request, endpoint, target) {
+        Verdict::Allow { .. } => Ok(()),
+        Verdict::Deny(denial) => Err(refusal(denial)),
+    }
+}
+
+fn refusal(denial: Denial<'_>) -> Reply {
+    let object = |policy: &l7::Policy| {
+        let origin = &policy.origin;
+        format!(
+            "{} {}/{}",
+            origin.kind.as_str(),
+            origin.namespace,
+            origin.name
+        )
+    };
+    match denial {
+        Denial::Matched { policy, rule } => match &policy.unenforceable {
+            Some(why) => {
+                let text = format!("{} cannot be enforced and refuses: {why}", object(policy));
+                Reply::denied(model::Reason::PolicyUnenforceable.as_str(), text)
+            }
+            None => {
+                let text = format!("rule {rule} of DENY {} matches", object(policy));
+                Reply::denied(model::Reason::PolicyDeny.as_str(), text)
+            }
+        },
+        Denial::NoAllowMatched { policy } => {
+            let text = format!("no ALLOW matches; the first is {}", object(policy));
+            Reply::denied(model::Reason::PolicyNoAllow.as_str(), text)
+        }
+        Denial::Undelivered { name } => {
+            let text = format!("policy {name} is named by the endpoint and has not arrived");
+            Reply::denied(model::Reason::PolicyUnknown.as_str(), text)
+        }
+    }
+}

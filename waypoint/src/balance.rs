@@ -1,0 +1,118 @@
+//! Which endpoint of a cluster gets a request.
+//!
+//! Left out are endpoints that are not ready, that are ejected, that could not be reached a moment ago, and that this
+//! request has tried; what remains is narrowed to the nearest, and one of these is chosen as the cluster says.
+
+pub(crate) mod choose;
+pub(crate) mod count;
+pub(crate) mod locality;
+pub(crate) mod state;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use l7::ClusterKey;
+use l7::backend::{Cluster, Member, TrafficPolicy};
+use model::service::AppProtocol;
+use model::{MeshState, ServiceKey};
+
+use self::state::{ClusterState, EndpointState, Registry};
+use crate::telemetry::labels::{Party, Text};
+
+/// A cluster of a configuration, with what is known of it.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) state: Arc<ClusterState>,
+    pub(crate) candidates: Vec<Candidate>,
+    /// As pages and the log name it.
+    pub(crate) name: Arc<str>,
+}
+
+/// An endpoint, with what is known of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) member: Member,
+    pub(crate) state: Arc<EndpointState>,
+    /// As metrics and the log name it.
+    pub(crate) party: Rc<Party>,
+}
+
+impl Resolved {
+    pub(crate) fn new(cluster: Arc<Cluster>, mesh: &MeshState, registry: &Registry) -> Self {
+        let state = registry.cluster(&cluster.key);
+        let addresses: Vec<SocketAddr> = cluster.members.iter().map(|one| one.address).collect();
+        state.keep(&addresses);
+        let candidate = |member: &Member| Candidate {
+            member: member.clone(),
+            state: state.endpoint(member.address),
+            party: Rc::new(party(member, mesh)),
+        };
+        Self {
+            candidates: cluster.members.iter().map(candidate).collect(),
+            name: state::name(&cluster.key).into(),
+            cluster,
+            state,
+        }
+    }
+}
+
+impl Resolved {
+    /// A workload that was dialled by its own address is a cluster of one.
+    pub(crate) fn alone(
+        member: Member,
+        protocol: AppProtocol,
+        mesh: &MeshState,
+        registry: &Registry,
+    ) -> Self {
+        let key = ClusterKey {
+            service: ServiceKey {
+                namespace: Arc::clone(&member.endpoint.namespace),
+                hostname: member.address.ip().to_string().into(),
+            },
+            port: member.address.port(),
+            subset: None,
+        };
+        let cluster = Cluster {
+            key,
+            origin: None,
+            policy: Arc::new(TrafficPolicy::default()),
+            protocol,
+            members: vec![member],
+        };
+        Self::new(Arc::new(cluster), mesh, registry)
+    }
+}
+
+impl Candidate {
+    /// An endpoint of which nothing is known.
+    pub(crate) fn alone(member: Member) -> Self {
+        Self {
+            member,
+            state: Arc::new(EndpointState::new()),
+            party: Rc::default(),
+        }
+    }
+}
+
+fn party(member: &Member, mesh: &MeshState) -> Party {
+    let endpoint = &member.endpoint;
+    let principal = endpoint.identity.as_ref().map(ToString::to_string);
+    let principal = Text(principal.map(Arc::from));
+    match mesh.workload(endpoint.uid.as_ref()) {
+        Some(workload) => Party {
+            workload: Text::new(&workload.workload_name),
+            namespace: Text::new(&workload.namespace),
+            canonical_service: Text::new(&workload.canonical_name),
+            canonical_revision: Text::new(&workload.canonical_revision),
+            principal,
+            cluster: Text::new(&workload.cluster_id),
+        },
+        None => Party {
+            namespace: Text::new(&endpoint.namespace),
+            principal,
+            ..Party::default()
+        },
+    }
+}

@@ -1,0 +1,83 @@
+//! What the controller sends, made into configurations.
+
+use std::sync::Arc;
+
+use model::MeshState;
+use proto::{convert, type_url};
+use xds_client::{Handler, RawResource, Rejection};
+
+use crate::active::{Active, Newest};
+
+/// Takes the controller's resources and publishes what they come to.
+pub(crate) struct Feed {
+    newest: Arc<Newest>,
+    mesh: MeshState,
+    l7: l7::Store,
+    /// This pod, as `namespace/name`.
+    own: (Arc<str>, Arc<str>),
+}
+
+impl Feed {
+    pub(crate) fn new(newest: Arc<Newest>, own: (Arc<str>, Arc<str>)) -> Self {
+        Self {
+            newest,
+            mesh: MeshState::default(),
+            l7: l7::Store::default(),
+            own,
+        }
+    }
+
+    fn addresses(&mut self, updated: &[RawResource], removed: &[String]) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        for resource in updated {
+            match convert::address(&resource.bytes) {
+                Ok(convert::Address::Workload(workload)) => self.mesh.insert_workload(workload),
+                Ok(convert::Address::Tombstone(tombstone)) => self.mesh.insert_tombstone(tombstone),
+                Ok(convert::Address::Service(service)) => self.mesh.insert_service(service),
+                Err(error) => rejected.push(Rejection {
+                    name: resource.name.clone(),
+                    reason: error.to_string(),
+                }),
+            }
+        }
+        for name in removed {
+            self.mesh.remove(name);
+        }
+        rejected
+    }
+
+    fn publish(&mut self) {
+        let (namespace, name) = &self.own;
+        let own = self
+            .mesh
+            .workloads()
+            .find(|one| one.namespace == *namespace && one.name == *name);
+        let own = own.map(|one| l7::backend::Locality {
+            region: Arc::clone(&one.locality.region),
+            zone: Arc::clone(&one.locality.zone),
+            subzone: Arc::clone(&one.locality.subzone),
+        });
+        self.newest.store(Active {
+            l7: self.l7.config(),
+            mesh: self.mesh.clone(),
+            own: own.unwrap_or_default(),
+            generation: 0,
+        });
+    }
+}
+
+impl Handler for Feed {
+    fn apply(
+        &mut self,
+        type_url: &str,
+        updated: Vec<RawResource>,
+        removed: Vec<String>,
+    ) -> Vec<Rejection> {
+        let rejected = match type_url {
+            type_url::ADDRESS => self.addresses(&updated, &removed),
+            _ => Vec::new(),
+        };
+        self.publish();
+        rejected
+    }
+}

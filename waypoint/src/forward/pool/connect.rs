@@ -1,0 +1,130 @@
+//! Opens TCP connections to endpoints, and begins HTTP on them.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use super::{Outgoing, SendError, Target};
+use crate::balance::count::Held;
+use crate::local::LocalExecutor;
+
+/// A connection that has served nobody yet.
+pub(super) async fn http1(
+    target: &Target,
+    held: Held,
+) -> Result<http1::SendRequest<Outgoing>, SendError> {
+    within(target, async {
+        let stream = tcp(target).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(MOST_HEADERS)
+            .max_buf_size(LARGEST_HEAD)
+            .preserve_header_case(false)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| handshake(target, source))?;
+        tokio::task::spawn_local(async move {
+            let _held = held;
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to an endpoint broke");
+            }
+        });
+        Ok(sender)
+    })
+    .await
+}
+
+/// A connection that has served nobody yet, and how many streams the endpoint lets it have.
+pub(super) async fn http2(
+    target: &Target,
+    held: Held,
+) -> Result<(http2::SendRequest<Outgoing>, Rc<Cell<usize>>), SendError> {
+    within(target, async {
+        let stream = tcp(target).await?;
+        let (sender, connection) = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(LARGEST_HEADERS)
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| handshake(target, source))?;
+        let most = Rc::new(Cell::new(connection.current_max_send_streams()));
+        let told = Rc::clone(&most);
+        tokio::task::spawn_local(async move {
+            let _held = held;
+            let mut connection = pin!(connection);
+            let driven = poll_fn(|cx| {
+                let driven = connection.as_mut().poll(cx);
+                told.set(connection.current_max_send_streams());
+                driven
+            });
+            if let Err(error) = driven.await {
+                tracing::debug!(%error, "a connection to an endpoint broke");
+            }
+        });
+        Ok((sender, most))
+    })
+    .await
+}
+
+async fn tcp(target: &Target) -> Result<TcpStream, SendError> {
+    let failed = |source| SendError::Connect {
+        address: target.address,
+        source,
+    };
+    let stream = TcpStream::connect(target.address).await.map_err(failed)?;
+    stream.set_nodelay(true).map_err(failed)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE);
+    SockRef::from(&stream)
+        .set_tcp_keepalive(&keepalive)
+        .map_err(failed)?;
+    Ok(stream)
+}
+
+async fn within<T>(
+    target: &Target,
+    opening: impl Future<Output = Result<T, SendError>>,
+) -> Result<T, SendError> {
+    let within = target.limits.connect_timeout;
+    match tokio::time::timeout(within, opening).await {
+        Ok(opened) => opened,
+        Err(_elapsed) => Err(SendError::ConnectTimeout {
+            address: target.address,
+            within,
+        }),
+    }
+}
+
+fn handshake(target: &Target, source: hyper::Error) -> SendError {
+    SendError::Handshake {
+        address: target.address,
+        source,
+    }
+}
+
+/// Header lines of an answer.
+const MOST_HEADERS: usize = 200;
+/// Bytes of an answer's head, and of what is read at once.
+const LARGEST_HEAD: usize = 128 << 10;
+/// As HTTP/2 counts them, in bytes.
+const LARGEST_HEADERS: u32 = 128 << 10;
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+const SEND_BUFFER: usize = 256 << 10;
+/// A dead endpoint is found after both.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE: Duration = Duration::from_secs(60);

@@ -1,0 +1,180 @@
+//! HTTP/2: many requests on one connection, and a further connection when its streams run out.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use tokio::sync::watch;
+
+use super::{Outgoing, Place, SendError, Target, connect};
+
+/// A connection that requests share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    sender: SendRequest<Outgoing>,
+    /// Streams that the endpoint lets it have.
+    allowed: Rc<Cell<usize>>,
+    streams: Rc<Cell<u32>>,
+    served: u32,
+    most: u32,
+    idle: Duration,
+    used: Cell<Instant>,
+}
+
+impl Shared {
+    fn has_room(&self) -> bool {
+        let streams = usize::try_from(self.streams.get()).unwrap_or(usize::MAX);
+        self.sender.is_ready()
+            && !self.sender.is_closed()
+            && self.served < self.most
+            && streams < self.allowed.get().min(MOST_STREAMS)
+    }
+
+    pub(super) fn is_in_use(&self, now: Instant) -> bool {
+        let open = !self.sender.is_closed() && self.served < self.most;
+        self.streams.get() > 0 || (open && now < self.used.get() + self.idle)
+    }
+}
+
+/// A stream of a connection.
+#[derive(Debug)]
+pub(crate) struct Lease(Rc<Cell<u32>>);
+
+impl Lease {
+    fn new(streams: &Rc<Cell<u32>>) -> Self {
+        streams.set(streams.get() + 1);
+        Self(Rc::clone(streams))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// Becomes true when a connection that is being opened is open, or cannot be opened.
+pub(super) type Opening = watch::Receiver<bool>;
+
+pub(super) async fn send(
+    place: &Rc<Place>,
+    target: &Target,
+    mut request: Request<Outgoing>,
+) -> Result<(Response<Incoming>, Lease), SendError> {
+    let address = target.address;
+    loop {
+        let (mut sender, lease, reused) = obtain(place, target).await?;
+        match sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, lease)),
+            Err(mut error) => {
+                let unsent = error.take_message();
+                let source = error.into_error();
+                match unsent {
+                    Some(unsent) if reused => request = unsent,
+                    _ if is_refused(&source) => {
+                        return Err(SendError::NotProcessed { address, source });
+                    }
+                    _ => {
+                        return Err(SendError::Broken {
+                            address,
+                            reused,
+                            source,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The endpoint says that it has not looked at the request.
+fn is_refused(error: &hyper::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// A connection with room for one more stream.
+async fn obtain(
+    place: &Rc<Place>,
+    target: &Target,
+) -> Result<(SendRequest<Outgoing>, Lease, bool), SendError> {
+    loop {
+        if let Some(found) = with_room(place) {
+            return Ok(found);
+        }
+        let opening = place.opening.borrow().clone();
+        if let Some(mut opening) = opening {
+            // Whether it opened is seen by looking again; its own time limit bounds the wait.
+            drop(opening.wait_for(|done| *done).await);
+            if let Some(found) = with_room(place) {
+                return Ok(found);
+            }
+            if place.opening.borrow().is_some() {
+                continue;
+            }
+        }
+        return open(place, target).await;
+    }
+}
+
+fn with_room(place: &Place) -> Option<(SendRequest<Outgoing>, Lease, bool)> {
+    let mut shared = place.shared.borrow_mut();
+    shared.retain(|one| !one.sender.is_closed() || one.streams.get() > 0);
+    let one = shared.iter_mut().find(|one| one.has_room())?;
+    one.served += 1;
+    one.used.set(Instant::now());
+    Some((one.sender.clone(), Lease::new(&one.streams), one.served > 1))
+}
+
+/// Opens a connection; whoever comes meanwhile waits for it.
+async fn open(
+    place: &Rc<Place>,
+    target: &Target,
+) -> Result<(SendRequest<Outgoing>, Lease, bool), SendError> {
+    let cluster = &target.cluster;
+    let held = cluster
+        .connections
+        .take(target.limits.connections)
+        .ok_or(SendError::Overflow)?;
+    let (done, opening) = watch::channel(false);
+    *place.opening.borrow_mut() = Some(opening);
+    // Also when the one who opens goes away.
+    let _end = End { place, done };
+    let (sender, allowed) = connect::http2(target, held).await?;
+    let streams = Rc::new(Cell::new(0));
+    let lease = Lease::new(&streams);
+    place.shared.borrow_mut().push(Shared {
+        sender: sender.clone(),
+        allowed,
+        streams,
+        served: 1,
+        most: target.limits.requests_per_connection,
+        idle: target.limits.idle,
+        used: Cell::new(Instant::now()),
+    });
+    Ok((sender, lease, false))
+}
+
+struct End<'a> {
+    place: &'a Place,
+    done: watch::Sender<bool>,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        *self.place.opening.borrow_mut() = None;
+        self.done.send_replace(true);
+    }
+}
+
+/// Streams of one connection, even if the endpoint takes more.
+const MOST_STREAMS: usize = 100;

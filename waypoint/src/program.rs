@@ -1,0 +1,116 @@
+//! The whole program: configuration in, workers, admin pages, and an orderly end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use runtime::drain::{Drain, DrainEnd};
+use runtime::metrics::Metrics;
+use tokio::sync::watch;
+
+use crate::accept;
+use crate::active::Newest;
+use crate::balance::state::Registry;
+use crate::telemetry::Telemetry;
+use crate::worker::{self, Limits, Shared, Stage};
+
+/// Workers that serve.
+#[derive(Debug)]
+pub struct Serving {
+    shared: Arc<Shared>,
+    drain: Drain,
+    stage: watch::Sender<Stage>,
+    threads: Vec<JoinHandle<()>>,
+    address: SocketAddr,
+}
+
+impl Serving {
+    /// Starts so many workers, which decide with the newest configuration.
+    ///
+    /// # Errors
+    /// The address cannot be listened on, or a thread cannot be started.
+    pub fn start(
+        address: SocketAddr,
+        workers: usize,
+        newest: Arc<Newest>,
+        limits: Limits,
+        metrics: &Metrics,
+    ) -> io::Result<Self> {
+        let first = accept::listen(address)?;
+        // Port 0 has become another one.
+        let address = first.local_addr()?;
+        let mut listeners = vec![first];
+        for _ in 1..workers.max(1) {
+            listeners.push(accept::listen(address)?);
+        }
+        let drain = Drain::new();
+        let (stage, seen) = watch::channel(Stage::Open);
+        let shared = Arc::new(Shared {
+            newest,
+            registry: Arc::new(Registry::default()),
+            telemetry: Arc::new(Telemetry::register(metrics)),
+            limits,
+            drain: drain.signal(),
+            stage: seen,
+        });
+        let threads = worker::start(&shared, listeners)?;
+        Ok(Self {
+            shared,
+            drain,
+            stage,
+            threads,
+            address,
+        })
+    }
+
+    /// Where agents connect to.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What is known of clusters beyond their configuration.
+    pub(crate) fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.shared.registry)
+    }
+
+    /// Ends in order. For a while clients are asked to go elsewhere, by GOAWAY and `Connection: close`, and connections
+    /// are still taken: those who open them may not have heard. Then none is taken any more, what is idle is closed, and
+    /// what is open has until the deadline.
+    pub async fn finish(self, deadline: Duration) -> DrainEnd {
+        let Self {
+            drain,
+            stage,
+            threads,
+            shared,
+            ..
+        } = self;
+        let polite = deadline.mul_f64(POLITE).min(POLITE_AT_MOST);
+        let close = stage.clone();
+        // A task of the drain, which so lasts at least as long.
+        let closing = shared.drain.spawn("close", async move {
+            tokio::time::sleep(polite).await;
+            close.send_replace(Stage::Closed);
+        });
+        let end = drain.finish(deadline).await;
+        drop(closing.await);
+        stage.send_replace(Stage::Over);
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().all(|thread| thread.join().is_ok())
+        });
+        if !matches!(
+            tokio::time::timeout(JOIN_WITHIN, joined).await,
+            Ok(Ok(true))
+        ) {
+            tracing::warn!("a worker did not end");
+        }
+        end
+    }
+}
+
+/// Part of the deadline in which connections are still taken.
+const POLITE: f64 = 0.2;
+const POLITE_AT_MOST: Duration = Duration::from_secs(5);
+const JOIN_WITHIN: Duration = Duration::from_secs(2);

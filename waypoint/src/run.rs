@@ -1,0 +1,143 @@
+//! Wires the program together from its command line.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use proto::type_url;
+use runtime::admin::{Condition, Exposure, Readiness, Server};
+use runtime::drain::Drain;
+use runtime::metrics::Metrics;
+use runtime::signals::StopSignals;
+use tokio::sync::{oneshot, watch};
+use xds_client::{Client, Controller, NodeInfo, Status};
+
+use crate::active::Newest;
+use crate::feed::Feed;
+use crate::options::Options;
+use crate::program::Serving;
+use crate::worker::Limits;
+use crate::{admin, quota};
+
+/// Runs until it is asked to stop.
+///
+/// # Errors
+/// Why it cannot.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    let log = runtime::log::init(options.log_format, &options.log).context("--log")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the control thread's runtime")?;
+    runtime.block_on(control(options, log))
+}
+
+async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Result<()> {
+    let mut signals = StopSignals::listen()?;
+    let metrics = Metrics::new();
+    let newest = Arc::new(Newest::default());
+    let client = Client::new(client_config(&options)?);
+    let readiness = Readiness::new();
+    let configured = readiness.condition("configuration");
+    let taking = readiness.condition("not stopping");
+    taking.set(true);
+    tokio::spawn(follow(client.status(), configured));
+    let own = (namespace(&options)?.into(), options.pod.as_str().into());
+    let feed = Feed::new(Arc::clone(&newest), own);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let subscription = tokio::spawn(client.run(feed, async {
+        drop(stopped.await);
+    }));
+    let workers = match options.workers {
+        0 => quota::workers(),
+        count => count,
+    };
+    let limits = Limits {
+        head_timeout: options.head_timeout,
+        idle_timeout: options.idle_timeout,
+        detect_timeout: options.detect_timeout,
+        http2_age: options.http2_age,
+        replay_bytes: options.replay_bytes,
+        ..Limits::default()
+    };
+    let serving = Serving::start(
+        options.listen,
+        workers,
+        Arc::clone(&newest),
+        limits,
+        &metrics,
+    )
+    .with_context(|| format!("--listen {}", options.listen))?;
+    let exposure = if options.admin.ip().is_loopback() {
+        Exposure::Loopback
+    } else {
+        Exposure::AnyAddress
+    };
+    let server = Server::bind(options.admin, exposure)
+        .await
+        .context("--admin")?
+        .with_readiness(readiness)
+        .with_metrics(metrics)
+        .with_log(log);
+    let pages = Drain::new();
+    let server = admin::pages(server, &newest, &serving.registry());
+    tokio::spawn(server.run(pages.signal()));
+    tracing::info!(gateway = options.gateway, listen = %serving.address(), workers, "waypoint started");
+    let signal = signals.next().await;
+    tracing::info!(%signal, deadline = ?options.drain_deadline, "asked to stop: draining");
+    taking.set(false);
+    let end = tokio::select! {
+        end = serving.finish(options.drain_deadline) => Some(end),
+        _again = signals.next() => None,
+    };
+    tracing::info!(?end, "drained");
+    let _ended = stop.send(());
+    drop(tokio::time::timeout(Duration::from_secs(2), subscription).await);
+    Ok(())
+}
+
+fn namespace(options: &Options) -> anyhow::Result<&str> {
+    let (namespace, _name) = options
+        .gateway
+        .split_once('/')
+        .context("--gateway is written NAMESPACE/NAME")?;
+    Ok(namespace)
+}
+
+fn client_config(options: &Options) -> anyhow::Result<xds_client::Config> {
+    let controller = Controller::new(
+        options.controller.clone(),
+        options.controller_ca.clone(),
+        options.token_file.clone(),
+    );
+    let node = NodeInfo {
+        node: options.node.clone(),
+        ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        pod: options.pod.clone(),
+        namespace: namespace(options)?.to_owned(),
+        cluster_domain: "cluster.local".to_owned(),
+        metadata: [("GATEWAY".to_owned(), options.gateway.clone())].into(),
+    };
+    let types = vec![type_url::ADDRESS.to_owned()];
+    let mut config = xds_client::Config::new(controller, node, types);
+    config.backoff.max = Duration::from_secs(5);
+    config.snapshot = options
+        .state_dir
+        .as_ref()
+        .map(|directory| directory.join("configuration.snapshot"));
+    Ok(config)
+}
+
+async fn follow(mut status: watch::Receiver<Status>, configured: Condition) {
+    loop {
+        let known = |status: &Status| {
+            !status.types.is_empty() && status.types.values().all(|one| one.synced || one.restored)
+        };
+        let is_known = known(&status.borrow_and_update());
+        configured.set(is_known);
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}

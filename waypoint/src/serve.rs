@@ -1,0 +1,388 @@
+//! One request from its head to its answer: routed, then answered here or forwarded.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::{CONNECTION, HOST, HeaderValue, LOCATION};
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use l7::backend::{Endpoint, Member};
+use l7::rewrite::{self, Taken};
+use l7::route::{Action, Backend, DirectResponse, Forward, HeaderOperations, Redirect, Retries};
+use l7::{ClusterKey, Decision, NoRoute, Path, Rule};
+use rand::RngExt as _;
+
+use crate::accept::Answering;
+use crate::active::Active;
+use crate::balance::Resolved;
+use crate::caller::{Caller, Dialled, Known};
+use crate::forward::body::Answer;
+use crate::forward::{self, Plan, headers};
+use crate::live::Judged;
+use crate::reply::{self, Reply};
+use crate::telemetry::Record;
+use crate::telemetry::labels::{Service, Text};
+use crate::worker::Worker;
+use crate::{cors, fault};
+
+/// A request, and what it is decided with.
+pub(crate) struct Exchange<'a> {
+    pub(crate) worker: &'a Rc<Worker>,
+    pub(crate) caller: &'a Rc<Caller>,
+    pub(crate) active: &'a Arc<Active>,
+    pub(crate) known: &'a Known,
+    pub(crate) head: &'a http::request::Parts,
+    pub(crate) authority: &'a str,
+    pub(crate) path: &'a Path<'a>,
+}
+
+impl Exchange<'_> {
+    /// As routes and policies see it.
+    pub(crate) fn request(&self) -> l7::Request<'_> {
+        l7::Request {
+            client: self.caller.as_client(self.known),
+            destination: self.known.dialled.as_destination(),
+            scheme: "http",
+            method: &self.head.method,
+            authority: self.authority,
+            path: self.path,
+            headers: &self.head.headers,
+        }
+    }
+}
+
+/// Answers a request.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    caller: Rc<Caller>,
+    request: Request<Incoming>,
+    answering: Answering,
+) -> Response<Answer> {
+    let version = request.version();
+    let mut response = Box::pin(answer(&worker, &caller, request)).await;
+    let takes_over = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if worker.shared.drain.is_draining() && version < Version::HTTP_2 && !takes_over {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    response.map(|body| body.holding(answering))
+}
+
+async fn answer(
+    worker: &Rc<Worker>,
+    caller: &Rc<Caller>,
+    mut request: Request<Incoming>,
+) -> Response<Answer> {
+    let takes_over =
+        *request.method() == Method::CONNECT || headers::wants_upgrade(request.headers());
+    let upgrade = takes_over.then(|| hyper::upgrade::on(&mut request));
+    let (mut head, body) = request.into_parts();
+    if !head.headers.contains_key(headers::X_REQUEST_ID)
+        && let Ok(id) = HeaderValue::try_from(headers::request_id())
+    {
+        head.headers.insert(headers::X_REQUEST_ID, id);
+    }
+    let authority = authority(&head);
+    let shown = authority.as_deref().unwrap_or_default();
+    let telemetry = &worker.shared.telemetry;
+    let ends = (caller.client, caller.dialled);
+    let mut record = Box::new(Record::new(telemetry, ends, &head, shown));
+    let active = worker.shared.newest.load();
+    let known = caller.known(&active);
+    record.parties.source = Rc::clone(&known.party);
+    record.parties.service = Rc::new(service_labels(&active, &known.dialled));
+    let authority = match authority {
+        Ok(authority) => authority,
+        Err(text) => return Reply::bad_request(text).answer(record),
+    };
+    let mut response = decide(
+        worker,
+        caller,
+        (&active, &known),
+        (&head, &authority),
+        body,
+        upgrade,
+        record,
+    )
+    .await;
+    if let Some(endpoint) = response.body().endpoint_address() {
+        let judged = Judged {
+            caller: Rc::clone(caller),
+            known,
+            head,
+            authority,
+            endpoint: Some(endpoint),
+        };
+        response.body_mut().watch(worker, judged);
+    }
+    response
+}
+
+async fn decide(
+    worker: &Rc<Worker>,
+    caller: &Rc<Caller>,
+    (active, known): (&Arc<Active>, &Known),
+    (head, authority): (&http::request::Parts, &str),
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+    record: Box<Record>,
+) -> Response<Answer> {
+    // The target of CONNECT is an authority; the rules about paths judge it as `*`.
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or("*", |target| target.as_str());
+    let path = match Path::new(target) {
+        Ok(path) => path,
+        Err(error) => return Reply::bad_request(error.to_string()).answer(record),
+    };
+    let exchange = Exchange {
+        worker,
+        caller,
+        active,
+        known,
+        head,
+        authority,
+        path: &path,
+    };
+    route(&exchange, body, upgrade, record).await
+}
+
+/// The authority that is asked; of several that differ there is none.
+fn authority(head: &http::request::Parts) -> Result<String, String> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err("there is more than one Host".to_owned());
+    }
+    let host = match host.map(HeaderValue::to_str) {
+        Some(Ok(host)) => Some(host),
+        Some(Err(_)) => return Err("Host is not visible ASCII".to_owned()),
+        None => None,
+    };
+    match (head.uri.authority(), host) {
+        (Some(authority), _) => Ok(authority.as_str().to_owned()),
+        (None, Some(host)) => Ok(host.to_owned()),
+        // HTTP/1.0 knows no Host.
+        (None, None) if head.version <= Version::HTTP_10 => Ok(String::new()),
+        (None, None) => Err("there is no Host".to_owned()),
+    }
+}
+
+fn service_labels(active: &Active, dialled: &Dialled) -> Service {
+    let Dialled::Service { key, .. } = dialled else {
+        return Service::default();
+    };
+    let name = active.mesh.service(key).map(|service| &service.name);
+    let short = || key.hostname.split('.').next().unwrap_or_default().into();
+    Service {
+        hostname: Text::new(&key.hostname),
+        name: Text::new(&name.map_or_else(short, Arc::clone)),
+        namespace: Text::new(&key.namespace),
+    }
+}
+
+async fn route(
+    exchange: &Exchange<'_>,
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+    mut record: Box<Record>,
+) -> Response<Answer> {
+    let standard = Retries::standard();
+    match exchange.active.l7.decide(&exchange.request()) {
+        Decision::None(why) => {
+            let text = match why {
+                NoRoute::NoMatch => "no rule matches",
+                NoRoute::UnknownDestination => "nothing that is served here was dialled",
+            };
+            Reply::no_route(text).answer(record)
+        }
+        Decision::Workload(endpoint) => {
+            let resolved = workload(exchange, endpoint);
+            let plan = Plan::plain(resolved, &standard);
+            forward::forward(exchange, &plan, body, upgrade, record).await
+        }
+        Decision::Service(cluster) => {
+            let Some(resolved) = find(exchange, &cluster.key) else {
+                return Reply::no_cluster("the service has gone").answer(record);
+            };
+            let plan = Plan::plain(resolved, &standard);
+            forward::forward(exchange, &plan, body, upgrade, record).await
+        }
+        Decision::Rule { rule, taken } => {
+            record.rule = Some(rule.origin.clone());
+            by_rule(exchange, (rule, taken), body, upgrade, record).await
+        }
+    }
+}
+
+async fn by_rule(
+    exchange: &Exchange<'_>,
+    (rule, taken): (&Rule, Taken),
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+    record: Box<Record>,
+) -> Response<Answer> {
+    let request = exchange.request();
+    let origin = request.headers.get(http::header::ORIGIN).cloned();
+    if let Some(cors) = &rule.cors
+        && let Some(allowed) = cors::preflight(cors, &request)
+    {
+        let mut response = reply::plain(StatusCode::OK, bytes::Bytes::new(), record);
+        cors::allow(response.headers_mut(), allowed);
+        return response;
+    }
+    let mut response = match &rule.action {
+        Action::Forward(to) => {
+            let plan = match plan(exchange, rule, to, taken) {
+                Ok(plan) => plan,
+                Err(reply) => return reply.answer(record),
+            };
+            forward::forward(exchange, &plan, body, upgrade, record).await
+        }
+        // What needs no endpoint is asked about with the first that the service has.
+        action => match forward::allowed_anywhere(exchange) {
+            Err(reply) => reply.answer(record),
+            Ok(()) => match fault::inject(rule, record).await {
+                Err(aborted) => aborted,
+                Ok(record) => at_once(exchange, rule, action, taken, record),
+            },
+        },
+    };
+    if let Some(cors) = &rule.cors {
+        cors::expose(cors, origin.as_ref(), response.headers_mut());
+    }
+    response
+}
+
+fn at_once(
+    exchange: &Exchange<'_>,
+    rule: &Rule,
+    action: &Action,
+    taken: Taken,
+    record: Box<Record>,
+) -> Response<Answer> {
+    let mut response = match action {
+        Action::Redirect(to) => redirect(exchange, to, taken, record),
+        Action::Respond(DirectResponse { status, body }) => {
+            reply::plain(*status, bytes::Bytes::copy_from_slice(body), record)
+        }
+        Action::Fail(reason) => {
+            Reply::failed(StatusCode::INTERNAL_SERVER_ERROR, &**reason).answer(record)
+        }
+        Action::Forward(_) => Reply::no_route("the rule forwards").answer(record),
+    };
+    rule.response_headers.apply(response.headers_mut());
+    response
+}
+
+fn redirect(
+    exchange: &Exchange<'_>,
+    to: &Redirect,
+    taken: Taken,
+    record: Box<Record>,
+) -> Response<Answer> {
+    let location = rewrite::location(to, &exchange.request(), taken);
+    match HeaderValue::try_from(location) {
+        Ok(location) => {
+            let mut response = reply::plain(to.status, bytes::Bytes::new(), record);
+            response.headers_mut().insert(LOCATION, location);
+            response
+        }
+        Err(error) => Reply::bad_request(error.to_string()).answer(record),
+    }
+}
+
+/// Where a rule sends this request.
+fn plan<'c>(
+    exchange: &Exchange<'_>,
+    rule: &'c Rule,
+    to: &'c Forward,
+    taken: Taken,
+) -> Result<Plan<'c>, Reply> {
+    let total: u64 = to.backends.iter().map(|one| u64::from(one.weight)).sum();
+    if total == 0 {
+        let text = format!("{} has no backend with a weight", rule.origin);
+        return Err(Reply::failed(StatusCode::INTERNAL_SERVER_ERROR, text));
+    }
+    let mut ticket = rand::rng().random_range(0..total);
+    let drawn = to.backends.iter().find(|one| {
+        let weight = u64::from(one.weight);
+        let here = ticket < weight;
+        ticket = ticket.saturating_sub(weight);
+        here
+    });
+    let Some(drawn) = drawn else {
+        return Err(Reply::no_cluster("no backend was drawn"));
+    };
+    let key = match &drawn.backend {
+        Backend::Cluster(key) => key,
+        Backend::Invalid { status, reason } => return Err(Reply::failed(*status, &**reason)),
+    };
+    let Some(resolved) = find(exchange, key) else {
+        let name = crate::balance::state::name(key);
+        return Err(Reply::no_cluster(format!(
+            "{} names {name}, which does not exist",
+            rule.origin
+        )));
+    };
+    Ok(Plan {
+        resolved,
+        retries: &to.retries,
+        timeout: rule.timeout,
+        attempt_timeout: to.attempt_timeout,
+        path: to.rewrite.path.as_ref(),
+        taken,
+        authority: drawn.authority.as_ref().or(to.rewrite.authority.as_ref()),
+        request_headers: [&rule.request_headers, &drawn.request_headers],
+        response_headers: [&drawn.response_headers, &rule.response_headers],
+        mirrors: &to.mirrors,
+        rule: Some(rule),
+    })
+}
+
+pub(crate) fn find(exchange: &Exchange<'_>, key: &ClusterKey) -> Option<Rc<Resolved>> {
+    let worker = exchange.worker;
+    worker
+        .clusters
+        .find(exchange.active, key, &worker.shared.registry)
+}
+
+fn workload(exchange: &Exchange<'_>, endpoint: &Arc<Endpoint>) -> Rc<Resolved> {
+    let destination = exchange.known.dialled.as_destination();
+    let member = Member {
+        endpoint: Arc::clone(endpoint),
+        address: exchange.caller.dialled,
+        // Whoever dials its address reaches it, ready or not.
+        ready: true,
+    };
+    let (active, registry) = (exchange.active, &exchange.worker.shared.registry);
+    let protocol = active.l7.protocol(destination);
+    Rc::new(Resolved::alone(member, protocol, &active.mesh, registry))
+}
+
+impl<'c> Plan<'c> {
+    /// To the endpoints of a service or a workload, as no rule says.
+    fn plain(resolved: Rc<Resolved>, retries: &'c Retries) -> Self {
+        Self {
+            resolved,
+            retries,
+            timeout: None,
+            attempt_timeout: None,
+            path: None,
+            taken: Taken::default(),
+            authority: None,
+            request_headers: [&NO_CHANGE, &NO_CHANGE],
+            response_headers: [&NO_CHANGE, &NO_CHANGE],
+            mirrors: &[],
+            rule: None,
+        }
+    }
+}
+
+static NO_CHANGE: HeaderOperations = HeaderOperations {
+    remove: Vec::new(),
+    set: Vec::new(),
+    add: Vec::new(),
+};

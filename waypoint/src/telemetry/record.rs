@@ -1,0 +1,217 @@
+//! What is known of one request when it is over.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, Method, StatusCode, Version};
+use l7::Origin;
+
+use super::Telemetry;
+use super::flags::{self, Flag};
+use super::labels::{Common, Grpc, HttpLabels, Party, Service};
+use crate::forward::body::BodyError;
+use crate::forward::received::Received;
+
+/// Who takes part in a request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parties {
+    pub(crate) source: Rc<Party>,
+    pub(crate) destination: Rc<Party>,
+    pub(crate) service: Rc<Service>,
+}
+
+/// What is told of a request.
+#[derive(Debug)]
+pub(crate) struct Record {
+    telemetry: Arc<Telemetry>,
+    began: Instant,
+    pub(crate) client: SocketAddr,
+    pub(crate) dialled: SocketAddr,
+    pub(crate) parties: Parties,
+    pub(crate) status: StatusCode,
+    pub(crate) flags: Vec<Flag>,
+    pub(crate) is_grpc: bool,
+    pub(crate) grpc_status: Option<u32>,
+    pub(crate) rule: Option<Origin>,
+    pub(crate) cluster: Option<Arc<str>>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) attempts: u32,
+    /// A word of [`model::Reason`] or of our own, and a sentence.
+    pub(crate) reason: Option<(&'static str, String)>,
+    pub(crate) body: Received,
+    line: Option<Line>,
+    told: bool,
+}
+
+/// What only the log needs.
+#[derive(Debug)]
+struct Line {
+    method: Method,
+    path: String,
+    authority: String,
+    version: Version,
+    user_agent: Option<String>,
+    request_id: Option<String>,
+}
+
+impl Record {
+    pub(crate) fn new(
+        telemetry: &Arc<Telemetry>,
+        (client, dialled): (SocketAddr, SocketAddr),
+        head: &http::request::Parts,
+        authority: &str,
+    ) -> Self {
+        let text = |name: http::HeaderName| {
+            let value = head.headers.get(name)?.to_str().ok()?;
+            Some(value.to_owned())
+        };
+        let is_logged = tracing::enabled!(target: "access", tracing::Level::INFO);
+        Self {
+            telemetry: Arc::clone(telemetry),
+            began: Instant::now(),
+            client,
+            dialled,
+            parties: Parties::default(),
+            status: StatusCode::OK,
+            flags: Vec::new(),
+            is_grpc: is_grpc(&head.headers),
+            grpc_status: None,
+            rule: None,
+            cluster: None,
+            endpoint: None,
+            attempts: 0,
+            reason: None,
+            body: Received::default(),
+            told: false,
+            line: is_logged.then(|| Line {
+                method: head.method.clone(),
+                path: head
+                    .uri
+                    .path_and_query()
+                    .map_or_else(String::new, |path| path.as_str().to_owned()),
+                authority: authority.to_owned(),
+                version: head.version,
+                user_agent: text(http::header::USER_AGENT),
+                request_id: text(http::HeaderName::from_static("x-request-id")),
+            }),
+        }
+    }
+
+    /// Notes once why the request went as it did.
+    pub(crate) fn flag(&mut self, flag: Flag) {
+        if !self.flags.contains(&flag) {
+            self.flags.push(flag);
+        }
+    }
+
+    /// The head of the answer.
+    pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.status = status;
+        self.trailers(headers);
+    }
+
+    /// What stands at the end of an answer, or in its head if it has no body.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(status) = grpc_status(trailers) {
+            self.grpc_status = Some(status);
+        }
+    }
+
+    /// It is over.
+    pub(crate) fn end(mut self: Box<Self>, response_bytes: u64, error: Option<&BodyError>) {
+        self.tell(response_bytes, error);
+    }
+
+    fn tell(&mut self, response_bytes: u64, error: Option<&BodyError>) {
+        self.told = true;
+        match error {
+            Some(BodyError::Client) => self.flag(Flag::ClientGone),
+            Some(BodyError::Timeout) => self.flag(Flag::Timeout),
+            Some(BodyError::Broken(_)) => self.flag(Flag::ConnectionTermination),
+            Some(BodyError::Superseded | BodyError::Policy) | None => {}
+        }
+        if let (Some(error), None) = (error, &self.reason) {
+            self.reason = Some(("body", error.to_string()));
+        }
+        let request_bytes = self.body.bytes();
+        let took = self.began.elapsed();
+        let labels = HttpLabels {
+            common: Common::new(
+                &self.parties.source,
+                &self.parties.destination,
+                &self.parties.service,
+            ),
+            request_protocol: if self.is_grpc { "grpc" } else { "http" },
+            response_code: self.status.as_u16(),
+            grpc_response_status: Grpc(self.grpc_status),
+            response_flags: flags::join(&self.flags),
+        };
+        self.telemetry.series(&labels).count(
+            took.as_secs_f64() * 1000.0,
+            request_bytes,
+            response_bytes,
+        );
+        let Some(line) = &self.line else {
+            return;
+        };
+        let (source, destination) = (&self.parties.source, &self.parties.destination);
+        tracing::info!(
+            target: "access",
+            direction = "waypoint",
+            src.addr = %self.client,
+            src.workload = source.workload.0.as_deref(),
+            src.namespace = source.namespace.0.as_deref(),
+            src.identity = source.principal.0.as_deref(),
+            dst.addr = %self.dialled,
+            dst.endpoint = self.endpoint.map(tracing::field::display),
+            dst.workload = destination.workload.0.as_deref(),
+            dst.namespace = destination.namespace.0.as_deref(),
+            dst.identity = destination.principal.0.as_deref(),
+            dst.service = self.parties.service.hostname.0.as_deref(),
+            method = %line.method,
+            path = line.path,
+            authority = line.authority,
+            protocol = ?line.version,
+            status = self.status.as_u16(),
+            grpc_status = self.grpc_status,
+            flags = &*labels.response_flags,
+            reason = self.reason.as_ref().map(|(word, _)| *word),
+            error = self.reason.as_ref().map(|(_, text)| text.as_str()),
+            route = self.rule.as_ref().map(tracing::field::display),
+            cluster = self.cluster.as_deref(),
+            attempts = self.attempts,
+            bytes_recv = request_bytes,
+            bytes_sent = response_bytes,
+            duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            request_id = line.request_id,
+            user_agent = line.user_agent,
+            "request"
+        );
+    }
+}
+
+impl Drop for Record {
+    /// The client went away before there was an answer.
+    fn drop(&mut self) {
+        if !self.told {
+            self.tell(0, Some(&BodyError::Client));
+        }
+    }
+}
+
+/// Whether a request is one of gRPC.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|value| {
+            let rest = value.as_bytes().strip_prefix(b"application/grpc");
+            rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        })
+}
+
+/// The status that gRPC puts into trailers.
+pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}

@@ -1,0 +1,15 @@
+//! The waypoint's workers over loopback: real clients, real servers, configurations made of l7's own resources.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "tests"
+)]
+
+mod hostile;
+mod policy;
+mod protocols;
+mod resilience;
+mod routing;
+mod support;

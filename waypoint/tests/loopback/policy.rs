@@ -1,0 +1,228 @@
+//! Policy with the identity of the client, about each request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use l7::policy::{Action, Clause, Match, PathMatch, Policy, Rule, Scope};
+use l7::text::TextMatch;
+use l7::{Kind, Origin, Resource};
+use proto::proxy_protocol::Header;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::support::{Client, HOST, Mesh, Server, get, nothing};
+
+fn policy(name: &str, action: Action, matches: Match) -> Resource {
+    let policy = Policy {
+        origin: Origin {
+            kind: Kind::AuthorizationPolicy,
+            namespace: "shop".into(),
+            name: name.into(),
+            rule: 0,
+            rule_name: None,
+        },
+        scope: Scope::Namespace("shop".into()),
+        action,
+        dry_run: false,
+        rules: vec![Rule {
+            clauses: vec![Clause {
+                matches: vec![matches],
+            }],
+        }],
+        unenforceable: None,
+    };
+    Resource::Policy(format!("shop/{name}").as_str().into(), policy)
+}
+
+fn methods(method: &str) -> Match {
+    Match {
+        methods: vec![TextMatch::Exact(method.into())],
+        ..Match::default()
+    }
+}
+
+fn paths(path: &str) -> Match {
+    let text = TextMatch::Prefix(path.into());
+    Match {
+        paths: vec![PathMatch::Text(text)],
+        ..Match::default()
+    }
+}
+
+fn from_namespace(namespace: &str) -> Match {
+    let connection = model::policy::Match {
+        namespaces: vec![model::policy::StringMatch::Exact(namespace.into())],
+        ..model::policy::Match::default()
+    };
+    Match {
+        connection: Some(connection),
+        ..Match::default()
+    }
+}
+
+fn header(identity: Option<&str>) -> Header {
+    Header {
+        client: "10.244.1.3:40000".parse().unwrap(),
+        dialled: "10.96.0.7:80".parse().unwrap(),
+        identity: identity.map(|identity| identity.parse().unwrap()),
+        service: Some(HOST.to_owned()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_is_allowed_and_others_are_not() {
+    let server = Server::named("catalogue").await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", server.address);
+    mesh.apply(policy("viewer", Action::Allow, methods("GET")));
+    assert_eq!(mesh.get("/").await.status, 200, "A45");
+    let mut request = get("/");
+    *request.method_mut() = Method::POST;
+    let answer = mesh.ask(request).await;
+    assert_eq!(
+        (answer.status, &*answer.body),
+        (403, "RBAC: access denied"),
+        "A45"
+    );
+    assert_eq!(server.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_spelling_of_a_path_passes_a_deny() {
+    let server = Server::named("secret").await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", server.address);
+    mesh.apply(policy("no-admin", Action::Deny, paths("/admin")));
+    for path in [
+        "/admin",
+        "/admin/x",
+        "//admin",
+        "/./admin",
+        "/x/../admin",
+        "/%61dmin",
+        "/x/%2e%2e/admin",
+        "/x%2f..%2fadmin",
+    ] {
+        assert_eq!(mesh.get(path).await.status, 403, "{path}");
+    }
+    assert_eq!(server.count(), 0);
+    assert_eq!(mesh.get("/public").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_identity_of_the_client_counts_for_each_connection() {
+    let server = Server::named("x").await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", server.address);
+    mesh.apply(policy("front-only", Action::Allow, from_namespace("shop")));
+    for (identity, status) in [
+        (Some("spiffe://cluster.local/ns/shop/sa/front"), 200),
+        (Some("spiffe://cluster.local/ns/other/sa/front"), 403),
+        (None, 403),
+    ] {
+        let stream = mesh.dial_as(header(identity)).await;
+        let mut client = Client::http1(stream).await;
+        // Connections to endpoints are shared; whose request it is does not mix.
+        for _ in 0..3 {
+            let answer = client.send(get("/")).await.unwrap();
+            assert_eq!(answer.status, status, "{identity:?}");
+        }
+    }
+    assert_eq!(
+        server.connections.load(std::sync::atomic::Ordering::SeqCst),
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_deny_ends_a_running_websocket() {
+    let server = Server::start(|mut request| async move {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(upgrade.await.unwrap());
+            let mut byte = [0];
+            while io.read_exact(&mut byte).await.is_ok() {
+                if io.write_all(&byte).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let response = Response::builder()
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket");
+        response.body(nothing()).unwrap()
+    })
+    .await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", server.address);
+    let mut stream = mesh.dial().await;
+    stream
+        .write_all(
+            b"GET /ws HTTP/1.1\r\nhost: cart\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    // What does not concern it leaves it alone.
+    mesh.apply(policy("no-admin", Action::Deny, paths("/admin")));
+    stream.write_all(b"y").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'y');
+    mesh.apply(policy("no-sockets", Action::Deny, paths("/ws")));
+    let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_u8()).await;
+    assert!(ended.unwrap().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_has_not_arrived_denies() {
+    let server = Server::named("x").await;
+    let mut mesh = Mesh::new();
+    mesh.apply(Resource::Endpoint(l7::Endpoint {
+        uid: "Kubernetes//Pod/shop/a".into(),
+        addresses: vec![server.address.ip()],
+        identity: None,
+        namespace: "shop".into(),
+        labels: Arc::default(),
+        node: "n1".into(),
+        locality: l7::backend::Locality::default(),
+        weight: 1,
+        ports: vec![l7::backend::EndpointPort {
+            service: crate::support::key(),
+            port: 80,
+            target: server.address.port(),
+            ready: true,
+        }],
+        policies: vec!["shop/not-there".into()],
+    }));
+    assert_eq!(mesh.get("/").await.status, 403);
+    assert_eq!(server.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_deny_ends_an_answer_that_streams() {
+    use http_body_util::BodyExt as _;
+    let server = Server::start(|_| async {
+        let endless = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let frame = hyper::body::Frame::data(bytes::Bytes::from_static(b"tick"));
+            Some((Ok::<_, std::convert::Infallible>(frame), ()))
+        });
+        Response::new(http_body_util::StreamBody::new(endless).boxed())
+    })
+    .await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", server.address);
+    let mut client = Client::http1(mesh.dial().await).await;
+    let mut body = client.head(get("/watch")).await.unwrap().into_body();
+    body.frame().await.unwrap().unwrap();
+    mesh.apply(policy("no-watch", Action::Deny, paths("/watch")));
+    let ended = async { while let Some(Ok(_)) = body.frame().await {} };
+    let ended = tokio::time::timeout(Duration::from_secs(5), ended).await;
+    assert!(ended.is_ok(), "it goes on");
+}
