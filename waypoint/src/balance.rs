@@ -109,10 +109,6 @@ fn party(member: &Member, mesh: &MeshState) -> Party {
             principal,
             cluster: Text::new(&workload.cluster_id),
         },
-        None => Party {
-            namespace: Text::new(&endpoint.namespace),
-            principal,
-            ..Party::default()
-        },
+        None => Party::of_endpoint(endpoint, principal),
     }
 }

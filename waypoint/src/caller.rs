@@ -89,6 +89,9 @@ impl Caller {
                 principal: self.principal.clone(),
                 cluster: Text::new(&one.cluster_id),
             },
+            None if endpoint.is_some() => endpoint.map_or_else(Party::default, |one| {
+                Party::of_endpoint(one, self.principal.clone())
+            }),
             None => Party {
                 namespace: Text(proved.clone()),
                 principal: self.principal.clone(),

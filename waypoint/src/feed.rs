@@ -46,6 +46,28 @@ impl Feed {
         rejected
     }
 
+    /// What cannot be read keeps its last good version; a policy that never was good is named by its endpoints, and so
+    /// denies.
+    fn rules(&mut self, kind: &str, updated: &[RawResource], removed: &[String]) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        for resource in updated {
+            match convert::l7::resource(kind, &resource.name, &resource.bytes) {
+                Some(Ok(read)) => self.l7.apply(read),
+                Some(Err(error)) => rejected.push(Rejection {
+                    name: resource.name.clone(),
+                    reason: error.to_string(),
+                }),
+                None => {}
+            }
+        }
+        for name in removed {
+            if let Some(name) = convert::l7::resource_name(kind, name) {
+                self.l7.remove(&name);
+            }
+        }
+        rejected
+    }
+
     fn publish(&mut self) {
         let (namespace, name) = &self.own;
         let own = self
@@ -73,9 +95,10 @@ impl Handler for Feed {
         updated: Vec<RawResource>,
         removed: Vec<String>,
     ) -> Vec<Rejection> {
-        let rejected = match type_url {
-            type_url::ADDRESS => self.addresses(&updated, &removed),
-            _ => Vec::new(),
+        let rejected = if type_url == type_url::ADDRESS {
+            self.addresses(&updated, &removed)
+        } else {
+            self.rules(type_url, &updated, &removed)
         };
         self.publish();
         rejected

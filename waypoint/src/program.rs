@@ -38,6 +38,18 @@ impl Serving {
         limits: Limits,
         metrics: &Metrics,
     ) -> io::Result<Self> {
+        let known = (newest, Arc::new(Registry::default()));
+        Self::with_registry(address, workers, known, limits, metrics)
+    }
+
+    /// The same, with what is known of clusters beyond their configuration.
+    pub(crate) fn with_registry(
+        address: SocketAddr,
+        workers: usize,
+        (newest, registry): (Arc<Newest>, Arc<Registry>),
+        limits: Limits,
+        metrics: &Metrics,
+    ) -> io::Result<Self> {
         let first = accept::listen(address)?;
         // Port 0 has become another one.
         let address = first.local_addr()?;
@@ -49,7 +61,7 @@ impl Serving {
         let (stage, seen) = watch::channel(Stage::Open);
         let shared = Arc::new(Shared {
             newest,
-            registry: Arc::new(Registry::default()),
+            registry,
             telemetry: Arc::new(Telemetry::register(metrics)),
             limits,
             drain: drain.signal(),
@@ -69,11 +81,6 @@ impl Serving {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// What is known of clusters beyond their configuration.
-    pub(crate) fn registry(&self) -> Arc<Registry> {
-        Arc::clone(&self.shared.registry)
     }
 
     /// Ends in order. For a while clients are asked to go elsewhere, by GOAWAY and `Connection: close`, and connections

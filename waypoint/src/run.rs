@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use proto::type_url;
+use proto::convert;
 use runtime::admin::{Condition, Exposure, Readiness, Server};
 use runtime::drain::Drain;
 use runtime::metrics::Metrics;
@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use xds_client::{Client, Controller, NodeInfo, Status};
 
 use crate::active::Newest;
+use crate::balance::state::Registry;
 use crate::feed::Feed;
 use crate::options::Options;
 use crate::program::Serving;
@@ -37,11 +38,13 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     let mut signals = StopSignals::listen()?;
     let metrics = Metrics::new();
     let newest = Arc::new(Newest::default());
+    let registry = Arc::new(Registry::default());
     let client = Client::new(client_config(&options)?);
     let readiness = Readiness::new();
     let configured = readiness.condition("configuration");
     let taking = readiness.condition("not stopping");
     taking.set(true);
+    let mut status = client.status();
     tokio::spawn(follow(client.status(), configured));
     let own = (namespace(&options)?.into(), options.pod.as_str().into());
     let feed = Feed::new(Arc::clone(&newest), own);
@@ -49,6 +52,28 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     let subscription = tokio::spawn(client.run(feed, async {
         drop(stopped.await);
     }));
+    let exposure = if options.admin.ip().is_loopback() {
+        Exposure::Loopback
+    } else {
+        Exposure::AnyAddress
+    };
+    let server = Server::bind(options.admin, exposure)
+        .await
+        .context("--admin")?
+        .with_readiness(readiness)
+        .with_metrics(metrics.clone())
+        .with_log(log);
+    let pages = Drain::new();
+    let server = admin::pages(server, &newest, &registry);
+    tokio::spawn(server.run(pages.signal()));
+    // Before that it would know of nothing, and answer 404.
+    tokio::select! {
+        known = status.wait_for(is_known) => drop(known.context("the configuration has ended")?),
+        signal = signals.next() => {
+            tracing::info!(%signal, "asked to stop before there was a configuration");
+            return Ok(());
+        }
+    }
     let workers = match options.workers {
         0 => quota::workers(),
         count => count,
@@ -69,20 +94,6 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
         &metrics,
     )
     .with_context(|| format!("--listen {}", options.listen))?;
-    let exposure = if options.admin.ip().is_loopback() {
-        Exposure::Loopback
-    } else {
-        Exposure::AnyAddress
-    };
-    let server = Server::bind(options.admin, exposure)
-        .await
-        .context("--admin")?
-        .with_readiness(readiness)
-        .with_metrics(metrics)
-        .with_log(log);
-    let pages = Drain::new();
-    let server = admin::pages(server, &newest, &serving.registry());
-    tokio::spawn(server.run(pages.signal()));
     tracing::info!(gateway = options.gateway, listen = %serving.address(), workers, "waypoint started");
     let signal = signals.next().await;
     tracing::info!(%signal, deadline = ?options.drain_deadline, "asked to stop: draining");
@@ -119,7 +130,7 @@ fn client_config(options: &Options) -> anyhow::Result<xds_client::Config> {
         cluster_domain: "cluster.local".to_owned(),
         metadata: [("GATEWAY".to_owned(), options.gateway.clone())].into(),
     };
-    let types = vec![type_url::ADDRESS.to_owned()];
+    let types = convert::l7::TYPES.map(str::to_owned).to_vec();
     let mut config = xds_client::Config::new(controller, node, types);
     config.backoff.max = Duration::from_secs(5);
     config.snapshot = options
@@ -129,13 +140,13 @@ fn client_config(options: &Options) -> anyhow::Result<xds_client::Config> {
     Ok(config)
 }
 
+fn is_known(status: &Status) -> bool {
+    !status.types.is_empty() && status.types.values().all(|one| one.synced || one.restored)
+}
+
 async fn follow(mut status: watch::Receiver<Status>, configured: Condition) {
     loop {
-        let known = |status: &Status| {
-            !status.types.is_empty() && status.types.values().all(|one| one.synced || one.restored)
-        };
-        let is_known = known(&status.borrow_and_update());
-        configured.set(is_known);
+        configured.set(is_known(&status.borrow_and_update()));
         if status.changed().await.is_err() {
             return;
         }

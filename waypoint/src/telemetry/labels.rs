@@ -51,6 +51,39 @@ pub(crate) struct Party {
     pub(crate) cluster: Text,
 }
 
+impl Party {
+    /// As far as a waypoint is told of a workload: its application by its labels, as Istio does, and the workload by the
+    /// application or else by the pod.
+    pub(crate) fn of_endpoint(endpoint: &l7::Endpoint, principal: Text) -> Self {
+        let label = |names: &[&str]| {
+            names
+                .iter()
+                .find_map(|name| endpoint.labels.get(*name))
+                .filter(|value| !value.is_empty())
+        };
+        let application = label(&[
+            "service.istio.io/canonical-name",
+            "app.kubernetes.io/name",
+            "app",
+        ]);
+        let version = label(&[
+            "service.istio.io/canonical-revision",
+            "app.kubernetes.io/version",
+            "version",
+        ]);
+        let pod = || endpoint.uid.to_string().rsplit('/').next().map(Arc::from);
+        let name = Text(application.cloned().or_else(pod));
+        Self {
+            workload: name.clone(),
+            namespace: Text::new(&endpoint.namespace),
+            canonical_service: name,
+            canonical_revision: Text(Some(version.cloned().unwrap_or_else(|| "latest".into()))),
+            principal,
+            cluster: Text::default(),
+        }
+    }
+}
+
 /// Labels of what is told of both sides.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Common {
