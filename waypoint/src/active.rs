@@ -73,11 +73,11 @@ pub(crate) struct Clusters {
 }
 
 impl Clusters {
-    /// A cluster of a configuration.
+    /// A cluster of a configuration, for who dialled this port.
     pub(crate) fn find(
         &self,
         active: &Active,
-        key: &ClusterKey,
+        (key, dialled): (&ClusterKey, u16),
         registry: &Registry,
     ) -> Option<Rc<Resolved>> {
         let mut resolved = self.resolved.borrow_mut();
@@ -86,15 +86,15 @@ impl Clusters {
             *self.generation.borrow_mut() = active.generation;
             resolved.clear();
         }
-        let cluster = active.l7.cluster(key)?;
-        if let Some(known) = resolved.get(key)
+        let cluster = active.l7.cluster(key, dialled)?;
+        if let Some(known) = resolved.get(&cluster.key)
             && Arc::ptr_eq(&known.cluster, cluster)
         {
             return Some(Rc::clone(known));
         }
         let new = Rc::new(Resolved::new(Arc::clone(cluster), &active.mesh, registry));
         if *self.generation.borrow() == active.generation {
-            resolved.insert(key.clone(), Rc::clone(&new));
+            resolved.insert(cluster.key.clone(), Rc::clone(&new));
         }
         Some(new)
     }

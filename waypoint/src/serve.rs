@@ -344,9 +344,12 @@ fn plan<'c>(
 
 pub(crate) fn find(exchange: &Exchange<'_>, key: &ClusterKey) -> Option<Rc<Resolved>> {
     let worker = exchange.worker;
-    worker
-        .clusters
-        .find(exchange.active, key, &worker.shared.registry)
+    {
+        let dialled = exchange.known.dialled.as_destination().port();
+        worker
+            .clusters
+            .find(exchange.active, (key, dialled), &worker.shared.registry)
+    }
 }
 
 fn workload(exchange: &Exchange<'_>, endpoint: &Arc<Endpoint>) -> Rc<Resolved> {

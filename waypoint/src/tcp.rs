@@ -134,7 +134,9 @@ fn find(
                 port: *port,
                 subset: None,
             };
-            let resolved = worker.clusters.find(active, &key, &worker.shared.registry);
+            let resolved = worker
+                .clusters
+                .find(active, (&key, *port), &worker.shared.registry);
             let resolved = resolved.ok_or("the service has no such port")?;
             Ok((resolved, TRIES))
         }

@@ -155,7 +155,7 @@ fn run(
                 _ = sweep.tick() => {
                     worker.pool.sweep();
                     let active = shared.newest.load();
-                    shared.registry.forget(|key| active.l7.cluster(key).is_some());
+                    shared.registry.forget(|key| active.l7.cluster(key, key.port).is_some());
                 }
                 () = shared.closed() => break,
             }

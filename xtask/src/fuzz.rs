@@ -97,7 +97,7 @@ fn seconds(minutes: f64) -> u64 {
         .max(1)
 }
 
-const TARGETS: [&str; 8] = [
+const TARGETS: [&str; 9] = [
     "framing",
     "records",
     "headers",

@@ -334,7 +334,6 @@ pub(crate) struct Answered {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: String,
-    pub(crate) trailers: Option<HeaderMap>,
 }
 
 /// A client on one connection.
@@ -380,12 +379,10 @@ impl Client {
     pub(crate) async fn send(&mut self, request: Request<Body>) -> hyper::Result<Answered> {
         let (head, body) = self.head(request).await?.into_parts();
         let collected = body.collect().await?;
-        let trailers = collected.trailers().cloned();
         Ok(Answered {
             status: head.status.as_u16(),
             headers: head.headers,
             body: String::from_utf8(collected.to_bytes().to_vec()).unwrap(),
-            trailers,
         })
     }
 }
