@@ -239,6 +239,10 @@ impl Index {
         services
             .iter()
             .for_each(|service| self.touch_pods_of(service));
+        // A pod that a slice names may be no endpoint by that, and is one that waypoints look at.
+        services
+            .iter()
+            .for_each(|service| self.mark_involved(service));
         if let Some(old) = self.slices.remove(key) {
             unlink(&mut self.slices_by_service, &old.service, key);
             for endpoint in &old.endpoints {

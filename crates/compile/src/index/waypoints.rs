@@ -245,7 +245,7 @@ impl Index {
         }
     }
 
-    fn mark_involved(&mut self, service: &NamespacedName) {
+    pub(super) fn mark_involved(&mut self, service: &NamespacedName) {
         let waypoints = &mut self.waypoints;
         let involved = waypoints.involved.get(service).into_iter().flatten();
         waypoints.marked.extend(involved.cloned());

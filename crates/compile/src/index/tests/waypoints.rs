@@ -60,7 +60,7 @@ fn route(kind: &str, namespace: &str, rules: &str) -> String {
 }
 
 /// What the waypoint `shop/wp` makes of what it is told.
-fn config(mesh: &Mesh) -> std::sync::Arc<Config> {
+fn config(mesh: &Mesh) -> Arc<Config> {
     let entry = &mesh.index.snapshot().waypoints["shop/wp"];
     let mut store = Store::default();
     for kind in TYPES {

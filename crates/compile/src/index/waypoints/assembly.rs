@@ -253,6 +253,9 @@ impl Index {
         pods: &mut BTreeSet<Arc<str>>,
         addresses: &mut BTreeSet<(NamespacedName, IpAddr)>,
     ) {
+        if !self.services.contains_key(service) {
+            return;
+        }
         let Some(slices) = self.slices_by_service.get(service) else {
             let facts = self.services.get(service);
             if let Some(facts) = facts.filter(|facts| !facts.selector.is_empty()) {
