@@ -67,7 +67,7 @@ spec:
         &format!("{y37b}{y46}"),
         &[
             "f.yaml:4: error: VirtualService: metadata.Name: unknown field metadata.Name, did you mean metadata.name",
-            "f.yaml:15: error: VirtualService: spec.route: unknown field spec.route",
+            "f.yaml:16: error: VirtualService: spec.route: unknown field spec.route",
             "f.yaml:24: error: VirtualService: metadata.Name: unknown field metadata.Name, did you mean metadata.name",
         ],
     );
