@@ -42,6 +42,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let request = Request {
         client: Client { address: [10, 0, 0, 1].into(), identity: None, namespace: Some("c"), labels: None },
         destination: Destination::Service { key: &key, port: 80 },
+        protocol: l7::Protocol::Http,
         scheme: "http",
         method: &Method::GET,
         authority: "b",

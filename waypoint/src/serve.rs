@@ -43,6 +43,7 @@ impl Exchange<'_> {
         l7::Request {
             client: self.caller.as_client(self.known),
             destination: self.known.dialled.as_destination(),
+            protocol: l7::Protocol::Http,
             scheme: "http",
             method: &self.head.method,
             authority: self.authority,

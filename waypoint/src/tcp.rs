@@ -162,7 +162,7 @@ fn find(
 }
 
 /// Whether the client may. What a rule says of requests does not hold for a connection that has none: an ALLOW that needs
-/// it does not match, and a DENY does.
+/// it does not match, and a DENY does, as if only what it says of the connection was written.
 fn allowed(
     active: &Active,
     caller: &Caller,
@@ -175,6 +175,7 @@ fn allowed(
     let request = l7::Request {
         client: caller.as_client(known),
         destination: known.dialled.as_destination(),
+        protocol: l7::Protocol::Tcp,
         scheme: "tcp",
         method: &method,
         authority: "",

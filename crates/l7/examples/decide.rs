@@ -101,6 +101,7 @@ fn measure(table: &Table, count: usize) -> f64 {
                         key: &key,
                         port: 80,
                     },
+                    protocol: l7::Protocol::Http,
                     scheme: "http",
                     method: &Method::GET,
                     authority: "cart",

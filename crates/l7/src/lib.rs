@@ -23,6 +23,6 @@ pub use config::{Config, Decision, NoRoute, Resource, ResourceName, Store};
 pub use origin::{Kind, Origin};
 pub use path::Path;
 pub use policy::{Policy, Verdict};
-pub use request::{Client, Destination, Request};
+pub use request::{Client, Destination, Protocol, Request};
 pub use route::{Action, Rule};
 pub use service::Service;

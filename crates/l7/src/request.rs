@@ -17,6 +17,8 @@ pub struct Request<'a> {
     pub client: Client<'a>,
     /// What was dialled.
     pub destination: Destination<'a>,
+    /// Whether there is a request at all.
+    pub protocol: Protocol,
     /// `http` or `https`, as the client sees it.
     pub scheme: &'a str,
     /// The method.
@@ -40,6 +42,15 @@ pub struct Client<'a> {
     pub namespace: Option<&'a str>,
     /// Its labels, if it is known.
     pub labels: Option<&'a BTreeMap<Arc<str>, Arc<str>>>,
+}
+
+/// What a decision is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// An HTTP request.
+    Http,
+    /// A connection whose bytes are not read as HTTP: scheme, method, authority, path and headers say nothing.
+    Tcp,
 }
 
 /// What was dialled.

@@ -4,7 +4,7 @@ use model::Identity;
 use super::*;
 use crate::origin::Kind;
 use crate::path::Path;
-use crate::request::{Client, Destination};
+use crate::request::{Client, Destination, Protocol};
 
 const TARGET: Target = Target {
     address: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)),
@@ -43,6 +43,17 @@ fn asks(
     headers: &HeaderMap,
     source: Option<&Identity>,
 ) -> bool {
+    let asked = (http_method, authority, target);
+    asks_by(Protocol::Http, policies, asked, headers, source)
+}
+
+fn asks_by(
+    protocol: Protocol,
+    policies: &[Policy],
+    (http_method, authority, target): (Method, &str, &str),
+    headers: &HeaderMap,
+    source: Option<&Identity>,
+) -> bool {
     let path = Path::new(target).unwrap();
     let key = ServiceKey::new("shop", "cart.shop.svc.cluster.local");
     let request = Request {
@@ -56,6 +67,7 @@ fn asks(
             key: &key,
             port: 80,
         },
+        protocol,
         scheme: "http",
         method: &http_method,
         authority,
@@ -87,6 +99,44 @@ fn deny_goes_before_allow_and_allow_before_nothing() {
         ..deny
     };
     assert!(get(&[allow, dry], "/"));
+}
+
+#[test]
+fn what_is_no_request_passes_no_deny_and_no_allow_that_speaks_of_requests() {
+    let tcp = |policies: &[Policy]| {
+        let asked = (Method::GET, "", "*");
+        asks_by(Protocol::Tcp, policies, asked, &HeaderMap::new(), None)
+    };
+    let paths = || Match {
+        paths: vec![PathMatch::Text(TextMatch::Prefix("/admin".into()))],
+        ..Match::default()
+    };
+    let except = || Match {
+        not_methods: vec![TextMatch::Exact("GET".into())],
+        ..Match::default()
+    };
+    let of_port = |port: u16| {
+        let ports = vec![port];
+        Match {
+            connection: Some(ConnectionMatch {
+                destination_ports: ports,
+                ..ConnectionMatch::default()
+            }),
+            ..paths()
+        }
+    };
+    let plain = || Match {
+        connection: of_port(8080).connection,
+        ..Match::default()
+    };
+    assert!(tcp(&[]));
+    for matches in [paths(), except(), of_port(8080)] {
+        assert!(!tcp(&[policy("deny", Action::Deny, vec![matches.clone()])]));
+        assert!(!tcp(&[policy("allow", Action::Allow, vec![matches])]));
+    }
+    assert!(tcp(&[policy("other port", Action::Deny, vec![of_port(9)])]));
+    assert!(tcp(&[policy("allow", Action::Allow, vec![plain()])]));
+    assert!(!tcp(&[policy("deny", Action::Deny, vec![plain()])]));
 }
 
 #[test]

@@ -49,6 +49,7 @@ fn redirected(redirect: &Redirect, scheme: &str, authority: &str, dialled: u16) 
             address: [10, 0, 0, 2].into(),
             port: dialled,
         },
+        protocol: crate::Protocol::Http,
         scheme,
         method: &Method::GET,
         authority,

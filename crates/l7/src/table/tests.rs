@@ -94,6 +94,7 @@ impl Asked {
                 key: &key,
                 port: self.port,
             },
+            protocol: crate::Protocol::Http,
             scheme: "http",
             method: &self.method,
             authority: self.authority,
