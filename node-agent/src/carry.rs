@@ -4,6 +4,7 @@
 //! `inbound` (a captured pod is reached), and `hold` opens connections whose SYN still waits in the kernel.
 
 pub(crate) mod accept;
+mod admission;
 pub(crate) mod hold;
 mod identity;
 pub(crate) mod inbound;
@@ -13,5 +14,6 @@ pub(crate) mod outbound;
 mod session;
 mod silence;
 pub(crate) mod syn;
+pub mod thread;
 mod waypoint;
 pub mod worker;

@@ -48,12 +48,10 @@ use model::{Ending, MeshState, WorkloadUid};
 use runtime::threads::{self, Told};
 
 use crate::{
-    agent::config::SameNode,
     bpf::{Drawn, Kernel, KernelError},
     direct::wall::Walls,
-    enrol::describe,
-    host::turns,
-    mesh::{Mesh, native::Native},
+    host::{describe, turns},
+    mesh::{Mesh, SameNode, native::Native},
     pod::{Pod, budget::Budget, older::Older},
     telemetry::{
         metrics::Cut,

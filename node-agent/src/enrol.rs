@@ -36,10 +36,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     bpf::Kernel,
-    carry::worker::WorkerHandle,
+    carry::thread::WorkerHandle,
     direct::{DirectHandle, Inherit},
-    host::{cgroup, netns::Netns},
-    mesh::Mesh,
+    host::{cgroup, describe, netns::Netns},
+    mesh::{Mesh, WantedPods},
     pod::{PodName, Sandbox},
     telemetry::metrics::EnrolmentMetrics,
 };
@@ -47,8 +47,7 @@ use earlier::Earlier;
 use entry::{Entry, Phase};
 use saved::Saved;
 pub use terms::{
-    Added, Awaited, Command, Ends, EnrolConfig, EnrolHandle, Holding, Listed, Parts, Seen, Wanted,
-    WantedPods,
+    Added, Awaited, Command, Ends, EnrolConfig, EnrolHandle, Holding, Listed, Parts, Seen,
 };
 
 /// Whose the kernel's maps and the pods' namespaces are.
@@ -106,7 +105,6 @@ impl Enroller {
     /// A new enroller, not in charge until [`Self::in_charge`] or [`Command::TakeCharge`].
     #[must_use]
     pub fn new(parts: Parts) -> (Self, Ends) {
-        let (sender, commands) = mpsc::channel();
         let (captured, captured_receiver) = watch::channel(None);
         let (awaited, awaited_receiver) = watch::channel(None);
         let enroller = Self {
@@ -122,7 +120,7 @@ impl Enroller {
             captured,
             direct: parts.direct,
             told: None,
-            commands,
+            commands: parts.commands,
             audited: Instant::now(),
             stored: Vec::new(),
             unkept: None,
@@ -135,7 +133,6 @@ impl Enroller {
             undecided: BTreeSet::new(),
         };
         let ends = Ends {
-            handle: EnrolHandle(sender),
             captured: captured_receiver,
             awaited: awaited_receiver,
         };
@@ -467,16 +464,4 @@ fn congestion(netns: &Netns) -> [u8; 8] {
         *to = *from;
     }
     first
-}
-
-/// An error and its causes on one line.
-pub(crate) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -3,13 +3,14 @@
 pub mod native;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::Instant,
 };
 
 use arc_swap::ArcSwap;
+use clap::ValueEnum;
 use model::{Identity, MeshState, TrustDomain, WorkloadUid, state::carried};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use prost::Message;
@@ -20,11 +21,41 @@ use proto::{
 use tokio::sync::watch;
 
 use crate::{
-    agent::config::SameNode,
-    enrol::{Wanted, WantedPods},
     mesh::native::{Change, Native},
     pod::PodName,
 };
+
+/// How captured pods of one node talk to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SameNode {
+    /// Socket to socket in the kernel where policy is a plain yes; the bytes never leave the kernel
+    /// and are not encrypted.
+    Direct,
+    /// By mutual TLS through the agent, as between nodes.
+    Mtls,
+}
+
+/// What the controller wants of a pod of this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    /// Its name in the workload API.
+    pub workload: WorkloadUid,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Who it is.
+    pub identity: Identity,
+    /// Whether it is to be captured.
+    pub capture: bool,
+    /// Why, naming object and label.
+    pub reason: String,
+    /// Its addresses, as the cluster says.
+    pub addresses: Vec<IpAddr>,
+    /// Ports that its own probes declare: what the kubelet calls there is a probe.
+    pub probe_ports: BTreeSet<u16>,
+}
+
+/// What is wanted of all pods of this node.
+pub type WantedPods = BTreeMap<PodName, Wanted>;
 
 /// What connections and enrolment read. Readers never wait for writers.
 pub struct Mesh {
@@ -127,8 +158,8 @@ pub struct Writer {
     state: MeshState,
     /// Names of workloads and services that could not be read.
     unreadable: BTreeSet<String>,
-    wanted: std::collections::BTreeMap<String, (PodName, Wanted)>,
-    same_node: std::collections::BTreeMap<String, Option<SameNode>>,
+    wanted: BTreeMap<String, (PodName, Wanted)>,
+    same_node: BTreeMap<String, Option<SameNode>>,
 }
 
 impl Writer {
@@ -140,8 +171,8 @@ impl Writer {
             native: None,
             unreadable: BTreeSet::new(),
             state: MeshState::default(),
-            wanted: std::collections::BTreeMap::new(),
-            same_node: std::collections::BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            same_node: BTreeMap::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod dependencies;
 pub(crate) mod metadata;
+mod rooms;
 mod statuses;
 mod tidy;
 

@@ -11,7 +11,7 @@ use xds_client::Status;
 
 use crate::{
     agent::explain,
-    carry::worker::{Shared, WorkerHandle},
+    carry::{thread::WorkerHandle, worker::Shared},
     direct::DirectHandle,
     enrol::{Command, EnrolHandle, Seen},
     mesh::Mesh,
@@ -134,7 +134,7 @@ fn certificates(store: &SvidStore) -> Vec<Certificate> {
             last_error: status
                 .last_error
                 .as_ref()
-                .map(|error| crate::enrol::describe(error)),
+                .map(|error| crate::host::describe(error)),
         }
     });
     certs.collect()

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::agent::presence::{Account, DaemonSet};
+use crate::mesh::SameNode;
 
 /// Captures the pods of this node that belong to the mesh.
 #[derive(Debug, Parser)]
@@ -49,16 +50,6 @@ pub enum LogFormat {
     Text,
     /// For collectors.
     Json,
-}
-
-/// How captured pods of one node talk to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SameNode {
-    /// Socket to socket in the kernel where policy is a plain yes; the bytes never leave the kernel
-    /// and are not encrypted.
-    Direct,
-    /// By mutual TLS through the agent, as between nodes.
-    Mtls,
 }
 
 /// What agents of one mesh say to each other.

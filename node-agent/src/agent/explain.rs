@@ -19,11 +19,9 @@ use model::{
 
 use crate::{
     agent::admin::Sources,
-    carry::{
-        inbound,
-        outbound::{self, canonical},
-    },
+    carry::{inbound, outbound},
     enrol::Seen,
+    host::canonical,
     pod::Pod,
     telemetry::record::Refusal,
 };

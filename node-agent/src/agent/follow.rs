@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use xds_client::{Flusher, Handler, NodeClient, RawResource, Rejection, Status};
 
 use crate::{
-    carry::worker::WorkerHandle,
+    carry::thread::WorkerHandle,
     direct::DirectHandle,
     enrol::{Command, EnrolHandle, Holding},
     mesh::{Resource, Writer},
@@ -52,7 +52,7 @@ pub(super) async fn until(mut stopped: watch::Receiver<bool>) {
 /// A pod is captured only after the configuration that says so is on disk: an agent that ends without
 /// warning has a successor that knows every captured pod. Where nothing can be kept, the client says so.
 pub(super) async fn follow_wanted(
-    mut wanted: watch::Receiver<Arc<crate::enrol::WantedPods>>,
+    mut wanted: watch::Receiver<Arc<crate::mesh::WantedPods>>,
     kept: Flusher,
     enrol: EnrolHandle,
 ) {
@@ -126,7 +126,7 @@ pub(super) async fn report_captured(
             }
             Err(error) => {
                 tracing::debug!(
-                    error = crate::enrol::describe(&error),
+                    error = crate::host::describe(&error),
                     "cannot tell the controller which pods are captured"
                 );
                 REPORT_RETRY

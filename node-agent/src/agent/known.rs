@@ -11,7 +11,7 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::enrol::WantedPods;
+use crate::mesh::WantedPods;
 
 /// The file, as the plugin reads it.
 #[derive(Serialize, PartialEq, Eq, Debug)]
@@ -69,7 +69,7 @@ fn known(namespaces: &Option<Vec<String>>, wanted: &WantedPods) -> Option<Known>
 
 fn write(path: &Path, known: &Known) -> Result<(), String> {
     let bytes = serde_json::to_vec(known).map_err(|error| error.to_string())?;
-    runtime::file::atomic_write(path, &bytes).map_err(|error| crate::enrol::describe(&error))
+    runtime::file::atomic_write(path, &bytes).map_err(|error| crate::host::describe(&error))
 }
 
 /// Beside the last good configuration: a reboot keeps both.

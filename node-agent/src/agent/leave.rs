@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use runtime::signals::StopSignals;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::Prepared;
+use super::Core;
 use crate::{
     agent::{
         cleanup,
@@ -14,7 +14,8 @@ use crate::{
         plugin::Kept,
         presence::{self, Account, Presence, Witness},
     },
-    enrol::{Command, WantedPods},
+    enrol::Command,
+    mesh::WantedPods,
 };
 
 /// Whether somebody who knows says that this agent is not wanted any more. Asked until there is an answer, or for a while:
@@ -101,7 +102,7 @@ pub(super) async fn keep_witness(witness: Arc<Witness>, account: Account) {
     }
 }
 
-impl Prepared {
+impl Core {
     /// Lets every pod go as if its namespace had left the mesh. What is open goes on until the agent has drained.
     pub(super) async fn let_go(&self, plugin: Option<Kept>, args: &RunArgs) {
         // Before the pods: one that starts meanwhile is nobody's.

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     carry::{inbound, outbound, worker::Worker},
+    host::is_exhausted,
     pod::{
         Pod,
         budget::{Full, Permit},
@@ -201,9 +202,4 @@ fn refill() -> io::Result<()> {
     }
     IS_EMPTY.store(false, Ordering::Relaxed);
     Ok(())
-}
-
-/// Whether a call failed for want of a descriptor: `EMFILE`, `ENFILE`.
-pub(crate) fn is_exhausted(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }

@@ -24,7 +24,8 @@ use crate::{
         openings::{Openings, WAITING},
         outbound::{self, Connected},
         syn::{self, Answer, Syn},
-        worker::{Worker, WorkerHandle},
+        thread::WorkerHandle,
+        worker::Worker,
     },
     pod::budget::{Full, Permit},
     telemetry::record::Direction,
@@ -206,7 +207,7 @@ async fn read(worker: Rc<Worker>, buffer: SynBuffer, stop: CancellationToken) {
         Ok(events) => events,
         Err(error) => {
             tracing::error!(
-                error = crate::enrol::describe(&error),
+                error = crate::host::describe(&error),
                 "cannot wait for SYNs"
             );
             return;

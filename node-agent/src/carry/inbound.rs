@@ -19,14 +19,13 @@ use tunnel::{
 
 use crate::{
     carry::{
-        accept::is_exhausted,
         identity,
-        outbound::{baggage, canonical, flow, no_certificate, own_workload},
+        outbound::{baggage, flow, no_certificate, own_workload},
         silence::Watched,
         waypoint,
         worker::{TURN, Track, Worker, aborted},
     },
-    enrol::Command,
+    host::{canonical, is_exhausted},
     pod::{
         Pod,
         budget::{Full, Permit},
@@ -162,7 +161,7 @@ pub(crate) async fn serve_tunnel(
                 }
             }
             Some(Err(error @ (NextError::NotConnect { .. } | NextError::Authority { .. }))) => {
-                let text = crate::enrol::describe(&error);
+                let text = crate::host::describe(&error);
                 refuse_tunnel(
                     &worker,
                     &pod,
@@ -181,7 +180,7 @@ pub(crate) async fn serve_tunnel(
                 refuse_tunnel(&worker, &pod, client, refusal);
             }
             Some(Err(error)) => {
-                tracing::debug!(pod = %pod.name, %client, error = crate::enrol::describe(&error), "a tunnel ended");
+                tracing::debug!(pod = %pod.name, %client, error = crate::host::describe(&error), "a tunnel ended");
             }
             None => return,
         }
@@ -206,7 +205,7 @@ async fn accept_tunnel(
             };
             Refusal {
                 reason,
-                text: crate::enrol::describe(&error),
+                text: crate::host::describe(&error),
             }
         })
 }
@@ -470,11 +469,8 @@ async fn admit(
             }))
         }
         Err(error) => {
-            if error.kind() == io::ErrorKind::ConnectionRefused
-                && asked.source.is_none()
-                && let Some(enrol) = worker.shared.enrol.get()
-            {
-                enrol.send(Command::Relisten(pod.id));
+            if error.kind() == io::ErrorKind::ConnectionRefused && asked.source.is_none() {
+                (worker.shared.not_listening)(pod.id);
             }
             if is_exhausted(&error) {
                 let full = Full::Descriptors;

@@ -26,7 +26,6 @@ use tunnel::{
 
 use crate::{
     carry::{
-        accept::is_exhausted,
         hold::Opened,
         identity,
         session::Session,
@@ -34,6 +33,7 @@ use crate::{
         syn::Answer,
         worker::{Shared, Track, Worker, aborted},
     },
+    host::{canonical, is_exhausted},
     pod::{Pod, budget::Permit, sock},
     telemetry::{
         metrics::{Party, TcpLabels},
@@ -452,7 +452,7 @@ fn pool_failure(error: &PoolError) -> Attempt {
         answer,
         refusal: Refusal {
             reason,
-            text: crate::enrol::describe(error),
+            text: crate::host::describe(error),
         },
     }
 }
@@ -610,11 +610,6 @@ pub(crate) fn flow((own, peer): (SocketAddr, SocketAddr)) -> Flow {
         source_port: own.port(),
         destination_port: peer.port(),
     }
-}
-
-/// IPv4 addresses of dual-stack sockets, as what they are.
-pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use abi::{Addr, Flow, HeldKey};
 
-use crate::carry::outbound::canonical;
+use crate::host::canonical;
 
 /// Of the headers of an event: that of `abi::Syn`, and Ethernet's.
 const EVENT: usize = size_of::<abi::Syn>();

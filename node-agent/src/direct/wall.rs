@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     bpf::{Kernel, KernelError},
-    enrol::describe,
+    host::describe,
     host::sock_diag,
     mesh::{Announced, Mesh},
     pod::Pod,

@@ -10,7 +10,8 @@ use std::{
 use abi::{OWN_ADDRESS, OWNED_ADDRESS};
 use model::{MeshState, WorkloadUid};
 
-use super::{Wanted, WantedPods, entry::Entry};
+use super::entry::Entry;
+use crate::mesh::{Wanted, WantedPods};
 use crate::pod::PodName;
 
 /// Which pods of this node the cluster gave an address to: more than one is a mistake of the cluster's.

@@ -11,22 +11,22 @@ use abi::{AGENT_MARK, HBONE_PORT, InboundMode, ListenerKey, ListenerKind, PodSta
 use tls::SvidStore;
 
 use super::{
-    EnrolConfig, Wanted,
+    EnrolConfig,
     addresses::{self, Claims},
-    describe,
     entry::{Entry, Phase},
     older,
 };
 use crate::{
     bpf::{Kernel, KernelError, PodPrograms},
-    carry::worker::{PodListeners, WorkerHandle},
+    carry::thread::{PodListeners, WorkerHandle},
     direct::DirectHandle,
     host::{
+        describe,
         netns::Netns,
         pod_net, sock_diag,
         veth::{self, NoPlace},
     },
-    mesh::Mesh,
+    mesh::{Mesh, Wanted},
     pod::{Pod, PodName, sock},
     telemetry::metrics::EnrolmentMetrics,
 };

@@ -2,12 +2,17 @@
 //! neither enrols, and what the predecessor does when the successor gives up.
 
 use super::{
-    Enroller, Mode, Wanted,
+    Enroller, Mode,
     addresses::Claims,
     capture::{self, Context},
     entry::{Entry, Phase},
 };
-use crate::{carry::hold, direct::Inherit, pod::PodName};
+use crate::{
+    carry::hold,
+    direct::Inherit,
+    mesh::{Wanted, WantedPods},
+    pod::PodName,
+};
 
 impl Enroller {
     /// Opens what taking over will need, and says what is still awaited. The agent that is in charge
@@ -194,7 +199,7 @@ impl Enroller {
     /// Visits the pods that an earlier agent captured and that shall stay captured.
     fn for_each_wanted(
         &mut self,
-        wanted: &super::WantedPods,
+        wanted: &WantedPods,
         mut each: impl FnMut(&Context<'_>, &mut Entry, &Wanted),
     ) {
         let (context, entries) = self.parts();

@@ -34,14 +34,15 @@ use admin_api::PodState as Stand;
 use tokio::sync::oneshot;
 
 use super::{
-    Added, Listed, Seen, Wanted,
+    Added, Listed, Seen,
     addresses::{self, Given},
     older::Opening,
 };
 use crate::{
     bpf::{Kernel, listening::Suspects},
-    carry::worker::PodListeners,
+    carry::thread::PodListeners,
     host::{netns::Netns, veth::Pair},
+    mesh::Wanted,
     pod::{Pod, Sandbox},
 };
 

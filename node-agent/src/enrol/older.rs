@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{capture::Context, describe, entry::Entry};
+use super::{capture::Context, entry::Entry};
+use crate::host::describe;
 use crate::{
     host::sock_diag::{Ender, TCP_SYN_SENT},
     pod::{

@@ -1,7 +1,7 @@
 //! What enrolment is told and asked, and what it says.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, mpsc},
@@ -9,41 +9,18 @@ use std::{
 };
 
 pub use admin_api::Pod as Listed;
-use model::{Identity, WorkloadUid};
 use serde::Serialize;
 use tls::SvidStore;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
     bpf::Kernel,
-    carry::worker::WorkerHandle,
+    carry::thread::WorkerHandle,
     direct::DirectHandle,
-    mesh::Mesh,
+    mesh::{Mesh, WantedPods},
     pod::{Pod, PodName, Sandbox},
     telemetry::metrics::EnrolmentMetrics,
 };
-
-/// What the controller wants of a pod of this node.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Wanted {
-    /// Its name in the workload API.
-    pub workload: WorkloadUid,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// Who it is.
-    pub identity: Identity,
-    /// Whether it is to be captured.
-    pub capture: bool,
-    /// Why, naming object and label.
-    pub reason: String,
-    /// Its addresses, as the cluster says.
-    pub addresses: Vec<IpAddr>,
-    /// Ports that its own probes declare: what the kubelet calls there is a probe.
-    pub probe_ports: BTreeSet<u16>,
-}
-
-/// What is wanted of all pods of this node.
-pub type WantedPods = BTreeMap<PodName, Wanted>;
 
 /// How long enrolment waits, how often it looks.
 #[derive(Clone, Debug)]
@@ -110,15 +87,23 @@ pub enum Command {
 
 /// Talks to the enrolment thread.
 #[derive(Clone)]
-pub struct EnrolHandle(pub(super) mpsc::Sender<Command>);
+pub struct EnrolHandle(mpsc::Sender<Command>);
 
 impl EnrolHandle {
+    /// A handle, and where the enrolment thread finds what is sent by it.
+    #[must_use]
+    pub fn channel() -> (Self, mpsc::Receiver<Command>) {
+        let (sender, commands) = mpsc::channel();
+        (Self(sender), commands)
+    }
+
     /// Sends a command. A thread that has ended drops it, and with it the answer's sender.
     pub fn send(&self, command: Command) {
         // The agent is stopping; whoever waits for an answer sees the channel closed.
         drop(self.0.send(command));
     }
 }
+
 /// What an agent that is not in charge still needs before it can be; none while it is not known what
 /// is wanted.
 pub type Awaited = Option<Vec<String>>;
@@ -139,6 +124,8 @@ pub struct Parts {
     pub metrics: EnrolmentMetrics,
     /// The same-node path.
     pub direct: DirectHandle,
+    /// What [`EnrolHandle`] sends.
+    pub commands: mpsc::Receiver<Command>,
 }
 
 /// What this node holds captured, for the controller.
@@ -152,10 +139,8 @@ pub struct Holding {
     pub partial: bool,
 }
 
-/// How the rest of the agent talks to the enrolment thread and hears of it.
+/// How the rest of the agent hears of the enrolment thread.
 pub struct Ends {
-    /// Takes commands.
-    pub handle: EnrolHandle,
     /// The pods that the controller shall hear of; none before they are known.
     pub captured: watch::Receiver<Option<Arc<Holding>>>,
     /// What has to be there before another agent can be succeeded.

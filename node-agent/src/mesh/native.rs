@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use model::MeshState;
 use parking_lot::Mutex;
 
-use crate::{bpf::Kernel, enrol::describe, mesh::Mesh};
+use crate::{bpf::Kernel, host::describe, mesh::Mesh};
 
 /// Keeps the kernel's set in step with the mesh.
 pub struct Native {

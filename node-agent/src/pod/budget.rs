@@ -9,15 +9,12 @@
 //! who it is (see [`crate::carry::lobby`]). A part of the pod's own share is for what it opens only: others can dial it as
 //! often as they like. What two pods of a node say to each other directly costs the agent nothing and does not count.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
-use model::{MeshState, Reason, Security};
+use model::Reason;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -26,14 +23,8 @@ use prometheus_client::{
 };
 use runtime::metrics::Metrics;
 
-use crate::{
-    carry::worker::Worker,
-    pod::Pod,
-    telemetry::{
-        metrics::{Party, TcpLabels},
-        record::{ConnectionEnd, Description, Direction, Recorder, Refusal},
-    },
-};
+use super::Pod;
+use crate::telemetry::record::Direction;
 
 /// Descriptors that a connection may need: the one that was accepted and the one that was dialled.
 const DESCRIPTORS_EACH: u64 = 2;
@@ -263,56 +254,6 @@ impl Drop for Permit {
     }
 }
 
-/// Tells of a connection that was refused for want of room.
-pub(crate) fn refused(
-    recorder: &Recorder,
-    state: &MeshState,
-    pod: &Pod,
-    direction: Direction,
-    (client, target): (SocketAddr, SocketAddr),
-    full: Full,
-) {
-    let own = state.workload(pod.workload.as_ref());
-    let of_pod = ConnectionEnd {
-        addr: None,
-        workload: own.map(|workload| Arc::clone(&workload.name)),
-        namespace: own.map(|workload| Arc::clone(&workload.namespace)),
-        identity: Some(pod.identity.to_string()),
-    };
-    let us = Party {
-        workload: own.map(|workload| &**workload),
-        principal: Some(&pod.identity),
-    };
-    let inbound = direction == Direction::Inbound;
-    let labels = if inbound {
-        TcpLabels::new("destination", Party::default(), us, None, Security::Unknown)
-    } else {
-        TcpLabels::new("source", us, Party::default(), None, Security::Unknown)
-    };
-    let (mut source, mut destination) = (ConnectionEnd::default(), ConnectionEnd::default());
-    *(if inbound {
-        &mut destination
-    } else {
-        &mut source
-    }) = of_pod;
-    source.addr = Some(client);
-    destination.addr = Some(target);
-    let description = Description {
-        direction,
-        pod: pod.name.to_string(),
-        source,
-        destination,
-        service: None,
-        security: Security::Unknown,
-        tunnel: None,
-    };
-    let refusal = Refusal {
-        reason: full.reason(),
-        text: full.to_string(),
-    };
-    recorder.refuse(&description, &labels, refusal);
-}
-
 /// Publishes how much room there is and how much of it is used.
 pub fn register(metrics: &Metrics, budget: Arc<Budget>) {
     metrics.register(|registry| registry.register_collector(Box::new(Collect(budget))));
@@ -340,35 +281,6 @@ impl Collector for Collect {
             gauge.encode(family.encode_family(&[("kind", kind)])?)?;
         }
         Ok(())
-    }
-}
-
-impl Worker {
-    /// Room for one more connection of the pod, from `client` to `target`. Where there is none, that is
-    /// told, and the caller resets the connection.
-    ///
-    /// # Errors
-    /// There is none.
-    pub(crate) fn admit(
-        &self,
-        pod: &Arc<Pod>,
-        direction: Direction,
-        ends: (SocketAddr, SocketAddr),
-    ) -> Result<Permit, Full> {
-        let admitted = self.shared.budget.admit(pod, direction);
-        admitted.inspect_err(|full| self.refuse_full(pod, direction, ends, *full))
-    }
-
-    /// Tells of a connection for which there was no room.
-    pub(crate) fn refuse_full(
-        &self,
-        pod: &Pod,
-        direction: Direction,
-        ends: (SocketAddr, SocketAddr),
-        full: Full,
-    ) {
-        let (shared, state) = (&self.shared, self.shared.mesh.state());
-        refused(&shared.recorder, &state, pod, direction, ends, full);
     }
 }
 

@@ -22,8 +22,7 @@ use tokio::{
 use tunnel::copy;
 
 use crate::{
-    carry::outbound::canonical,
-    host::conntrack,
+    host::{canonical, conntrack},
     pod::{Pod, sock},
 };
 

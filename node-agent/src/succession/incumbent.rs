@@ -16,7 +16,7 @@ use tokio::{
 use super::wire::{Ask, PROTOCOL, Say, Talk, Who, kill};
 use crate::{
     bpf::Kernel,
-    carry::worker::Drained,
+    carry::thread::Drained,
     direct::DirectHandle,
     enrol::{Command, EnrolHandle},
 };
@@ -179,7 +179,7 @@ async fn greet(talk: &mut Talk, incumbent: &Incumbent) -> io::Result<Who> {
     // Its connections inside pods must not be captured by our programs, which are attached until it
     // has replaced them.
     if let Err(error) = incumbent.kernel.add_agent(successor.cgroup) {
-        let text = crate::enrol::describe(&error);
+        let text = crate::host::describe(&error);
         talk.say(&Say::No(text.clone())).await?;
         return Err(io::Error::other(text));
     }

@@ -106,9 +106,11 @@ pub(crate) fn check() -> Result<()> {
         arrows(&metadata, member, &mut breaches);
         absences(member, &mut breaches)?;
         manifest(member, &mut breaches)?;
-        for file in sources(member.directory())? {
-            source(&file, &mut breaches)?;
+        let files = sources(member.directory())?;
+        for file in &files {
+            source(file, &mut breaches)?;
         }
+        breaches.extend(super::rooms::breaches(&files)?);
     }
     let page = shell::root()?.join(STATUSES);
     let text = fs::read_to_string(&page).with_context(|| page.display().to_string())?;

@@ -1,0 +1,177 @@
+//! The agent in charge of its node.
+
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
+
+use anyhow::Context;
+use runtime::{
+    admin::{Exposure, Server},
+    drain::Drain,
+    signals::StopSignals,
+};
+use tokio::{
+    net::UnixListener,
+    sync::{oneshot, watch},
+};
+
+use super::{
+    Core, admin, cni, config::RunArgs, draining::Draining, follow::follow_readiness, leave,
+    plugin::Plugin, presence::Witness, vital,
+};
+use crate::{
+    carry::thread::Cause,
+    succession::{self, Incumbent, Lock, Stage},
+};
+
+/// Where others reach the agent in charge.
+pub(super) struct Doors {
+    pub(super) cni: UnixListener,
+    pub(super) admin: Server,
+}
+
+impl Doors {
+    /// Listens for the CNI and for whoever reads the pages.
+    ///
+    /// # Errors
+    /// When an address or a path cannot be used.
+    pub(super) fn open(args: &RunArgs) -> anyhow::Result<Self> {
+        let cni = cni::bind(&args.cni_socket)
+            .with_context(|| format!("--cni-socket {}", args.cni_socket.display()))?;
+        let admin = Server::bind_beside(args.admin, Exposure::Loopback)?;
+        Ok(Self { cni, admin })
+    }
+}
+
+/// What an agent in charge holds.
+pub(super) struct InCharge {
+    pub(super) core: Core,
+    pub(super) enrolling: JoinHandle<()>,
+    pub(super) lock: Lock,
+    pub(super) doors: Doors,
+}
+
+impl InCharge {
+    /// Works until SIGTERM, SIGINT or a successor.
+    ///
+    /// # Errors
+    /// When what only an agent in charge needs cannot be made.
+    pub(super) async fn work(
+        self,
+        args: &RunArgs,
+        log: runtime::log::LogHandle,
+        mut signals: StopSignals,
+    ) -> anyhow::Result<Draining> {
+        let Self {
+            core,
+            enrolling,
+            lock,
+            doors: Doors { cni, admin },
+        } = self;
+        let readiness = core.readiness.clone();
+        let configured = readiness.condition("configuration");
+        vital(
+            "readiness",
+            follow_readiness(core.status.clone(), configured),
+        );
+        let (stage, mut stages) = watch::channel(Stage::Alone);
+        let service = cni::CniService {
+            enrol: core.enrol.clone(),
+            stage: stages.clone(),
+            path: args.cni_socket.clone(),
+        };
+        vital("cni", cni::serve(cni, service.clone()));
+        let incumbent = Incumbent {
+            own: core.own.clone(),
+            kernel: Arc::clone(&core.kernel),
+            enrol: core.enrol.clone(),
+            direct: core.direct.clone(),
+            reporting: core.reporting.clone(),
+            patience: args.takeover_timeout,
+            restore: Box::new(move || rebind_cni(&service)),
+        };
+        let (drained, wait) = oneshot::channel();
+        let listener = succession::bind(&args.runtime_dir)
+            .with_context(|| format!("--runtime-dir {}", args.runtime_dir.display()))?;
+        let served = succession::serve(listener, incumbent, stage, wait);
+        let succession = vital("succession", served);
+        let drain = Drain::new();
+        let server = admin
+            .with_readiness(readiness)
+            .with_metrics(core.metrics.clone())
+            .with_log(log);
+        let sources = admin::Sources {
+            node: args.node.clone(),
+            abi_version: args.abi_version,
+            shared: Arc::clone(&core.shared),
+            workers: core.workers.clone().into(),
+            certs: core.certs.clone(),
+            enrol: core.enrol.clone(),
+            direct: core.direct.clone(),
+            status: core.status.clone(),
+        };
+        let server = admin::pages(server, &Arc::new(sources));
+        vital("admin", server.run(drain.signal()));
+        tracing::info!(node = args.node, admin = %args.admin, workers = core.workers.len(), abi = args.abi_version, "agent started");
+        let plugin = Plugin::of(args).map(Plugin::keep).transpose();
+        let plugin = plugin.context("cannot keep the CNI plugin installed")?;
+
+        let witness = Arc::<Witness>::default();
+        if let Some(account) = args.presence_account.clone() {
+            vital(
+                "witness",
+                leave::keep_witness(Arc::clone(&witness), account),
+            );
+        }
+
+        let cause = until_over(&mut signals, &mut stages, args.takeover_timeout).await;
+        let removed =
+            cause == Cause::Stopped && leave::is_removed(args, &witness, &mut signals).await;
+        if removed {
+            core.let_go(plugin, args).await;
+        } else {
+            drop(plugin);
+        }
+        Ok(Draining {
+            core,
+            enrolling,
+            lock,
+            cause,
+            removed,
+            drained,
+            succession,
+            pages: drain,
+            signals,
+        })
+    }
+}
+
+/// Waits for the reason to end. While a successor gets ready it is waited for: its start is usually
+/// why this agent is asked to stop.
+async fn until_over(
+    signals: &mut StopSignals,
+    stages: &mut watch::Receiver<Stage>,
+    patience: Duration,
+) -> Cause {
+    let succeeded = |stage: &Stage| *stage == Stage::Succeeded;
+    tokio::select! {
+        reason = signals.next() => tracing::info!(%reason, "asked to stop"),
+        _ = stages.wait_for(succeeded) => return Cause::Succeeded,
+    }
+    let over = |stage: &Stage| matches!(stage, Stage::Succeeded | Stage::Alone);
+    let waited = tokio::select! {
+        waited = tokio::time::timeout(patience, stages.wait_for(over)) => waited,
+        _again = signals.next() => return Cause::Stopped,
+    };
+    match waited {
+        Ok(Ok(stage)) if succeeded(&stage) => Cause::Succeeded,
+        _ => Cause::Stopped,
+    }
+}
+
+fn rebind_cni(service: &cni::CniService) {
+    match cni::bind(&service.path) {
+        Ok(listener) => drop(vital("cni", cni::serve(listener, service.clone()))),
+        Err(error) => {
+            tracing::error!(%error, path = %service.path.display(), "cannot listen for the CNI again");
+        }
+    }
+}
