@@ -15,7 +15,9 @@ mod earlier;
 mod entry;
 mod namespace;
 mod older;
+mod release;
 mod saved;
+mod step;
 mod tell;
 mod terms;
 
@@ -318,7 +320,7 @@ impl Enroller {
         let (context, entries) = self.parts();
         for (name, entry) in entries {
             let wish = wanted.as_ref().and_then(|pods| pods.get(name));
-            capture::step(&context, entry, entry.wish(wish));
+            step::step(&context, entry, entry.wish(wish));
             if entry.phase == Phase::Captured {
                 capture::look_for_ports(context.kernel, entry);
             }
@@ -412,7 +414,7 @@ impl Enroller {
             return;
         };
         self.kernel.remove_pod(entry.netns.cookie());
-        capture::detach(&self.kernel, entry.id, None);
+        release::detach(&self.kernel, entry.id, None);
         self.kernel.forget_pod(entry.id);
         self.end_carrying(&entry);
         tracing::info!(pod = %name, "pod forgotten");

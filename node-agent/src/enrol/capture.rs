@@ -4,7 +4,7 @@ use std::{
     io,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use abi::{AGENT_MARK, HBONE_PORT, InboundMode, ListenerKey, ListenerKind, PodState};
@@ -14,7 +14,7 @@ use super::{
     EnrolConfig,
     addresses::{self, Claims},
     entry::{Entry, Phase},
-    older,
+    older, step,
 };
 use crate::{
     bpf::{Kernel, KernelError, PodPrograms},
@@ -35,7 +35,6 @@ use crate::{
 const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
 
-const RETRY: Duration = Duration::from_secs(1);
 /// How often a pod's listening ports are looked at until what is counted is what there is.
 const LOOKS: usize = 8;
 
@@ -52,7 +51,7 @@ pub(super) struct Context<'a> {
 
 /// Why a pod could not be captured.
 #[derive(Debug, thiserror::Error)]
-enum CaptureError {
+pub(super) enum CaptureError {
     #[error("cannot prepare the pod's network namespace")]
     Namespace(#[source] io::Error),
     #[error(transparent)]
@@ -69,7 +68,7 @@ enum CaptureError {
 
 impl CaptureError {
     /// As the metric names it.
-    fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Namespace(_) => "namespace",
             Self::Interface(_) => "interface",
@@ -79,75 +78,6 @@ impl CaptureError {
             Self::Kernel(KernelError::Full { .. }) => "map_full",
             Self::Kernel(_) => "kernel",
         }
-    }
-}
-
-/// Takes the pod one step towards what is wanted.
-pub(super) fn step(context: &Context<'_>, entry: &mut Entry, wanted: Option<&Wanted>) {
-    if know_addresses(context, entry, wanted) {
-        entry.begin_again();
-    }
-    match wanted {
-        Some(wanted) if wanted.capture => towards_captured(context, entry, wanted),
-        Some(wanted) => {
-            entry.reason.clone_from(&wanted.reason);
-            entry.wanted_since = None;
-            towards_exempt(context, entry);
-        }
-        // Not known to the controller (yet): a captured pod stays captured.
-        None => adopt_as_it_is(context, entry),
-    }
-}
-
-fn adopt_as_it_is(context: &Context<'_>, entry: &mut Entry) {
-    if entry.phase == Phase::Unknown && entry.waiting.is_empty() && !entry.held {
-        let pod = context.kernel.pod(entry.netns.cookie());
-        match pod {
-            Some((_, PodState::Exempt)) => entry.phase = Phase::Exempt,
-            // An earlier agent ended while it captured the pod.
-            Some((_, PodState::Joining)) => {
-                set_exempt(context, entry);
-                entry.phase = Phase::Exempt;
-            }
-            _ => {}
-        }
-    }
-}
-
-fn towards_captured(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
-    match entry.phase {
-        Phase::Captured => {
-            entry.reason.clone_from(&wanted.reason);
-            follow_probes(context, entry, wanted);
-            return;
-        }
-        Phase::Failed(retry) if Instant::now() < retry => return,
-        _ => {}
-    }
-    let pod = match pod_for(context, entry, wanted) {
-        Ok(pod) => pod,
-        Err(error) => return failed(context, entry, &error),
-    };
-    let ready = pod.cert.borrow().is_some();
-    if !ready
-        && entry
-            .wanted_since
-            .get_or_insert_with(Instant::now)
-            .elapsed()
-            < context.config.certificate_wait
-        && !is_captured_in_kernel(context, entry)
-    {
-        "waiting for the pod's certificate".clone_into(&mut entry.reason);
-        entry.phase = Phase::Unknown;
-        return;
-    }
-    match capture(context, entry, &pod, wanted) {
-        Ok(()) => {
-            tracing::info!(pod = %pod.name, pod_id = entry.id, identity = %pod.identity, reason = wanted.reason, "pod captured");
-            entry.phase = Phase::Captured;
-            entry.reason.clone_from(&wanted.reason);
-        }
-        Err(error) => failed(context, entry, &error),
     }
 }
 
@@ -216,18 +146,13 @@ pub(super) fn hold(context: &Context<'_>, entry: &mut Entry) -> Result<(), Strin
     hold(entry).map_err(|error| format!("pod {}: {}", entry.sandbox.pod, describe(&error)))
 }
 
-fn pod_for(
+pub(super) fn pod_for(
     context: &Context<'_>,
     entry: &mut Entry,
     wanted: &Wanted,
 ) -> Result<Arc<Pod>, CaptureError> {
     know_addresses(context, entry, Some(wanted));
-    let same = |pod: &&Arc<Pod>| {
-        pod.identity == wanted.identity
-            && pod.workload == wanted.workload
-            && pod.addresses == entry.given.own
-    };
-    let pod = match entry.pod.as_ref().filter(same) {
+    let pod = match entry.pod_of(wanted) {
         Some(pod) => Arc::clone(pod),
         None => new_pod(context, entry, wanted)?,
     };
@@ -236,7 +161,11 @@ fn pod_for(
 }
 
 /// Notes what the cluster says of the pod's addresses now; says whether that is a change.
-fn know_addresses(context: &Context<'_>, entry: &mut Entry, wanted: Option<&Wanted>) -> bool {
+pub(super) fn know_addresses(
+    context: &Context<'_>,
+    entry: &mut Entry,
+    wanted: Option<&Wanted>,
+) -> bool {
     entry.known = entry.addresses(wanted);
     let given = context.claims.judge(&entry.sandbox.pod, &entry.known);
     if given == entry.given {
@@ -263,7 +192,7 @@ pub(super) fn follow_addresses(context: &Context<'_>, entry: &mut Entry) {
     }
 }
 
-fn set_addresses(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> {
+pub(super) fn set_addresses(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> {
     let found = entry.netns.run(pod_net::addresses);
     let mut found = found
         .and_then(|found| found)
@@ -286,7 +215,7 @@ fn set_addresses(context: &Context<'_>, entry: &mut Entry) -> Result<(), Capture
 }
 
 /// Tells the kernel half which ports the pod's own probes declare.
-fn follow_probes(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
+pub(super) fn follow_probes(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
     if entry.probe_ports == wanted.probe_ports {
         return;
     }
@@ -301,7 +230,11 @@ fn follow_probes(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
     }
 }
 
-fn set_state(context: &Context<'_>, entry: &Entry, state: PodState) -> Result<(), KernelError> {
+pub(super) fn set_state(
+    context: &Context<'_>,
+    entry: &Entry,
+    state: PodState,
+) -> Result<(), KernelError> {
     let families = match &entry.pod {
         Some(pod) => families(&pod.addresses),
         None => families(&entry.sandbox.ips),
@@ -328,23 +261,13 @@ pub(super) fn families(addresses: &[IpAddr]) -> u32 {
     }
 }
 
-fn failed(context: &Context<'_>, entry: &mut Entry, error: &CaptureError) {
-    let reason = format!("capture failed: {}", describe(error));
-    if entry.reason != reason {
-        context.metrics.failed(error.reason());
-    }
-    entry.reason = reason;
-    tracing::error!(pod = %entry.sandbox.pod, error = entry.reason, "cannot capture the pod; trying again");
-    entry.phase = Phase::Failed(Instant::now() + RETRY);
-}
-
 /// Puts our listeners in place of those of another agent; see [`super::Command::Resume`].
 pub(super) fn listen_again(context: &Context<'_>, entry: &mut Entry) {
     let Some(pod) = entry.pod.clone().filter(|_| entry.phase == Phase::Captured) else {
         return;
     };
     if let Err(error) = listen(context, entry, &pod) {
-        failed(context, entry, &error);
+        step::failed(context, entry, &error);
     }
 }
 
@@ -353,7 +276,7 @@ pub(super) fn engage_again(context: &Context<'_>, entry: &mut Entry) {
     if entry.phase == Phase::Captured
         && let Err(error) = engage(context, entry)
     {
-        failed(context, entry, &error);
+        step::failed(context, entry, &error);
     }
 }
 
@@ -386,7 +309,7 @@ fn new_pod(
     Ok(Arc::new(pod))
 }
 
-fn capture(
+pub(super) fn capture(
     context: &Context<'_>,
     entry: &mut Entry,
     pod: &Arc<Pod>,
@@ -548,7 +471,12 @@ pub(super) fn look_for_ports(kernel: &Kernel, entry: &mut Entry) {
 
 /// Keeps the pod from using other addresses, and with `netns` from plain TCP with captured pods of other
 /// nodes. Where that cannot be had the entry says why, a metric counts the pod, and nothing goes directly.
-fn guard(kernel: &Kernel, programs: &PodPrograms, entry: &mut Entry, netns: Option<&Netns>) {
+pub(super) fn guard(
+    kernel: &Kernel,
+    programs: &PodPrograms,
+    entry: &mut Entry,
+    netns: Option<&Netns>,
+) {
     let pairs = veth::pairs(&entry.netns, &entry.given.own)
         .map_err(|error| error.to_string())
         .and_then(|pairs| pairs.map_err(|no_place| no_place.to_string()));
@@ -569,125 +497,6 @@ fn guard(kernel: &Kernel, programs: &PodPrograms, entry: &mut Entry, netns: Opti
             }
             entry.pairs = Vec::new();
             entry.unguarded = Some(why);
-        }
-    }
-}
-
-fn towards_exempt(context: &Context<'_>, entry: &mut Entry) {
-    match entry.phase {
-        Phase::Exempt => {}
-        Phase::Captured => {
-            stop_capturing(context, entry);
-            entry.phase = Phase::Releasing(Instant::now(), false);
-            tracing::info!(pod = %entry.sandbox.pod, reason = entry.reason, "pod leaves the mesh");
-        }
-        Phase::Releasing(since, false) if since.elapsed() >= context.config.release_wait => {
-            end_tunnels(context, entry);
-            entry.phase = Phase::Releasing(since, true);
-        }
-        Phase::Releasing(since, true) => {
-            let carried = entry.pod.as_ref().map_or(0, |pod| pod.open());
-            if carried == 0 || since.elapsed() >= context.config.drain_deadline {
-                clean_namespace(context, entry);
-                context.kernel.forget_pod(entry.id);
-                entry.flags = None;
-                entry.probe_ports.clear();
-                guard_exempt(context, entry);
-                entry.pod = None;
-                entry.held = false;
-                entry.phase = Phase::Exempt;
-                tracing::info!(pod = %entry.sandbox.pod, "pod released");
-            }
-        }
-        Phase::Releasing(..) => {}
-        Phase::Unknown | Phase::Failed(_)
-            if entry.held || is_captured_in_kernel(context, entry) =>
-        {
-            stop_capturing(context, entry);
-            entry.phase = Phase::Releasing(Instant::now(), false);
-        }
-        Phase::Unknown | Phase::Failed(_) => {
-            set_exempt(context, entry);
-            guard_exempt(context, entry);
-            entry.phase = Phase::Exempt;
-        }
-    }
-}
-
-/// Keeps a pod outside the mesh from using the addresses of captured pods.
-fn guard_exempt(context: &Context<'_>, entry: &mut Entry) {
-    if entry.known.is_empty() {
-        return;
-    }
-    if let Err(error) = set_addresses(context, entry) {
-        tracing::warn!(pod = %entry.sandbox.pod, error = describe(&error), "source addresses of the pod are not guarded");
-        return;
-    }
-    let programs = PodPrograms::new(context.kernel, entry.id);
-    guard(context.kernel, &programs, entry, None);
-}
-
-fn stop_capturing(context: &Context<'_>, entry: &Entry) {
-    // What it dials from now on is plain.
-    drop(context.kernel.walls().set_pod(entry.id, None));
-    set_exempt(context, entry);
-    if let Err(error) = context.kernel.set_inbound(entry.id, InboundMode::Release) {
-        tracing::error!(pod = %entry.sandbox.pod, error = describe(&error), "cannot release the pod's inbound traffic");
-    }
-}
-
-fn set_exempt(context: &Context<'_>, entry: &Entry) {
-    if let Err(error) = set_state(context, entry, PodState::Exempt) {
-        tracing::error!(pod = %entry.sandbox.pod, error = describe(&error), "cannot exempt the pod");
-    }
-}
-
-fn end_tunnels(context: &Context<'_>, entry: &Entry) {
-    detach(context.kernel, entry.id, Some(&entry.netns));
-    for (index, worker) in context.workers.iter().enumerate() {
-        worker.remove_pod(entry.id, false);
-        let number = u16::try_from(index).unwrap_or(u16::MAX);
-        for kind in [
-            ListenerKind::Outbound,
-            ListenerKind::Inbound,
-            ListenerKind::Hbone,
-        ] {
-            context.kernel.remove_listener(ListenerKey {
-                pod: entry.id,
-                kind: kind as u16,
-                worker: number,
-            });
-        }
-    }
-}
-
-fn clean_namespace(context: &Context<'_>, entry: &Entry) {
-    for worker in context.workers {
-        worker.remove_pod(entry.id, true);
-    }
-    match entry.netns.run(pod_net::tear_down) {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) | Err(error) => {
-            tracing::warn!(pod = %entry.sandbox.pod, %error, "cannot remove the capture rule from the pod's namespace");
-        }
-    }
-}
-
-/// Detaches the pod's programs.
-pub(super) fn detach(kernel: &Kernel, id: u32, netns: Option<&Netns>) {
-    let programs = PodPrograms::new(kernel, id);
-    for result in [
-        programs.detach_hold(netns),
-        programs.detach_lookup(),
-        programs.detach_answers(netns),
-        programs.detach_guards(netns),
-    ] {
-        if let Err(error) = result {
-            tracing::warn!(
-                pod = id,
-                error = describe(&error),
-                "cannot detach a program of the pod"
-            );
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use abi::PodState;
 
 use super::{
-    Enroller, WantedPods, capture,
+    Enroller, WantedPods, release,
     saved::{self, List, Saved},
 };
 use crate::{
@@ -304,7 +304,7 @@ impl Enroller {
         let Some((id, _)) = self.kernel.pod(cookie) else {
             return;
         };
-        capture::detach(&self.kernel, id, None);
+        release::detach(&self.kernel, id, None);
         self.kernel.forget_pod(id);
         self.kernel.remove_pod(cookie);
     }

@@ -2,7 +2,8 @@
 //!
 //! An [`Entry`] has a [`Phase`], which is what this agent has done, and the kernel half has a state for the pod's
 //! namespace ([`PodState`]), which is what happens to packets. The two differ on purpose: an agent that starts has
-//! the phase `Unknown` for a pod that the kernel still holds captured. Each pass takes at most one step:
+//! the phase `Unknown` for a pod that the kernel still holds captured. Each pass takes at most one step; [`super::step`]
+//! has this table as code:
 //!
 //! | phase | wanted | step | next phase | state in the kernel |
 //! |---|---|---|---|---|
@@ -141,6 +142,15 @@ impl Entry {
     /// What is wanted of the pod, if it is meant: a name may be used again.
     pub(super) fn wish<'w>(&self, wanted: Option<&'w Wanted>) -> Option<&'w Wanted> {
         wanted.filter(|wanted| wanted.uid.is_empty() || wanted.uid == self.sandbox.uid)
+    }
+
+    /// The pod as it was made for a wish, if it is still what is wished.
+    pub(super) fn pod_of(&self, wanted: &Wanted) -> Option<&Arc<Pod>> {
+        self.pod.as_ref().filter(|pod| {
+            pod.identity == wanted.identity
+                && pod.workload == wanted.workload
+                && pod.addresses == self.given.own
+        })
     }
 
     /// The addresses that the cluster gave to the pod. A controller that says nothing takes none away.
