@@ -1,11 +1,6 @@
 //! The steps of capture and release of one pod.
 
-use std::{
-    io,
-    net::IpAddr,
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Instant};
 
 use abi::{AGENT_MARK, HBONE_PORT, InboundMode, ListenerKey, ListenerKind, PodState};
 use tls::SvidStore;
