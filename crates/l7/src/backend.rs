@@ -183,8 +183,11 @@ pub enum LocalityPolicy {
     /// Labels, with values where they are given, of which an endpoint should share as many as possible, in order.
     Priority(Vec<(Arc<str>, Option<Arc<str>>)>),
     /// From a locality (`region/zone/*`) to localities by weight.
-    Distribute(Vec<(Arc<str>, Vec<(Arc<str>, u32)>)>),
+    Distribute(Vec<(Arc<str>, Shares)>),
 }
+
+/// Localities (`region/zone/*`) with their weights.
+pub type Shares = Vec<(Arc<str>, u32)>;
 
 /// A new endpoint gets less at first.
 #[derive(Clone, Copy, Debug, PartialEq)]
