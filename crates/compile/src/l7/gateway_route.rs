@@ -192,11 +192,11 @@ fn rule(
         names,
         notes,
     );
-    let first = notes
+    let mut first = notes
         .0
         .iter()
         .filter(|n| n.severity == manifest::Severity::Error);
-    let action = match (first.skip(errors).next(), filters.redirect) {
+    let action = match (first.nth(errors), filters.redirect) {
         // A filter that cannot be carried out fails the request (`HTTPRouteRule.filters`).
         (Some(first), _) => Action::Fail(format!("{}: {}", first.field, first.message).into()),
         (None, Some(redirect)) => Action::Redirect(redirect),

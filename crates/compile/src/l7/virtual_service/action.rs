@@ -50,11 +50,11 @@ pub(super) fn rule(
         .as_ref()
         .map(|cors| self::cors(&format!("{field}.corsPolicy"), cors, notes));
     // What could not be read is not carried out in part.
-    let first = notes
+    let mut first = notes
         .0
         .iter()
         .filter(|n| n.severity == manifest::Severity::Error);
-    if let Some(first) = first.skip(errors).next() {
+    if let Some(first) = first.nth(errors) {
         action = Action::Fail(format!("{}: {}", first.field, first.message).into());
     }
     Rule {
