@@ -93,7 +93,8 @@ fn keelson_installs_asks_upgrades_and_leaves_nothing() -> Result<()> {
     good(&["check", "--before"], "")?;
     let dry = good(&["install", "--dry-run", "-f", "-"], &values)?;
     ensure!(changes(&dry, "created").len() > 10, "{dry:#}");
-    kubectl(&["get", "namespace", NAMESPACE]).expect_err("nothing was made");
+    let namespace = kubectl(&["get", "namespace", NAMESPACE]);
+    ensure!(namespace.is_err(), "the namespace was made");
 
     let began = Instant::now();
     let first = good(&["install", "--crds", "--wait", "-f", "-"], &values)?;
@@ -270,7 +271,8 @@ fn answers_are_true(pair: &Pair) -> Result<()> {
 
 /// A66, F134.
 fn nothing_is_left(mesh: &Installed) -> Result<()> {
-    kubectl(&["get", "namespace", NAMESPACE]).expect_err("the namespace is gone");
+    let namespace = kubectl(&["get", "namespace", NAMESPACE]);
+    ensure!(namespace.is_err(), "the namespace is still there");
     for kind in [
         "clusterroles",
         "clusterrolebindings",
@@ -447,7 +449,8 @@ fn as_reader(namespace: &Namespace) -> Result<()> {
         "",
         "these rights are missing, and nothing was changed: create poddisruptionbudgets.policy in keelson-system",
     )?;
-    kubectl(&["get", "namespace", NAMESPACE]).expect_err("nothing was made");
+    let namespace = kubectl(&["get", "namespace", NAMESPACE]);
+    ensure!(namespace.is_err(), "the namespace was made");
     let (code, before, _) = asked(&[&["check", "--before"][..], &at].concat(), "")?;
     ensure!(
         code == 1 && before.to_string().contains("you may not"),

@@ -17,7 +17,7 @@ pub(crate) const CART: &str = "10.96.0.50";
 pub(crate) static SHOP: Shared = Shared::new(shop);
 
 fn shop() -> Result<Lab> {
-    let lab = Lab::builder(&lab::unique_id()).nodes(2).build()?;
+    let lab = Lab::builder(lab::unique_id()).nodes(2).build()?;
     lab.start_controller(&ControllerOptions::default())?;
     for node in ["n1", "n2"] {
         lab.start_agent(node, &AgentOptions::default())?;

@@ -102,6 +102,7 @@ fn request<T>(
             key: &key,
             port: 80,
         },
+        protocol: l7::Protocol::Http,
         scheme: "http",
         method,
         authority: "cart",
