@@ -1,8 +1,8 @@
 //! Opens TCP connections to endpoints, and begins HTTP on them.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,11 +40,33 @@ pub(super) async fn http1(
     .await
 }
 
-/// A connection that has served nobody yet, and how many streams the endpoint lets it have.
+/// An HTTP/2 connection, which knows how many streams the endpoint lets it have.
+type Http2 = http2::Connection<TokioIo<TcpStream>, Outgoing, LocalExecutor>;
+
+/// How many streams the endpoint lets a connection have now: asked of the connection, which hears of it while nobody
+/// polls what this module holds of it.
+pub(super) struct Allowed(Rc<RefCell<Pin<Box<Http2>>>>);
+
+impl Allowed {
+    pub(super) fn streams(&self) -> usize {
+        // Nobody asks while the connection is polled.
+        self.0.try_borrow().map_or(usize::MAX, |connection| {
+            connection.current_max_send_streams()
+        })
+    }
+}
+
+impl std::fmt::Debug for Allowed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Allowed").field(&self.streams()).finish()
+    }
+}
+
+/// A connection that has served nobody yet.
 pub(super) async fn http2(
     target: &Target,
     held: Held,
-) -> Result<(http2::SendRequest<Outgoing>, Rc<Cell<usize>>), SendError> {
+) -> Result<(http2::SendRequest<Outgoing>, Allowed), SendError> {
     within(target, async {
         let stream = tcp(target).await?;
         let (sender, connection) = http2::Builder::new(LocalExecutor)
@@ -59,21 +81,16 @@ pub(super) async fn http2(
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| handshake(target, source))?;
-        let most = Rc::new(Cell::new(connection.current_max_send_streams()));
-        let told = Rc::clone(&most);
+        let connection = Rc::new(RefCell::new(Box::pin(connection)));
+        let allowed = Allowed(Rc::clone(&connection));
         tokio::task::spawn_local(async move {
             let _held = held;
-            let mut connection = pin!(connection);
-            let driven = poll_fn(|cx| {
-                let driven = connection.as_mut().poll(cx);
-                told.set(connection.current_max_send_streams());
-                driven
-            });
+            let driven = poll_fn(|cx| connection.borrow_mut().as_mut().poll(cx));
             if let Err(error) = driven.await {
                 tracing::debug!(%error, "a connection to an endpoint broke");
             }
         });
-        Ok((sender, most))
+        Ok((sender, allowed))
     })
     .await
 }

@@ -9,50 +9,67 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use tokio::sync::watch;
 
-use super::{Outgoing, Place, SendError, Target, connect};
+use super::connect::{self, Allowed};
+use super::{Outgoing, Place, SendError, Target};
 
 /// A connection that requests share.
 #[derive(Debug)]
 pub(super) struct Shared {
     sender: SendRequest<Outgoing>,
-    /// Streams that the endpoint lets it have.
-    allowed: Rc<Cell<usize>>,
-    streams: Rc<Cell<u32>>,
+    allowed: Allowed,
+    use_of: Rc<Use>,
     served: u32,
     most: u32,
     idle: Duration,
     used: Cell<Instant>,
 }
 
+/// What requests do with a connection.
+#[derive(Debug, Default)]
+struct Use {
+    streams: Cell<u32>,
+    /// An answer has come, and with it what the endpoint allows.
+    is_answered: Cell<bool>,
+}
+
 impl Shared {
-    fn has_room(&self) -> bool {
-        let streams = usize::try_from(self.streams.get()).unwrap_or(usize::MAX);
+    /// Whether one more stream would not wait. `known` is what the endpoint allowed other connections: this one may not
+    /// have heard of it yet.
+    fn has_room(&self, known: usize) -> bool {
+        let streams = usize::try_from(self.use_of.streams.get()).unwrap_or(usize::MAX);
+        let allowed = self.allowed.streams();
+        let allowed = if self.use_of.is_answered.get() {
+            allowed
+        } else {
+            allowed.min(known)
+        };
         self.sender.is_ready()
             && !self.sender.is_closed()
             && self.served < self.most
-            && streams < self.allowed.get().min(MOST_STREAMS)
+            && streams < allowed.min(MOST_STREAMS)
     }
 
     pub(super) fn is_in_use(&self, now: Instant) -> bool {
         let open = !self.sender.is_closed() && self.served < self.most;
-        self.streams.get() > 0 || (open && now < self.used.get() + self.idle)
+        self.use_of.streams.get() > 0 || (open && now < self.used.get() + self.idle)
     }
 }
 
 /// A stream of a connection.
 #[derive(Debug)]
-pub(crate) struct Lease(Rc<Cell<u32>>);
+pub(crate) struct Lease(Rc<Use>);
 
 impl Lease {
-    fn new(streams: &Rc<Cell<u32>>) -> Self {
-        streams.set(streams.get() + 1);
-        Self(Rc::clone(streams))
+    fn new(of: &Rc<Use>) -> Self {
+        of.streams.set(of.streams.get() + 1);
+        Self(Rc::clone(of))
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        let streams = &self.0.streams;
+        streams.set(streams.get().saturating_sub(1));
     }
 }
 
@@ -68,7 +85,10 @@ pub(super) async fn send(
     loop {
         let (mut sender, lease, reused) = obtain(place, target).await?;
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, lease)),
+            Ok(response) => {
+                lease.0.is_answered.set(true);
+                return Ok((response, lease));
+            }
             Err(mut error) => {
                 let unsent = error.take_message();
                 let source = error.into_error();
@@ -128,11 +148,14 @@ async fn obtain(
 
 fn with_room(place: &Place) -> Option<(SendRequest<Outgoing>, Lease, bool)> {
     let mut shared = place.shared.borrow_mut();
-    shared.retain(|one| !one.sender.is_closed() || one.streams.get() > 0);
-    let one = shared.iter_mut().find(|one| one.has_room())?;
+    shared.retain(|one| !one.sender.is_closed() || one.use_of.streams.get() > 0);
+    let told = shared.iter().filter(|one| one.use_of.is_answered.get());
+    let known = told.map(|one| one.allowed.streams()).min();
+    let known = known.unwrap_or(usize::MAX);
+    let one = shared.iter_mut().find(|one| one.has_room(known))?;
     one.served += 1;
     one.used.set(Instant::now());
-    Some((one.sender.clone(), Lease::new(&one.streams), one.served > 1))
+    Some((one.sender.clone(), Lease::new(&one.use_of), one.served > 1))
 }
 
 /// Opens a connection; whoever comes meanwhile waits for it.
@@ -150,12 +173,12 @@ async fn open(
     // Also when the one who opens goes away.
     let _end = End { place, done };
     let (sender, allowed) = connect::http2(target, held).await?;
-    let streams = Rc::new(Cell::new(0));
-    let lease = Lease::new(&streams);
+    let use_of = Rc::<Use>::default();
+    let lease = Lease::new(&use_of);
     place.shared.borrow_mut().push(Shared {
         sender: sender.clone(),
         allowed,
-        streams,
+        use_of,
         served: 1,
         most: target.limits.requests_per_connection,
         idle: target.limits.idle,
