@@ -214,7 +214,7 @@ fn seconds(given: Option<f64>, usual: f64) -> Result<Duration> {
 fn prepare(args: &Build) -> Result<PathBuf> {
     let profile = &*args.profile;
     let mut command = shell::cargo(&["build", "--profile", profile])?;
-    for package in ["node-agent", "controller", "cni", "bench"] {
+    for package in ["node-agent", "controller", "cni", "bench", "subscribers"] {
         command.args(["--package", package]);
     }
     if !args.no_build {

@@ -6,7 +6,6 @@
 
 pub mod manifests;
 pub mod outcome;
-pub mod subscribers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,8 +17,7 @@ use lab::{AGENT_ADMIN, AgentOptions, CONTROLLER_ADMIN, Lab, Node, Process};
 
 use crate::usage;
 use manifests::Cluster;
-use outcome::Outcome;
-use subscribers::Report;
+use outcome::{Outcome, Report};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -233,7 +231,7 @@ fn tail(process: &Process) -> String {
 }
 
 /// Bytes that a namespace's loopback has carried.
-fn loopback_bytes(path: &Path) -> u64 {
+pub fn loopback_bytes(path: &Path) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = text
         .lines()

@@ -10,7 +10,7 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 26] = [
+const ARROWS: [(&str, &[&str]); 27] = [
     ("abi", &[]),
     ("model", &[]),
     ("l7", &["model"]),
@@ -55,7 +55,8 @@ const ARROWS: [(&str, &[&str]); 26] = [
     ("lab", &[]),
     ("chart", &[]),
     ("cluster", &["lab"]),
-    ("bench", &["lab", "model", "proto", "tls", "xds-client"]),
+    ("bench", &["lab"]),
+    ("subscribers", &["bench", "proto", "xds-client"]),
     ("testkit", &[]),
     (
         "tests-lab",

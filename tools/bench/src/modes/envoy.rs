@@ -9,11 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use lab::{Pod, Process};
-use model::identity::Identity;
-use tls::ca::Authority;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 
 use super::Setup;
 use crate::site::{Proxies, Site};
@@ -40,7 +37,7 @@ pub(super) fn start(setup: &Setup, protocol: Protocol) -> Result<Site> {
         .as_ref()
         .context("Envoy has not been installed")?;
     let site = Site::settle(Site::nodes(&[])?)?;
-    let authority = Authority::generate("bench", tls::ca::system_clock())?;
+    let authority = authority()?;
     let mut sidecars = Vec::new();
     for pod in site.pods() {
         let secret = secret(&authority, pod)?;
@@ -83,23 +80,33 @@ pub(super) fn start(setup: &Setup, protocol: Protocol) -> Result<Site> {
     Ok(site)
 }
 
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+/// A root for the sidecars of one run.
+fn authority() -> Result<Authority> {
+    let mut params = CertificateParams::default();
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "bench");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
+}
+
 fn secret(authority: &Authority, pod: &Pod) -> Result<Secret> {
     let name = format!(
         "spiffe://cluster.local/ns/{}/sa/{}",
         pod.namespace(),
         pod.service_account()
     );
-    let identity: Identity = name.parse().with_context(|| name.clone())?;
-    let (key, request) = tls::csr::new_key_and_csr(&identity)?;
-    let mut chain = authority.sign(&request, &identity, LIFE)?;
-    let root = chain.pop().context("a chain ends in its root")?;
+    let mut params = CertificateParams::default();
+    params
+        .subject_alt_names
+        .push(SanType::URI(name.try_into()?));
+    let key = KeyPair::generate()?;
     Ok(Secret {
-        chain: chain.concat(),
-        key: format!(
-            "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
-            STANDARD.encode(key.secret_der())
-        ),
-        root,
+        chain: params.signed_by(&key, authority)?.pem(),
+        key: key.serialize_pem(),
+        root: authority.pem(),
     })
 }
 
@@ -211,7 +218,6 @@ fn redirect(pod: &Pod) -> Result<()> {
 const UID: &str = "1337";
 const OUTBOUND: u16 = 15001;
 const INBOUND: u16 = 15006;
-const LIFE: Duration = Duration::from_secs(24 * 3600);
 const READY: Duration = Duration::from_secs(20);
 
 #[cfg(test)]

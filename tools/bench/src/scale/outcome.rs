@@ -4,7 +4,28 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use crate::scale::subscribers::Report;
+/// What subscribers have seen, as their program writes it (JSON).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// From the first subscriber's connect until it had everything, alone.
+    pub first_snapshot_seconds: f64,
+    /// From the others' connect until the last of them had everything.
+    pub all_snapshots_seconds: f64,
+    /// Bytes on the wire for one snapshot, in packets, TLS and all.
+    pub snapshot_bytes: u64,
+    /// From a change until the last subscriber sent its ACK, median, milliseconds.
+    pub change_p50: f64,
+    /// The same for 99 of 100 changes.
+    pub change_p99: f64,
+    /// The same for all.
+    pub change_max: f64,
+    /// Between the first and the last ACK of a change, median, milliseconds.
+    pub fan_out_p50: f64,
+    /// Bytes on the wire per change, for all subscribers together.
+    pub change_bytes: f64,
+    /// How many changes were seen.
+    pub changes: usize,
+}
 
 /// One cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -7,58 +7,34 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use bench::scale::outcome::Report;
+use bench::scale::{loopback_bytes, manifests};
+use bench::statistics::Spread;
 use proto::envoy::core::Node;
 use proto::envoy::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use proto::type_url;
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use xds_client::{Controller, NodeInfo};
 
-use crate::scale::{loopback_bytes, manifests};
-use crate::statistics::Spread;
-
 /// What to do.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The controller, as `https://HOST:PORT`.
-    pub controller: String,
+    pub(crate) controller: String,
     /// The root of its certificate.
-    pub controller_ca: PathBuf,
+    pub(crate) controller_ca: PathBuf,
     /// Lines `<token> <node>`, the first of which is left alone.
-    pub tokens: PathBuf,
+    pub(crate) tokens: PathBuf,
     /// The manifest to change.
-    pub change: PathBuf,
+    pub(crate) change: PathBuf,
     /// How many subscribe.
-    pub subscribers: usize,
+    pub(crate) subscribers: usize,
     /// How many changes.
-    pub changes: usize,
+    pub(crate) changes: usize,
     /// How many addresses a whole snapshot has.
-    pub addresses: usize,
-}
-
-/// What was seen.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Report {
-    /// From the first subscriber's connect until it had everything, alone.
-    pub first_snapshot_seconds: f64,
-    /// From the others' connect until the last of them had everything.
-    pub all_snapshots_seconds: f64,
-    /// Bytes on the wire for one snapshot, in packets, TLS and all.
-    pub snapshot_bytes: u64,
-    /// From a change until the last subscriber sent its ACK, median, milliseconds.
-    pub change_p50: f64,
-    /// The same for 99 of 100 changes.
-    pub change_p99: f64,
-    /// The same for all.
-    pub change_max: f64,
-    /// Between the first and the last ACK of a change, median, milliseconds.
-    pub fan_out_p50: f64,
-    /// Bytes on the wire per change, for all subscribers together.
-    pub change_bytes: f64,
-    /// How many changes were seen.
-    pub changes: usize,
+    pub(crate) addresses: usize,
 }
 
 /// What a subscriber tells.
@@ -76,7 +52,7 @@ enum Event {
 ///
 /// # Errors
 /// The controller ended a stream, or did not send what was expected in time.
-pub async fn run(plan: &Plan) -> Result<Report> {
+pub(crate) async fn run(plan: &Plan) -> Result<Report> {
     let tokens = fs::read_to_string(&plan.tokens).context("the tokens")?;
     let nodes: Vec<&str> = tokens
         .lines()

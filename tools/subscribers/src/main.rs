@@ -1,11 +1,13 @@
 //! Many subscriptions to one controller: started on a lab's node by `cargo xtask bench scale`.
 
+mod subscribers;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use bench::scale::subscribers::{self, Plan};
 use clap::Parser;
+use subscribers::Plan;
 
 /// Follows a controller like many agents and times its changes.
 #[derive(Debug, Parser)]
