@@ -8,8 +8,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -279,20 +278,13 @@ pub fn who_at(ip: IpAddr) -> String {
 ///
 /// # Errors
 /// The last error, with what was waited for.
-pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match attempt() {
-            Ok(value) => return Ok(value),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error.context(format!("not within {} s: {what}", PATIENCE.as_secs())));
-            }
-            Err(_) => thread::sleep(Duration::from_millis(200)),
-        }
-    }
+pub fn eventually<T>(what: &str, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    testkit::eventually_every(PAUSE, what, PATIENCE, attempt)
 }
 
 /// What pods of tests run.
 pub const IMAGE: &str = "docker.io/library/busybox:1.35";
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two questions to the API server.
+const PAUSE: Duration = Duration::from_millis(200);

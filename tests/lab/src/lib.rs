@@ -5,6 +5,7 @@
 //! - [`Shared`] is a lab that the first test of a theme makes and the end of the process removes.
 //! - [`syn`] writes packets with a source of one's choice, [`frame`] puts VLAN tags before them.
 //! - [`metrics`] finds the numbers of an agent's metrics page by name and labels.
+//! - [`talk`] serves and dials over TCP, and says how an attempt ended.
 //! - [`namespace`], [`service`] and [`mtls`] write the manifests that every theme needs.
 //!
 //! What only one test program needs stays there.
@@ -12,6 +13,7 @@
 pub mod frame;
 pub mod metrics;
 pub mod syn;
+pub mod talk;
 
 use std::fmt::Write as _;
 use std::fs::File;

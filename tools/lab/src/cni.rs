@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use testkit::patient;
 
-use crate::{lab::patient, pod::Pod, programs};
+use crate::{pod::Pod, programs};
 
 /// What the agent decided about a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

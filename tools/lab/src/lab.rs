@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::address;
@@ -318,28 +317,10 @@ pub fn wait_until(
     timeout: Duration,
     mut condition: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
-    let timeout = patient(timeout);
-    let deadline = Instant::now() + timeout;
-    loop {
-        let answer = condition();
-        if matches!(answer, Ok(true)) {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            let late = format!("{what}: not within {timeout:?}");
-            return match answer {
-                Err(error) => Err(error.context(late)),
-                Ok(_) => Err(anyhow!(late)),
-            };
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// What should take no longer than `limit` may take `KEELSON_PATIENCE` times as long, where that is set.
-pub(crate) fn patient(limit: Duration) -> Duration {
-    let factor = std::env::var("KEELSON_PATIENCE").ok();
-    limit * factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+    testkit::eventually(what, timeout, || {
+        ensure!(condition()?, "the answer is no");
+        Ok(())
+    })
 }
 
 fn split_key(pod: &str) -> Result<(&str, &str)> {

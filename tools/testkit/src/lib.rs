@@ -13,4 +13,4 @@ pub use http::{HttpServer, Request, Response, read_response, write_request};
 pub use latency::{Latencies, measure_round_trips};
 pub use peer::{Behaviour, Peer};
 pub use transfer::{Pattern, duplex, receive, send};
-pub use wait::{eventually, free_port};
+pub use wait::{eventually, eventually_every, free_port, patient};

@@ -14,6 +14,19 @@ use anyhow::{Result, anyhow};
 pub fn eventually<T>(
     what: &str,
     timeout: Duration,
+    attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    eventually_every(Duration::from_millis(10), what, timeout, attempt)
+}
+
+/// The same for what is dear to ask: there is a pause between two tries.
+///
+/// # Errors
+/// As [`eventually`].
+pub fn eventually_every<T>(
+    pause: Duration,
+    what: &str,
+    timeout: Duration,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
     let timeout = patient(timeout);
@@ -24,14 +37,15 @@ pub fn eventually<T>(
             Err(error) if Instant::now() >= deadline => {
                 return Err(error.context(anyhow!("{what}: not within {timeout:?}")));
             }
-            Err(_) => thread::sleep(Duration::from_millis(10)),
+            Err(_) => thread::sleep(pause),
         }
     }
 }
 
 /// How long to wait for what should take no longer than `limit` on a machine as fast as most: `KEELSON_PATIENCE`
 /// times as long, where that is set, as it is on a machine without acceleration.
-fn patient(limit: Duration) -> Duration {
+#[must_use]
+pub fn patient(limit: Duration) -> Duration {
     let factor = std::env::var("KEELSON_PATIENCE").ok();
     limit * factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }

@@ -218,7 +218,9 @@ fn nothing_slips_through_while_agents_come_and_go() -> Result<()> {
     );
     for hammered in inside {
         let hammered = hammered?;
-        let echoed = hammered.iter().filter(|(ended, _)| *ended == Ended::Echoed);
+        let echoed = hammered
+            .iter()
+            .filter(|(ended, _)| *ended == Ended::Answered);
         ensure!(
             echoed.count() > 0,
             "a client was never served: {hammered:?}"
@@ -261,7 +263,7 @@ fn a_process_in_another_cgroup_is_captured() -> Result<()> {
     for to in addresses(&server, port) {
         let bytes = token();
         let (ended, took) = client.run_outside_cgroup(|| attempt_here(to, &bytes))?;
-        ensure!(ended == Ended::Echoed, "{ended:?} after {took:?}");
+        ensure!(ended == Ended::Answered, "{ended:?} after {took:?}");
         ensure!(!link.contains(&bytes)?, "readable on the link");
     }
     let syns = link.count(|packet| packet.is_syn() && packet.destination_port == port);
@@ -287,7 +289,7 @@ fn the_cgroup_in_which_an_agent_was_started_exempts_nobody_else() -> Result<()> 
     for to in addresses(&server, port) {
         let bytes = token();
         let (ended, took) = client.run_outside_cgroup(|| attempt_here(to, &bytes))?;
-        let served = ended == Ended::Echoed;
+        let served = ended == Ended::Answered;
         failures.note(
             "served",
             served

@@ -179,9 +179,9 @@ fn labelling_again_and_again_under_traffic_leaves_no_pod_stuck() -> Result<()> {
             .count()
     };
     ensure!(
-        count(Ended::Echoed) > 100,
+        count(Ended::Answered) > 100,
         "hardly any traffic: {}",
-        count(Ended::Echoed)
+        count(Ended::Answered)
     );
     let hung: Vec<_> = outcomes
         .iter()
@@ -190,7 +190,7 @@ fn labelling_again_and_again_under_traffic_leaves_no_pod_stuck() -> Result<()> {
     ensure!(hung.is_empty(), "{} attempts hung: {hung:?}", hung.len());
     let failed: Vec<_> = outcomes
         .iter()
-        .filter(|(ended, _)| *ended != Ended::Echoed)
+        .filter(|(ended, _)| *ended != Ended::Answered)
         .collect();
     ensure!(
         failed.is_empty(),

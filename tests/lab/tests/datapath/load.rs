@@ -69,7 +69,7 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     let (ended, took) = attempt_here(to, &bytes);
                     outcomes.slowest = outcomes.slowest.max(took);
-                    if ended == Ended::Echoed {
+                    if ended == Ended::Answered {
                         outcomes.echoed += 1;
                     } else {
                         outcomes.failed.push((ended, took, Instant::now()));

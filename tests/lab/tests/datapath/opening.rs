@@ -551,7 +551,7 @@ fn call(from: &Pod, to: SocketAddr) -> Result<Vec<Duration>> {
         let each = |_| -> Result<Duration> {
             let (ended, took) = crate::support::attempt_here(to, b"still served?");
             ensure!(
-                ended == crate::support::Ended::Echoed,
+                ended == crate::support::Ended::Answered,
                 "{ended:?} after {took:?}"
             );
             Ok(took)

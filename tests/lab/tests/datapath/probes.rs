@@ -66,7 +66,7 @@ fn pod(key: &str) -> Result<Pod> {
 }
 
 fn answered(ended: Ended, took: Duration) -> Result<()> {
-    ensure!(ended == Ended::Echoed, "{ended:?} after {took:?}");
+    ensure!(ended == Ended::Answered, "{ended:?} after {took:?}");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The mesh that most themes share, and what every test does in it: serve, dial, look at the wire.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{AgentOptions, Capture, ControllerOptions, Lab, Node, Pod, PodSpec};
-use testkit::{Behaviour, Peer};
+use tests_lab::talk;
+pub(crate) use tests_lab::talk::{Ended, echo, listen, listen_on, serve};
 use tests_lab::{Shared, Turn, headless, mtls, namespace, service, turn};
 
 /// A pod of the shared mesh: its name is unique, and so is the last part of its Service's VIPs.
@@ -178,40 +179,14 @@ pub(crate) fn fresh_port() -> u16 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Listens on `[::]:port` of a pod, which takes IPv4 too.
-pub(crate) fn listen(pod: &Pod, port: u16) -> Result<TcpListener> {
-    listen_on(pod, SocketAddr::from(([0; 16], port)))
-}
-
-/// Listens on one address of a pod.
-pub(crate) fn listen_on(pod: &Pod, address: SocketAddr) -> Result<TcpListener> {
-    let listener = pod.run(|| TcpListener::bind(address))?;
-    listener.with_context(|| format!("listening on {address} in {}", pod.key()))
-}
-
-/// Serves `[::]:port` of a pod.
-pub(crate) fn serve(pod: &Pod, port: u16, behaviour: Behaviour) -> Result<Peer> {
-    Peer::serve(listen(pod, port)?, behaviour)
-}
-
-/// Echoes on `[::]:port` of a pod.
-pub(crate) fn echo(pod: &Pod, port: u16) -> Result<Peer> {
-    serve(pod, port, Behaviour::Echo)
-}
-
 /// Connects from a pod; reads and writes of the connection end after [`PATIENCE`].
 pub(crate) fn dial(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
-    let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
-    let stream = stream.with_context(|| format!("{} connects to {to}", from.key()))?;
-    patient(&stream)?;
-    Ok(stream)
+    talk::dial(from, to, PATIENCE)
 }
 
 /// Makes what hangs fail.
 pub(crate) fn patient(stream: &TcpStream) -> Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream.set_nodelay(true)?)
+    talk::make_patient(stream, PATIENCE)
 }
 
 /// Sends bytes to an echo and gets them back.
@@ -238,50 +213,10 @@ pub(crate) fn both_ends(from: &Pod, to: &Pod) -> Result<(TcpStream, TcpStream)> 
     Ok((client, server))
 }
 
-/// How an attempt to talk to an echo ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The bytes came back.
-    Echoed,
-    /// `connect` said `ECONNREFUSED`.
-    Refused,
-    /// `ECONNRESET` or `EPIPE`, during or after `connect`.
-    Reset,
-    /// An orderly end, as if the server had nothing to say.
-    Closed,
-    /// No answer and no end.
-    Hung,
-    /// Some other error.
-    Other(ErrorKind),
-}
-
-impl Ended {
-    /// Whether the client was told at once that this cannot be.
-    pub(crate) fn is_refusal(self) -> bool {
-        matches!(self, Self::Refused | Self::Reset)
-    }
-}
-
 /// Tries to talk to an echo from the calling thread; how it ended and how long that took.
 pub(crate) fn attempt_here(to: SocketAddr, bytes: &[u8]) -> (Ended, Duration) {
     let start = Instant::now();
-    let conversation = || -> std::io::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(bytes)?;
-        let mut back = vec![0; bytes.len()];
-        stream.read_exact(&mut back)
-    };
-    let ended = match conversation() {
-        Ok(()) => Ended::Echoed,
-        Err(error) => match error.kind() {
-            ErrorKind::ConnectionRefused => Ended::Refused,
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ended::Reset,
-            ErrorKind::UnexpectedEof => Ended::Closed,
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => Ended::Hung,
-            other => Ended::Other(other),
-        },
-    };
+    let ended = talk::call_here(to, bytes, PATIENCE);
     (ended, start.elapsed())
 }
 
@@ -314,7 +249,7 @@ pub(crate) fn judge_refusal(ended: Ended, took: Duration) -> Result<()> {
 pub(crate) fn expect_echo(from: &Pod, to: SocketAddr) -> Result<()> {
     let (ended, took) = attempt(from, to)?;
     ensure!(
-        ended == Ended::Echoed,
+        ended == Ended::Answered,
         "{} to {to}: {ended:?} in {took:?}",
         from.key()
     );

@@ -1,7 +1,5 @@
 //! Meshes that tests share, and what every test does in them: serve, call, look at an agent.
 
-use std::fmt;
-use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
@@ -11,6 +9,8 @@ use lab::{Lab, Pod, PodSpec};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use testkit::{Behaviour, Peer};
+use tests_lab::talk;
+pub(crate) use tests_lab::talk::{Ended, echo, serve};
 
 /// How long a change of a manifest may take until a connection notices it.
 pub(crate) const APPLIES: Duration = Duration::from_secs(10);
@@ -35,39 +35,6 @@ pub(crate) fn plain_namespace(name: &str) -> String {
 /// A pod whose service account has its own name.
 pub(crate) fn pod(namespace: &str, name: &str, node: &str) -> PodSpec {
     PodSpec::new(namespace, name, node).service_account(name)
-}
-
-/// How a call ended, as the client saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The answer was what had been sent.
-    Answered,
-    /// Connection refused or reset.
-    Refused,
-    /// An orderly end without an answer.
-    Closed,
-    /// Neither an answer nor an end in time.
-    Hung,
-    /// Something else, such as an unreachable network.
-    Other(ErrorKind),
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
-}
-
-/// Serves an echo on all addresses of a pod.
-pub(crate) fn echo(pod: &Pod, port: u16) -> Result<Peer> {
-    serve(pod, port, Behaviour::Echo)
-}
-
-/// Serves on all addresses of a pod.
-pub(crate) fn serve(pod: &Pod, port: u16, behaviour: Behaviour) -> Result<Peer> {
-    let listener = pod.run(|| TcpListener::bind(("::", port)))?;
-    let listener = listener.with_context(|| format!("listening on {port} in {}", pod.key()))?;
-    Peer::serve(listener, behaviour)
 }
 
 /// An application whose queue is full: who dials it is neither taken nor refused until it is served.
@@ -117,13 +84,9 @@ impl Busy {
     }
 }
 
-/// Opens a connection from a pod; its reads end after [`CALL`].
+/// Opens a connection from a pod; its reads and writes end after [`CALL`].
 pub(crate) fn connect(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
-    let stream = from.run(|| TcpStream::connect_timeout(&to, CALL))?;
-    let stream = stream.with_context(|| format!("{} connects to {to}", from.key()))?;
-    stream.set_read_timeout(Some(CALL))?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    talk::dial(from, to, CALL)
 }
 
 /// Sends some bytes over a new connection to an echo.
@@ -133,10 +96,7 @@ pub(crate) fn call(from: &Pod, to: SocketAddr) -> Result<Ended> {
 
 /// As [`call`], from the namespace of the calling thread.
 pub(crate) fn call_here(to: SocketAddr, message: &[u8]) -> Ended {
-    match TcpStream::connect_timeout(&to, CALL) {
-        Ok(stream) => exchange(&stream, message),
-        Err(error) => ended_by(error.kind()),
-    }
+    talk::call_here(to, message, CALL).or_refused()
 }
 
 /// Makes a call that must be refused, and returns the client's address. A refusal may be there
@@ -150,7 +110,7 @@ pub(crate) fn refused_call(from: &Pod, to: SocketAddr) -> Result<SocketAddr> {
         let local = socket.local_addr()?.as_socket().context("no IP address")?;
         let ended = match socket.connect_timeout(&to.into(), CALL) {
             Ok(()) => exchange(&socket.into(), PING),
-            Err(error) => ended_by(error.kind()),
+            Err(error) => Ended::by(error.kind()).or_refused(),
         };
         Ok((local, ended))
     };
@@ -167,30 +127,8 @@ pub(crate) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> Result<T> {
 }
 
 /// Sends some bytes over an open connection to an echo.
-pub(crate) fn exchange(mut stream: &TcpStream, message: &[u8]) -> Ended {
-    let mut attempt = || -> std::io::Result<Vec<u8>> {
-        stream.set_read_timeout(Some(CALL))?;
-        stream.write_all(message)?;
-        let mut answer = vec![0; message.len()];
-        stream.read_exact(&mut answer)?;
-        Ok(answer)
-    };
-    match attempt() {
-        Ok(answer) if answer == message => Ended::Answered,
-        Ok(_) => Ended::Other(ErrorKind::InvalidData),
-        Err(error) => ended_by(error.kind()),
-    }
-}
-
-fn ended_by(kind: ErrorKind) -> Ended {
-    match kind {
-        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-            Ended::Refused
-        }
-        ErrorKind::UnexpectedEof => Ended::Closed,
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => Ended::Hung,
-        other => Ended::Other(other),
-    }
+pub(crate) fn exchange(stream: &TcpStream, message: &[u8]) -> Ended {
+    talk::exchange(stream, message, CALL).or_refused()
 }
 
 /// Waits until calls end as they should, and then makes sure of it once more.

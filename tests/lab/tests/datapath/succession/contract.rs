@@ -173,7 +173,7 @@ fn another_version_takes_over_from_a_dead_agent() -> Result<()> {
         world.start_agent("n1", &of_version(version))?;
         testkit::eventually("traffic returns", APPLIES, || {
             let (ended, took) = pod.run(|| crate::support::attempt_here(to, &bytes))?;
-            ensure!(ended == Ended::Echoed, "{ended:?} after {took:?}");
+            ensure!(ended == Ended::Answered, "{ended:?} after {took:?}");
             Ok(())
         })
         .with_context(|| evidence(&world))?;

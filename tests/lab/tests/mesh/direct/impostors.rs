@@ -13,7 +13,7 @@ use super::mesh::{Mesh, PORT, mesh};
 use crate::fixture::{APPLIES, Busy, CALL, Ended, at, exchange};
 
 /// How often a SYN with this source is taken for a direct connection of its owner, and how often for
-/// plain text of nobody.
+/// a connection of a client without identity.
 fn taken(mesh: &Mesh, source: SocketAddr, to: SocketAddr) -> Result<(f64, f64)> {
     let counts = || -> Result<[f64; 2]> {
         Ok([

@@ -85,7 +85,7 @@ impl Mesh {
         for client in self.clients() {
             word.push(match call(client, to)? {
                 Ended::Answered => 'A',
-                Ended::Refused => 'R',
+                Ended::Refused | Ended::Reset => 'R',
                 Ended::Closed => 'c',
                 Ended::Hung => 'h',
                 Ended::Other(_) => '?',
