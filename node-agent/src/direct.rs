@@ -14,7 +14,7 @@
 //!    socket (`SOCKETS`).
 //! 3. The source port is chosen. `K` (`hook::direct_socket`) notes ports and pods in `FLOWS` before the SYN leaves.
 //! 4. The SYN arrives at the server's namespace. `K` (`hook::lookup`) takes it only where `FLOWS` has it and asks
-//!    `VERDICTS` again: policy may have changed since step 2. What is not noted is plain text of a stranger.
+//!    `VERDICTS` again: policy may have changed since step 2. What is not noted is judged as a connection of a client without identity.
 //! 5. The server's socket is established: the note goes. The client's is: `EVENTS` has "opened", with time and ports.
 //! 6. `A` reads `EVENTS` (`events`) and has the connection on its list. Bytes are read from the kernel every 5 s.
 //! 7. Policy changes. `A` writes `VERDICTS`, then ends what is listed and refused (`revoke`), then what is told of
@@ -53,10 +53,7 @@ use crate::{
     host::{describe, turns},
     mesh::{Mesh, SameNode, native::Native},
     pod::{Pod, budget::Budget, older::Older},
-    telemetry::{
-        metrics::Cut,
-        record::{LiveView, Recorder},
-    },
+    telemetry::record::{LiveView, Recorder},
 };
 pub(crate) use compile::session_seconds;
 pub use compile::{LocalPod, ServiceTable, Tables, compile};
@@ -480,7 +477,7 @@ impl Direct {
         mut open: Vec<Older>,
         ended: &[(SocketAddr, SocketAddr)],
     ) {
-        self.recorder.metrics.cut(Cut::Older, ended.len() as u64);
+        self.recorder.metrics.cut(Ending::Older, ended.len() as u64);
         for (client, server) in ended {
             tracing::info!(target: "access", direction = "outbound", pod = %pod.name, src.addr = %client, dst.addr = %server,
                 end = Ending::Older.as_str(), "connection ended: its pod was captured while it was being opened");

@@ -17,6 +17,7 @@ use bytes::BytesMut;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use model::Reason;
 use model::service::AppProtocol;
 use proto::proxy_protocol::{self, Header};
 use rand::RngExt as _;
@@ -62,6 +63,7 @@ pub(crate) async fn accept(worker: Rc<Worker>, listener: TcpListener) {
                 drain.spawn_local("connection", begin(worker, stream));
             }
             Err(error) => {
+                worker.shared.telemetry.recorder.metrics.accept_failed();
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -79,7 +81,7 @@ async fn begin(worker: Rc<Worker>, mut stream: TcpStream) {
             tracing::debug!(%error, "a connection without a header of the agent");
             return telemetry.refuse(error.reason());
         }
-        Err(_elapsed) => return telemetry.refuse("header_timeout"),
+        Err(_elapsed) => return telemetry.refuse(Reason::AgentHeaderIncomplete),
     };
     if stream.set_nodelay(true).is_err() {
         return;
@@ -137,11 +139,11 @@ enum Unproved {
 }
 
 impl Unproved {
-    fn reason(&self) -> &'static str {
+    fn reason(&self) -> Reason {
         match self {
-            Self::Header(proxy_protocol::HeaderError::Signature) => "no_header",
-            Self::Header(_) => "bad_header",
-            Self::Short | Self::Io(_) => "header_cut",
+            Self::Header(proxy_protocol::HeaderError::Signature) => Reason::AgentHeaderMissing,
+            Self::Header(_) => Reason::AgentHeaderMalformed,
+            Self::Short | Self::Io(_) => Reason::AgentHeaderIncomplete,
         }
     }
 }
@@ -204,7 +206,7 @@ async fn http1(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<TcpStream>,
         ended = connection.as_mut() => ended,
         exhausted = watch.exhausted(head, idle) => {
             if exhausted == Exhausted::Head {
-                return worker.shared.telemetry.refuse("slow_head");
+                return worker.shared.telemetry.refuse(Reason::RequestHeadTimeout);
             }
             connection.as_mut().graceful_shutdown();
             connection.await

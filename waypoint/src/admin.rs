@@ -5,23 +5,30 @@ use std::sync::Arc;
 use runtime::admin::{Reply, Server};
 use serde_json::{Value, json};
 
-use crate::active::{Active, Newest};
-use crate::balance::state::{self, Registry};
+use crate::active::Active;
+use crate::balance::state;
+use crate::program::Core;
 
 /// Adds the pages.
-pub(crate) fn pages(server: Server, newest: &Arc<Newest>, registry: &Arc<Registry>) -> Server {
-    let (newest, registry) = (Arc::clone(newest), Arc::clone(registry));
-    let for_dump = Arc::clone(&newest);
+pub(crate) fn pages(server: Server, core: &Core) -> Server {
+    let newest = Arc::clone(&core.newest);
+    let registry = Arc::clone(&core.registry);
+    let telemetry = Arc::clone(&core.telemetry);
     server
         .page(
             "/config_dump",
             "services, clusters and endpoints (JSON)",
-            move |_| json_page(&dump(&for_dump.load())),
+            move |_| json_page(&dump(&newest.load())),
         )
         .page(
             "/ejections",
             "endpoints that are left alone now (JSON)",
             move |_| json_page(&json!(registry.ejections())),
+        )
+        .page(
+            "/connections/refused",
+            "the last connections that were refused, with the reason (JSON)",
+            move |_| json_page(&json!(telemetry.recorder.refusals.list())),
         )
 }
 

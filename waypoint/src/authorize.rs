@@ -3,12 +3,13 @@
 
 use l7::policy::{Denial, Target};
 use l7::{Request, Verdict};
+use model::Reason;
+use telemetry::Refusal;
 
 use crate::active::Active;
 use crate::balance::Candidate;
-use crate::reply::Reply;
 
-/// Nothing, or the answer that refuses.
+/// Nothing, or why it may not.
 ///
 /// # Errors
 /// Policy refuses.
@@ -16,7 +17,7 @@ pub(crate) fn authorize(
     active: &Active,
     request: &Request<'_>,
     candidate: &Candidate,
-) -> Result<(), Reply> {
+) -> Result<(), Refusal> {
     let address = candidate.member.address;
     let target = Target {
         address: address.ip(),
@@ -32,7 +33,7 @@ pub(crate) fn authorize(
     }
 }
 
-fn refusal(denial: Denial<'_>) -> Reply {
+fn refusal(denial: Denial<'_>) -> Refusal {
     let object = |policy: &l7::Policy| {
         let origin = &policy.origin;
         format!(
@@ -42,24 +43,25 @@ fn refusal(denial: Denial<'_>) -> Reply {
             origin.name
         )
     };
-    match denial {
+    let (reason, text) = match denial {
         Denial::Matched { policy, rule } => match &policy.unenforceable {
             Some(why) => {
                 let text = format!("{} cannot be enforced and refuses: {why}", object(policy));
-                Reply::denied(model::Reason::PolicyUnenforceable.as_str(), text)
+                (Reason::PolicyUnenforceable, text)
             }
             None => {
                 let text = format!("rule {rule} of DENY {} matches", object(policy));
-                Reply::denied(model::Reason::PolicyDeny.as_str(), text)
+                (Reason::PolicyDeny, text)
             }
         },
         Denial::NoAllowMatched { policy } => {
             let text = format!("no ALLOW matches; the first is {}", object(policy));
-            Reply::denied(model::Reason::PolicyNoAllow.as_str(), text)
+            (Reason::PolicyNoAllow, text)
         }
         Denial::Undelivered { name } => {
             let text = format!("policy {name} is named by the endpoint and has not arrived");
-            Reply::denied(model::Reason::PolicyUnknown.as_str(), text)
+            (Reason::PolicyUnknown, text)
         }
-    }
+    };
+    Refusal { reason, text }
 }

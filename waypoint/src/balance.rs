@@ -16,9 +16,10 @@ use l7::ClusterKey;
 use l7::backend::{Cluster, Member, TrafficPolicy};
 use model::service::AppProtocol;
 use model::{MeshState, ServiceKey};
+use telemetry::{Party, Text};
 
 use self::state::{ClusterState, EndpointState, Registry};
-use crate::telemetry::labels::{Party, Text};
+use crate::telemetry::party_of_endpoint;
 
 /// A cluster of a configuration, with what is known of it.
 #[derive(Debug)]
@@ -98,17 +99,9 @@ impl Candidate {
 
 fn party(member: &Member, mesh: &MeshState) -> Party {
     let endpoint = &member.endpoint;
-    let principal = endpoint.identity.as_ref().map(ToString::to_string);
-    let principal = Text(principal.map(Arc::from));
+    let principal = Text::principal(endpoint.identity.as_ref());
     match mesh.workload(endpoint.uid.as_ref()) {
-        Some(workload) => Party {
-            workload: Text::new(&workload.workload_name),
-            namespace: Text::new(&workload.namespace),
-            canonical_service: Text::new(&workload.canonical_name),
-            canonical_revision: Text::new(&workload.canonical_revision),
-            principal,
-            cluster: Text::new(&workload.cluster_id),
-        },
-        None => Party::of_endpoint(endpoint, principal),
+        Some(workload) => Party::new(Some(workload), principal),
+        None => party_of_endpoint(endpoint, principal),
     }
 }

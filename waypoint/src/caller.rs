@@ -9,9 +9,10 @@ use std::sync::Arc;
 use l7::{Client, Destination};
 use model::{Identity, ServiceKey};
 use proto::proxy_protocol::Header;
+use telemetry::{Party, Text};
 
 use crate::active::Active;
-use crate::telemetry::labels::{Party, Text};
+use crate::telemetry::party_of_endpoint;
 
 /// The other end of a connection.
 #[derive(Debug)]
@@ -43,11 +44,10 @@ pub(crate) enum Dialled {
 
 impl Caller {
     pub(crate) fn new(header: Header) -> Self {
-        let principal = header.identity.as_ref().map(ToString::to_string);
         Self {
             client: header.client,
             dialled: header.dialled,
-            principal: Text(principal.map(Arc::from)),
+            principal: Text::principal(header.identity.as_ref()),
             identity: header.identity,
             host: header.service,
             known: RefCell::default(),
@@ -81,21 +81,13 @@ impl Caller {
             workload.filter(|one| self.identity.is_none() || is_same(Some(&one.identity())));
         let proved = self.identity.as_ref().map(|one| Arc::clone(&one.namespace));
         let party = match workload {
-            Some(one) => Party {
-                workload: Text::new(&one.workload_name),
-                namespace: Text::new(&one.namespace),
-                canonical_service: Text::new(&one.canonical_name),
-                canonical_revision: Text::new(&one.canonical_revision),
-                principal: self.principal.clone(),
-                cluster: Text::new(&one.cluster_id),
-            },
+            Some(one) => Party::new(Some(one), self.principal.clone()),
             None if endpoint.is_some() => endpoint.map_or_else(Party::default, |one| {
-                Party::of_endpoint(one, self.principal.clone())
+                party_of_endpoint(one, self.principal.clone())
             }),
             None => Party {
-                namespace: Text(proved.clone()),
-                principal: self.principal.clone(),
-                ..Party::default()
+                namespace: proved.clone().into(),
+                ..Party::new(None, self.principal.clone())
             },
         };
         Known {

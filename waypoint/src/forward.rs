@@ -169,7 +169,7 @@ fn choose_allowed<'p>(
         return Err(Reply::no_healthy(text));
     };
     let newest = exchange.worker.shared.newest.load();
-    authorize(&newest, &exchange.request(), candidate)?;
+    authorize(&newest, &exchange.request(), candidate).map_err(Reply::denied)?;
     Ok(candidate)
 }
 
@@ -189,7 +189,7 @@ pub(crate) fn allowed_anywhere(exchange: &Exchange<'_>) -> Result<(), Reply> {
     let resolved = serve::find(exchange, &key);
     let candidate = resolved.as_ref().and_then(|one| one.candidates.first());
     candidate.map_or(Ok(()), |candidate| {
-        authorize(exchange.active, &exchange.request(), candidate)
+        authorize(exchange.active, &exchange.request(), candidate).map_err(Reply::denied)
     })
 }
 

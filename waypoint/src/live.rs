@@ -68,7 +68,7 @@ impl Judged {
             address,
             ready: true,
         };
-        authorize(active, &exchange.request(), &Candidate::alone(member))
+        authorize(active, &exchange.request(), &Candidate::alone(member)).map_err(Reply::denied)
     }
 }
 

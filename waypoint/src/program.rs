@@ -16,6 +16,35 @@ use crate::balance::state::Registry;
 use crate::telemetry::Telemetry;
 use crate::worker::{self, Limits, Shared, Stage};
 
+/// What the workers, the admin pages and whoever feeds the configuration have in common.
+#[derive(Clone, Debug)]
+pub struct Core {
+    /// Where the newest configuration is put.
+    pub newest: Arc<Newest>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) pod: Arc<str>,
+}
+
+impl Core {
+    /// Of the waypoint's pod `pod`, `namespace/name`, which counts in these metrics.
+    #[must_use]
+    pub fn new(pod: &str, metrics: &Metrics) -> Self {
+        Self {
+            newest: Arc::default(),
+            registry: Arc::default(),
+            telemetry: Arc::new(Telemetry::register(metrics)),
+            pod: pod.into(),
+        }
+    }
+
+    /// The endpoints that are left alone now.
+    #[must_use]
+    pub fn ejections(&self) -> serde_json::Value {
+        serde_json::json!(self.registry.ejections())
+    }
+}
+
 /// Workers that serve.
 #[derive(Debug)]
 pub struct Serving {
@@ -34,21 +63,8 @@ impl Serving {
     pub fn start(
         address: SocketAddr,
         workers: usize,
-        newest: Arc<Newest>,
+        core: Core,
         limits: Limits,
-        metrics: &Metrics,
-    ) -> io::Result<Self> {
-        let known = (newest, Arc::new(Registry::default()));
-        Self::with_registry(address, workers, known, limits, metrics)
-    }
-
-    /// The same, with what is known of clusters beyond their configuration.
-    pub(crate) fn with_registry(
-        address: SocketAddr,
-        workers: usize,
-        (newest, registry): (Arc<Newest>, Arc<Registry>),
-        limits: Limits,
-        metrics: &Metrics,
     ) -> io::Result<Self> {
         let first = accept::listen(address)?;
         // Port 0 has become another one.
@@ -60,9 +76,10 @@ impl Serving {
         let drain = Drain::new();
         let (stage, seen) = watch::channel(Stage::Open);
         let shared = Arc::new(Shared {
-            newest,
-            registry,
-            telemetry: Arc::new(Telemetry::register(metrics)),
+            newest: core.newest,
+            registry: core.registry,
+            telemetry: core.telemetry,
+            pod: core.pod,
             limits,
             drain: drain.signal(),
             stage: seen,

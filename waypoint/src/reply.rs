@@ -2,6 +2,7 @@
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
+use telemetry::Refusal;
 
 use crate::forward::body::Answer;
 use crate::telemetry::{Flag, Record};
@@ -60,14 +61,9 @@ impl Reply {
         Self::new(status, "", None, "rule_invalid", text)
     }
 
-    pub(crate) fn denied(reason: &'static str, text: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            "RBAC: access denied",
-            None,
-            reason,
-            text,
-        )
+    pub(crate) fn denied(refusal: Refusal) -> Self {
+        let (status, body) = (StatusCode::FORBIDDEN, "RBAC: access denied");
+        Self::new(status, body, None, refusal.reason.as_str(), refusal.text)
     }
 
     pub(crate) fn overflow(text: impl Into<String>) -> Self {

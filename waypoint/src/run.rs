@@ -13,11 +13,9 @@ use runtime::signals::StopSignals;
 use tokio::sync::{oneshot, watch};
 use xds_client::{Client, Controller, NodeInfo, Status};
 
-use crate::active::Newest;
-use crate::balance::state::Registry;
 use crate::feed::Feed;
 use crate::options::Options;
-use crate::program::Serving;
+use crate::program::{Core, Serving};
 use crate::worker::Limits;
 use crate::{admin, quota};
 
@@ -37,8 +35,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
     let metrics = Metrics::new();
-    let newest = Arc::new(Newest::default());
-    let registry = Arc::new(Registry::default());
+    let pod = format!("{}/{}", namespace(&options)?, options.pod);
+    let core = Core::new(&pod, &metrics);
     let client = Client::new(client_config(&options)?);
     let readiness = Readiness::new();
     let configured = readiness.condition("configuration");
@@ -47,7 +45,7 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     let mut status = client.status();
     tokio::spawn(follow(client.status(), configured));
     let own = (namespace(&options)?.into(), options.pod.as_str().into());
-    let feed = Feed::new(Arc::clone(&newest), own);
+    let feed = Feed::new(Arc::clone(&core.newest), own);
     let (stop, stopped) = oneshot::channel::<()>();
     let subscription = tokio::spawn(client.run(feed, async {
         drop(stopped.await);
@@ -64,7 +62,7 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
         .with_metrics(metrics.clone())
         .with_log(log);
     let pages = Drain::new();
-    let server = admin::pages(server, &newest, &registry);
+    let server = admin::pages(server, &core);
     tokio::spawn(server.run(pages.signal()));
     // Before that it would know of nothing, and answer 404.
     tokio::select! {
@@ -86,14 +84,8 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
         replay_bytes: options.replay_bytes,
         ..Limits::default()
     };
-    let serving = Serving::start(
-        options.listen,
-        workers,
-        Arc::clone(&newest),
-        limits,
-        &metrics,
-    )
-    .with_context(|| format!("--listen {}", options.listen))?;
+    let serving = Serving::start(options.listen, workers, core, limits)
+        .with_context(|| format!("--listen {}", options.listen))?;
     tracing::info!(gateway = options.gateway, listen = %serving.address(), workers, "waypoint started");
     let signal = signals.next().await;
     tracing::info!(%signal, deadline = ?options.drain_deadline, "asked to stop: draining");

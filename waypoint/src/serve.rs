@@ -12,6 +12,7 @@ use l7::rewrite::{self, Taken};
 use l7::route::{Action, Backend, DirectResponse, Forward, HeaderOperations, Redirect, Retries};
 use l7::{ClusterKey, Decision, NoRoute, Path, Rule};
 use rand::RngExt as _;
+use telemetry::{Asked, Text};
 
 use crate::accept::Answering;
 use crate::active::Active;
@@ -22,7 +23,6 @@ use crate::forward::{self, Plan, headers};
 use crate::live::Judged;
 use crate::reply::{self, Reply};
 use crate::telemetry::Record;
-use crate::telemetry::labels::{Service, Text};
 use crate::worker::Worker;
 use crate::{cors, fault};
 
@@ -92,7 +92,7 @@ async fn answer(
     let active = worker.shared.newest.load();
     let known = caller.known(&active);
     record.parties.source = Rc::clone(&known.party);
-    record.parties.service = Rc::new(service_labels(&active, &known.dialled));
+    record.parties.asked = Rc::new(asked(&active, &known.dialled));
     let authority = match authority {
         Ok(authority) => authority,
         Err(text) => return Reply::bad_request(text).answer(record),
@@ -171,13 +171,14 @@ fn authority(head: &http::request::Parts) -> Result<String, String> {
     }
 }
 
-fn service_labels(active: &Active, dialled: &Dialled) -> Service {
+/// The service that was dialled, for labels.
+pub(crate) fn asked(active: &Active, dialled: &Dialled) -> Asked {
     let Dialled::Service { key, .. } = dialled else {
-        return Service::default();
+        return Asked::default();
     };
     let name = active.mesh.service(key).map(|service| &service.name);
     let short = || key.hostname.split('.').next().unwrap_or_default().into();
-    Service {
+    Asked {
         hostname: Text::new(&key.hostname),
         name: Text::new(&name.map_or_else(short, Arc::clone)),
         namespace: Text::new(&key.namespace),

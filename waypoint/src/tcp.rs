@@ -1,24 +1,31 @@
 //! What is not HTTP passes as TCP, to an endpoint that policy lets the client reach.
 
+use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
+use admin_api::{ConnectionEnd, Description, Direction};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use l7::backend::Member;
 use l7::{ClusterKey, Path};
 use model::service::AppProtocol;
+use model::{Ending, Reason};
+use telemetry::{Closed, Party, Refusal, TcpLabels};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio_util::io::InspectReader;
 
 use crate::active::Active;
 use crate::authorize::authorize;
 use crate::balance::choose::{self, Asked};
+use crate::balance::count::Held;
 use crate::balance::state::Outcome;
 use crate::balance::{Candidate, Resolved};
 use crate::caller::{Caller, Dialled, Known};
-use crate::telemetry::Flag;
-use crate::telemetry::flags;
-use crate::telemetry::labels::{Common, Party, Service, TcpLabels, Text};
+use crate::serve::asked;
+use crate::telemetry::{Flag, labels_of, security_of};
 use crate::worker::Worker;
 
 /// Carries a connection to an endpoint and back.
@@ -30,95 +37,146 @@ pub(crate) async fn serve(
 ) {
     let active = worker.shared.newest.load();
     let known = caller.known(&active);
-    let found = find(worker, &active, caller, &known);
-    let (resolved, mut tries) = match found {
-        Ok(found) => found,
-        Err(text) => return refuse(worker, caller, &known, Flag::NoRoute, &text),
+    let opened = match open(worker, &active, caller, &known).await {
+        Ok(opened) => opened,
+        Err(refused) => return refuse(worker, &active, caller, &known, refused),
     };
+    let Opened {
+        mut endpoint,
+        candidate,
+        _held,
+    } = opened;
+    let recorder = &worker.shared.telemetry.recorder;
+    let asked = asked(&active, &known.dialled);
+    let labels = TcpLabels::from(labels_of(&known.party, &candidate.party, &asked));
+    let began = Instant::now();
+    let flow = recorder.metrics.open(&labels);
+    let _active = candidate.state.begin();
+    let (request, response) = (Cell::new(before.len() as u64), Cell::new(0));
+    let count = |sum: &Cell<u64>, bytes: &[u8]| sum.set(sum.get() + bytes.len() as u64);
+    let copied = async {
+        endpoint.set_nodelay(true)?;
+        endpoint.write_all(&before).await?;
+        let mut client = InspectReader::new(&mut client, |bytes| count(&request, bytes));
+        let mut endpoint = InspectReader::new(&mut endpoint, |bytes| count(&response, bytes));
+        tokio::io::copy_bidirectional(&mut client, &mut endpoint).await
+    };
+    let cut = tokio::select! {
+        copied = copied => copied.err().map(|error| (None, error.to_string())),
+        refusal = until_refused(worker, caller, &candidate) => {
+            Some((Some(Ending::Policy), refusal.text))
+        }
+        () = worker.shared.drain.cut() => {
+            Some((Some(Ending::Drain), "the waypoint stops".to_owned()))
+        }
+    };
+    let (ending, error) = match cut {
+        None => (Some(Ending::Clean), None),
+        Some((ending, error)) => {
+            // Neither side shall take what it has got for the whole.
+            reset_when_dropped(&client);
+            reset_when_dropped(&endpoint);
+            ending.inspect(|ending| recorder.metrics.cut(*ending, 1));
+            (ending, Some(error))
+        }
+    };
+    flow.moved(request.get(), response.get());
+    flow.close();
+    let closed = Closed {
+        request: request.get(),
+        response: response.get(),
+        age: began.elapsed(),
+        ending,
+        error,
+    };
+    let described = describe(worker, &active, caller, &known, Some(&candidate));
+    recorder.closed(&described, closed);
+}
+
+fn reset_when_dropped(stream: &TcpStream) {
+    if let Err(error) = stream.set_zero_linger() {
+        tracing::debug!(%error, "a connection that was cut is closed in order");
+    }
+}
+
+/// A connection to an endpoint.
+struct Opened {
+    endpoint: TcpStream,
+    candidate: Candidate,
+    /// Its place among those that the service may have.
+    _held: Held,
+}
+
+/// Why there is none, with the flag that users know from Envoy.
+struct Refused(Option<Flag>, Refusal);
+
+impl Refused {
+    fn new(flag: Flag, reason: Reason, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self(Some(flag), Refusal { reason, text })
+    }
+}
+
+/// Opens a connection to an endpoint that policy lets the client reach, or to another if that cannot be reached.
+async fn open(
+    worker: &Rc<Worker>,
+    active: &Active,
+    caller: &Caller,
+    known: &Known,
+) -> Result<Opened, Refused> {
+    let (resolved, mut tries) = find(worker, active, caller, known)?;
     let mut tried = Vec::new();
-    let connected = loop {
+    loop {
         let asked = Asked {
             hash: None,
             tried: &tried,
             dialled: Some(caller.dialled),
             own: &active.own,
         };
-        let Some(candidate) = choose::choose(&resolved, asked, &mut rand::rng()).cloned() else {
-            return refuse(
-                worker,
-                caller,
-                &known,
-                Flag::NoHealthy,
-                "no endpoint is ready",
-            );
-        };
-        if let Err(text) = allowed(&active, caller, &known, &candidate) {
-            return refuse(worker, caller, &known, None, &text);
-        }
+        let candidate = choose::choose(&resolved, asked, &mut rand::rng()).cloned();
+        let candidate = candidate.ok_or_else(|| {
+            let text = format!("{} has no endpoint that is ready", resolved.name);
+            Refused::new(Flag::NoHealthy, Reason::EndpointUnhealthy, text)
+        })?;
+        allowed(active, caller, known, &candidate).map_err(|refusal| Refused(None, refusal))?;
         let address = candidate.member.address;
         let limits = resolved.cluster.policy.limits.clone().unwrap_or_default();
         let within = limits.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
         let most = limits.connections.unwrap_or(u32::MAX);
-        let Some(held) = resolved.state.connections.take(most) else {
-            return refuse(
-                worker,
-                caller,
-                &known,
-                Flag::Overflow,
-                "the limit of connections is reached",
+        let held = resolved.state.connections.take(most).ok_or_else(|| {
+            let text = format!(
+                "{} has {most} connections, as many as it may",
+                resolved.name
             );
-        };
-        match tokio::time::timeout(within, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => break Some((stream, candidate, held)),
-            _ => {
-                let members = resolved.candidates.len();
-                resolved
-                    .state
-                    .note(&candidate.state, Outcome::Unreachable, None, members);
-                tried.push(address);
-                tries -= 1;
-                if tries == 0 {
-                    break None;
-                }
+            Refused::new(Flag::Overflow, Reason::ServiceConnectionLimit, text)
+        })?;
+        let failed = match tokio::time::timeout(within, TcpStream::connect(address)).await {
+            Ok(Ok(endpoint)) => {
+                return Ok(Opened {
+                    endpoint,
+                    candidate,
+                    _held: held,
+                });
             }
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                (Reason::ConnectionRefused, format!("{address}: {error}"))
+            }
+            Ok(Err(error)) => (Reason::ConnectFailed, format!("{address}: {error}")),
+            Err(_elapsed) => {
+                let text = format!("{address} has not answered within {within:?}");
+                (Reason::ConnectTimeout, text)
+            }
+        };
+        let members = resolved.candidates.len();
+        resolved
+            .state
+            .note(&candidate.state, Outcome::Unreachable, None, members);
+        tried.push(address);
+        tries -= 1;
+        if tries == 0 {
+            return Err(Refused::new(Flag::ConnectFailure, failed.0, failed.1));
         }
-    };
-    let Some((mut endpoint, candidate, _held)) = connected else {
-        let text = "no endpoint took the connection";
-        return refuse(worker, caller, &known, Flag::ConnectFailure, text);
-    };
-    let labels = labels(&known, &candidate.party, "-");
-    let flow = worker.shared.telemetry.tcp(&labels);
-    let _active = candidate.state.begin();
-    let first = before.len() as u64;
-    let copied = async {
-        endpoint.set_nodelay(true)?;
-        endpoint.write_all(&before).await?;
-        tokio::io::copy_bidirectional(&mut client, &mut endpoint).await
-    };
-    let copied = tokio::select! {
-        copied = copied => copied,
-        () = until_refused(worker, caller, &candidate) => Err(std::io::ErrorKind::PermissionDenied.into()),
-        () = worker.shared.drain.cut() => Ok((0, 0)),
-    };
-    let (received, sent) = copied.unwrap_or_default();
-    flow.close(received + first, sent);
-    tracing::info!(
-        target: "access",
-        direction = "waypoint",
-        src.addr = %caller.client,
-        src.workload = known.party.workload.0.as_deref(),
-        src.namespace = known.party.namespace.0.as_deref(),
-        src.identity = known.party.principal.0.as_deref(),
-        dst.addr = %caller.dialled,
-        dst.endpoint = %candidate.member.address,
-        dst.workload = candidate.party.workload.0.as_deref(),
-        dst.namespace = candidate.party.namespace.0.as_deref(),
-        dst.identity = candidate.party.principal.0.as_deref(),
-        bytes_recv = received + first,
-        bytes_sent = sent,
-        "connection closed"
-    );
+    }
 }
 
 fn find(
@@ -126,7 +184,7 @@ fn find(
     active: &Active,
     caller: &Caller,
     known: &Known,
-) -> Result<(Rc<Resolved>, u32), String> {
+) -> Result<(Rc<Resolved>, u32), Refused> {
     match &known.dialled {
         Dialled::Service { key, port } => {
             let key = ClusterKey {
@@ -137,14 +195,17 @@ fn find(
             let resolved = worker
                 .clusters
                 .find(active, (&key, *port), &worker.shared.registry);
-            let resolved = resolved.ok_or("the service has no such port")?;
+            let resolved = resolved.ok_or_else(|| {
+                let text = format!("{} has no port {port}", key.service);
+                Refused::new(Flag::NoRoute, Reason::NoSuchPort, text)
+            })?;
             Ok((resolved, TRIES))
         }
         Dialled::Workload(address) => {
-            let endpoint = active
-                .l7
-                .endpoint_at(address.ip())
-                .ok_or("nothing that is served here was dialled")?;
+            let endpoint = active.l7.endpoint_at(address.ip()).ok_or_else(|| {
+                let text = format!("{address} is nothing that is served here");
+                Refused::new(Flag::NoRoute, Reason::NoEndpoint, text)
+            })?;
             let member = Member {
                 endpoint: std::sync::Arc::clone(endpoint),
                 address: caller.dialled,
@@ -168,8 +229,11 @@ fn allowed(
     caller: &Caller,
     known: &Known,
     candidate: &Candidate,
-) -> Result<(), String> {
-    let path = Path::new("*").map_err(|error| error.to_string())?;
+) -> Result<(), Refusal> {
+    let path = Path::new("*").map_err(|error| Refusal {
+        reason: Reason::PolicyUnenforceable,
+        text: error.to_string(),
+    })?;
     let headers = HeaderMap::new();
     let method = Method::CONNECT;
     let request = l7::Request {
@@ -182,16 +246,16 @@ fn allowed(
         path: &path,
         headers: &headers,
     };
-    authorize(active, &request, candidate).map_err(|reply| reply.text)
+    authorize(active, &request, candidate)
 }
 
-async fn until_refused(worker: &Rc<Worker>, caller: &Caller, candidate: &Candidate) {
+async fn until_refused(worker: &Rc<Worker>, caller: &Caller, candidate: &Candidate) -> Refusal {
     let mut changes = worker.shared.newest.changes();
     while changes.changed().await.is_ok() {
         let active = worker.shared.newest.load();
         let known = caller.known(&active);
-        if allowed(&active, caller, &known, candidate).is_err() {
-            return;
+        if let Err(refusal) = allowed(&active, caller, &known, candidate) {
+            return refusal;
         }
     }
     std::future::pending().await
@@ -199,46 +263,50 @@ async fn until_refused(worker: &Rc<Worker>, caller: &Caller, candidate: &Candida
 
 fn refuse(
     worker: &Worker,
+    active: &Active,
     caller: &Caller,
     known: &Known,
-    flag: impl Into<Option<Flag>>,
-    text: &str,
+    Refused(flag, refusal): Refused,
 ) {
-    let flag = flag.into();
-    let word = flag.map_or("-", Flag::as_str);
-    let labels = labels(known, &Party::default(), word);
-    worker.shared.telemetry.tcp(&labels).close(0, 0);
-    tracing::info!(
-        target: "access",
-        direction = "waypoint",
-        src.addr = %caller.client,
-        src.identity = known.party.principal.0.as_deref(),
-        dst.addr = %caller.dialled,
-        flags = word,
-        error = text,
-        "connection refused"
-    );
+    let asked = asked(active, &known.dialled);
+    let mut labels = TcpLabels::from(labels_of(&known.party, &Party::default(), &asked));
+    if let Some(flag) = flag {
+        labels.response_flags = flag.as_str().into();
+    }
+    let described = describe(worker, active, caller, known, None);
+    let recorder = &worker.shared.telemetry.recorder;
+    recorder.refuse(&described, &labels, refusal);
 }
 
-fn labels(known: &Known, destination: &Party, word: &'static str) -> TcpLabels {
-    let service = match &known.dialled {
-        Dialled::Service { key, .. } => Service {
-            hostname: Text::new(&key.hostname),
-            name: Text(key.hostname.split('.').next().map(std::sync::Arc::from)),
-            namespace: Text::new(&key.namespace),
-        },
-        Dialled::Workload(_) => Service::default(),
+/// The connection, for the log and the page of refusals. Its destination is the endpoint, if one was chosen.
+fn describe(
+    worker: &Worker,
+    active: &Active,
+    caller: &Caller,
+    known: &Known,
+    candidate: Option<&Candidate>,
+) -> Description {
+    let end = |addr: SocketAddr, party: Option<&Party>| ConnectionEnd {
+        addr: Some(addr),
+        workload: party.and_then(|party| party.workload.shared()),
+        namespace: party.and_then(|party| party.namespace.shared()),
+        identity: party.and_then(|party| party.principal.known().map(str::to_owned)),
     };
-    TcpLabels {
-        common: Common::new(&known.party, destination, &service),
-        request_protocol: "tcp",
-        response_flags: if word == "-" {
-            flags::join(&[])
-        } else {
-            word.into()
-        },
+    let destination = candidate.map_or_else(
+        || end(caller.dialled, None),
+        |one| end(one.member.address, Some(&one.party)),
+    );
+    let asked = asked(active, &known.dialled);
+    Description {
+        direction: Direction::Waypoint,
+        pod: worker.shared.pod.to_string(),
+        source: end(caller.client, Some(&known.party)),
+        destination,
+        service: asked.hostname.known().map(str::to_owned),
+        security: security_of(&known.party),
+        tunnel: None,
     }
 }
 
-const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TRIES: u32 = 3;

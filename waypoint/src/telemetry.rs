@@ -4,28 +4,28 @@ pub(crate) mod flags;
 pub(crate) mod labels;
 mod record;
 
+use model::{Reason, Security};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use runtime::metrics::Metrics;
+use telemetry::{Asked, ConnectionMetrics, Party, PartyLabels, Recorder, Reporter};
 
 pub(crate) use flags::Flag;
-use labels::{HttpLabels, RefusedLabels, TcpLabels};
+use labels::HttpLabels;
+pub(crate) use labels::party_of_endpoint;
 pub(crate) use record::{Record, grpc_status};
 
 /// The metrics of this program.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Telemetry {
     requests: Family<HttpLabels, Counter>,
     durations: Family<HttpLabels, Histogram>,
     request_bytes: Family<HttpLabels, Histogram>,
     response_bytes: Family<HttpLabels, Histogram>,
-    tcp_opened: Family<TcpLabels, Counter>,
-    tcp_closed: Family<TcpLabels, Counter>,
-    tcp_sent: Family<TcpLabels, Counter>,
-    tcp_received: Family<TcpLabels, Counter>,
-    refused: Family<RefusedLabels, Counter>,
+    /// Where connections that are no requests are told of.
+    pub(crate) recorder: Recorder,
     /// Connections of clients that are open.
     pub(crate) connections: Gauge,
     /// Attempts beyond the first.
@@ -41,14 +41,6 @@ pub(crate) struct Series {
     durations: Histogram,
     request_bytes: Histogram,
     response_bytes: Histogram,
-}
-
-/// The counters of a TCP connection.
-#[derive(Debug)]
-pub(crate) struct TcpFlow {
-    closed: Counter,
-    sent: Counter,
-    received: Counter,
 }
 
 impl Series {
@@ -72,72 +64,42 @@ impl Telemetry {
             durations: Family::new_with_constructor(durations),
             request_bytes: Family::new_with_constructor(sizes),
             response_bytes: Family::new_with_constructor(sizes),
-            tcp_opened: Family::default(),
-            tcp_closed: Family::default(),
-            tcp_sent: Family::default(),
-            tcp_received: Family::default(),
-            refused: Family::default(),
+            recorder: Recorder::new(ConnectionMetrics::register(metrics)),
             connections: Gauge::default(),
             retries: Counter::default(),
             mirrored: Counter::default(),
         };
-        let own = this.clone();
-        metrics.register(move |registry| {
-            registry.register("istio_requests", "Requests", own.requests);
+        metrics.register(|registry| {
+            registry.register("istio_requests", "Requests", this.requests.clone());
             registry.register(
                 "istio_request_duration_milliseconds",
                 "Time from the head of a request to the end of its answer",
-                own.durations,
+                this.durations.clone(),
             );
             registry.register(
                 "istio_request_bytes",
                 "Bytes of request bodies",
-                own.request_bytes,
+                this.request_bytes.clone(),
             );
             registry.register(
                 "istio_response_bytes",
                 "Bytes of answers' bodies",
-                own.response_bytes,
-            );
-            registry.register(
-                "istio_tcp_connections_opened",
-                "TCP connections opened",
-                own.tcp_opened,
-            );
-            registry.register(
-                "istio_tcp_connections_closed",
-                "TCP connections closed",
-                own.tcp_closed,
-            );
-            registry.register(
-                "istio_tcp_sent_bytes",
-                "Bytes sent by the destination",
-                own.tcp_sent,
-            );
-            registry.register(
-                "istio_tcp_received_bytes",
-                "Bytes received by the destination",
-                own.tcp_received,
-            );
-            registry.register(
-                "keelson_waypoint_refused_connections",
-                "Connections that were not taken, by reason",
-                own.refused,
+                this.response_bytes.clone(),
             );
             registry.register(
                 "keelson_waypoint_connections",
                 "Connections of clients",
-                own.connections,
+                this.connections.clone(),
             );
             registry.register(
                 "keelson_waypoint_retries",
                 "Attempts beyond the first",
-                own.retries,
+                this.retries.clone(),
             );
             registry.register(
                 "keelson_waypoint_mirrored",
                 "Copies of requests that were sent",
-                own.mirrored,
+                this.mirrored.clone(),
             );
         });
         this
@@ -153,28 +115,29 @@ impl Telemetry {
         }
     }
 
-    /// Counts a TCP connection that is open.
-    pub(crate) fn tcp(&self, labels: &TcpLabels) -> TcpFlow {
-        self.tcp_opened.get_or_create(labels).inc();
-        TcpFlow {
-            closed: self.tcp_closed.get_or_create(labels).clone(),
-            sent: self.tcp_sent.get_or_create(labels).clone(),
-            received: self.tcp_received.get_or_create(labels).clone(),
-        }
-    }
-
-    /// Counts a connection that was not taken.
-    pub(crate) fn refuse(&self, reason: &'static str) {
-        self.refused.get_or_create(&RefusedLabels { reason }).inc();
+    /// Counts a connection that was not taken, and of which nothing is known.
+    pub(crate) fn refuse(&self, reason: Reason) {
+        self.recorder.metrics.refuse(Reporter::Waypoint, reason, 1);
     }
 }
 
-impl TcpFlow {
-    /// The connection is over: bytes of the client, bytes of the destination.
-    pub(crate) fn close(&self, received: u64, sent: u64) {
-        self.received.inc_by(received);
-        self.sent.inc_by(sent);
-        self.closed.inc();
+/// The labels of what goes through this waypoint. What agents prove is mutual TLS; a client without identity came in plain.
+pub(crate) fn labels_of(source: &Party, destination: &Party, asked: &Asked) -> PartyLabels {
+    let security = security_of(source);
+    PartyLabels::new(
+        Reporter::Waypoint,
+        source.clone(),
+        destination.clone(),
+        asked.clone(),
+        security,
+    )
+}
+
+/// How the client is known.
+pub(crate) fn security_of(source: &Party) -> Security {
+    match source.principal.known() {
+        Some(_) => Security::MutualTls,
+        None => Security::None,
     }
 }
 

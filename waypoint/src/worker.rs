@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) newest: Arc<Newest>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) telemetry: Arc<Telemetry>,
+    /// This pod, `namespace/name`.
+    pub(crate) pod: Arc<str>,
     pub(crate) limits: Limits,
     pub(crate) drain: DrainSignal,
     pub(crate) stage: watch::Receiver<Stage>,
@@ -156,6 +158,7 @@ fn run(
                     worker.pool.sweep();
                     let active = shared.newest.load();
                     shared.registry.forget(|key| active.l7.cluster(key, key.port).is_some());
+                    shared.telemetry.recorder.settle();
                 }
                 () = shared.closed() => break,
             }

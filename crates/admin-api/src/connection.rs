@@ -16,6 +16,8 @@ pub enum Direction {
     Inbound,
     /// The pod opened it to another pod of this node, socket to socket.
     Direct,
+    /// The pod is a waypoint, and carries it between two others.
+    Waypoint,
 }
 
 impl Direction {
@@ -26,6 +28,7 @@ impl Direction {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
             Self::Direct => "direct",
+            Self::Waypoint => "waypoint",
         }
     }
 }

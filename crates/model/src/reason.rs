@@ -88,11 +88,16 @@ words! {
         BadRequest = "bad_request", "a peer asked for something that is not a connection to this pod";
         AgentStopping = "agent_stopping", "the agent drains";
         NoAttempt = "no_attempt", "no endpoint was tried";
+        AgentHeaderMissing = "agent_header_missing", "what reached a waypoint does not begin with the header that its node's agent writes";
+        AgentHeaderMalformed = "agent_header_malformed", "what reached a waypoint begins with a header that no agent writes";
+        AgentHeaderIncomplete = "agent_header_incomplete", "a connection to a waypoint ended within the agent's header, or the header did not come in time";
+        RequestHeadTimeout = "request_head_timeout", "a client of a waypoint has not sent the head of its request within `--head-timeout`";
 
         PodConnectionLimit = "pod_connection_limit", "the pod has as many connections open through the agent as it may: its own share and what pods have in common are used up, or `--max-connections-per-pod` is reached. Its neighbours have their shares still";
         PodOpeningLimit = "pod_opening_limit", "4096 connections that the pod opens wait at one worker for their turn, which is as many as may; the client gets `ECONNREFUSED`. A worker opens 512 connections of a pod at once, 32 of them to one destination";
         HandshakeLimit = "handshake_limit", "a peer has dialled port 15008 of the pod and shown no certificate yet, and too many wait that have not either. The one that has waited longest goes, of the same address first (IPv6: of the same /64), then of the same pod, so a peer with a certificate gets in";
         NoDescriptors = "no_descriptors", "the agent may open no more descriptors";
+        ServiceConnectionLimit = "service_connection_limit", "the service has as many connections open through the waypoint as its DestinationRule allows";
 
         CertificateMissing = "certificate_missing", "this pod has no certificate yet";
         WorkloadUnknown = "workload_unknown", "the controller has not told this node about its pod";
@@ -203,11 +208,16 @@ impl Reason {
             | Self::TunnelFailed
             | Self::BadRequest
             | Self::AgentStopping
-            | Self::NoAttempt => Flag::Connect,
+            | Self::NoAttempt
+            | Self::AgentHeaderMissing
+            | Self::AgentHeaderMalformed
+            | Self::AgentHeaderIncomplete
+            | Self::RequestHeadTimeout => Flag::Connect,
             Self::PodConnectionLimit
             | Self::PodOpeningLimit
             | Self::HandshakeLimit
-            | Self::NoDescriptors => Flag::Overflow,
+            | Self::NoDescriptors
+            | Self::ServiceConnectionLimit => Flag::Overflow,
             Self::CertificateMissing | Self::WorkloadUnknown => Flag::IdentityError,
             Self::HandshakeTimeout
             | Self::NoCertificate

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use anyhow::Context;
 use runtime::{admin::Readiness, metrics::Metrics, threads};
+use telemetry::ConnectionMetrics;
 use tokio::sync::{oneshot, watch};
 use xds_client::{Client, Controller, NodeClient};
 
@@ -29,9 +30,8 @@ use crate::{
     },
     succession::{Predecessor, Who},
     telemetry::{
-        metrics::{ConnectionMetrics, EnrolmentMetrics, count_stalls, register_kernel, stalls},
-        ration::Rations,
-        record::{Recorder, Refusals},
+        metrics::{EnrolmentMetrics, count_stalls, register_kernel, stalls},
+        record::Recorder,
     },
 };
 
@@ -72,11 +72,7 @@ impl Prepared {
             kernel: Arc::clone(&kernel),
             translations: Translations::default(),
             walks: Walks::default(),
-            recorder: Arc::new(Recorder {
-                metrics: ConnectionMetrics::register(&metrics),
-                refusals: Refusals::default(),
-                rations: Rations::default(),
-            }),
+            recorder: Arc::new(Recorder::new(ConnectionMetrics::register(&metrics))),
             budget: Arc::clone(&budget),
             lobby: lobby::Bounds::new(descriptors, workers),
             tunnel: tunnel::Settings {

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use model::{MeshState, Security};
+use telemetry::{Asked, Party, PartyLabels, Reporter, Text};
 
 use super::worker::Worker;
 use crate::{
@@ -10,10 +11,7 @@ use crate::{
         Pod,
         budget::{Full, Permit},
     },
-    telemetry::{
-        metrics::{Party, TcpLabels},
-        record::{ConnectionEnd, Description, Direction, Recorder, Refusal},
-    },
+    telemetry::record::{ConnectionEnd, Description, Direction, Recorder, Refusal},
 };
 
 impl Worker {
@@ -61,16 +59,15 @@ fn refused(
         namespace: own.map(|workload| Arc::clone(&workload.namespace)),
         identity: Some(pod.identity.to_string()),
     };
-    let us = Party {
-        workload: own.map(|workload| &**workload),
-        principal: Some(&pod.identity),
-    };
+    let principal = Text::principal(Some(&pod.identity));
+    let us = Party::new(own.map(|workload| &**workload), principal);
     let inbound = direction == Direction::Inbound;
-    let labels = if inbound {
-        TcpLabels::new("destination", Party::default(), us, None, Security::Unknown)
+    let (reporter, from, to) = if inbound {
+        (Reporter::Destination, Party::default(), us)
     } else {
-        TcpLabels::new("source", us, Party::default(), None, Security::Unknown)
+        (Reporter::Source, us, Party::default())
     };
+    let labels = PartyLabels::new(reporter, from, to, Asked::default(), Security::Unknown);
     let (mut source, mut destination) = (ConnectionEnd::default(), ConnectionEnd::default());
     *(if inbound {
         &mut destination
@@ -92,5 +89,5 @@ fn refused(
         reason: full.reason(),
         text: full.to_string(),
     };
-    recorder.refuse(&description, &labels, refusal);
+    recorder.refuse(&description, &labels.into(), refusal);
 }

@@ -10,6 +10,7 @@ use model::{
     service::ServiceKey,
 };
 use proto::proxy_protocol::Header;
+use telemetry::{Party, PartyLabels, Reporter, TcpLabels, Text};
 use tokio::{net::TcpStream, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 use tunnel::{
@@ -31,10 +32,7 @@ use crate::{
         budget::{Full, Permit},
         sock, translation,
     },
-    telemetry::{
-        metrics::{Party, TcpLabels},
-        record::{Authority, ConnectionEnd, Description, Direction, Refusal},
-    },
+    telemetry::record::{self, Authority, ConnectionEnd, Description, Direction, Refusal},
 };
 
 /// Serves a plaintext connection: policy sees no identity.
@@ -110,7 +108,7 @@ fn open(
     let recorder = &worker.shared.recorder;
     // What a waypoint takes over is its own to judge, request by request.
     let authority = asked.handed.is_none().then(|| asked.authority());
-    let (live, abort) = recorder.open(description, &labels, authority);
+    let (live, abort) = record::open(recorder, description, &labels, authority);
     let own = leg.local_addr().map_or(asked.client, canonical);
     let watched = Watched::new(flow((asked.application, own)), Arc::clone(line));
     (leg, worker.track(pod, live, watched), abort)
@@ -687,18 +685,13 @@ fn describe(
         security,
         tunnel: None,
     };
-    let labels = TcpLabels::new(
-        "destination",
-        Party {
-            workload: from,
-            principal: asked.source.as_ref(),
-        },
-        Party {
-            workload: own,
-            principal: asked.source.as_ref().map(|_| &pod.identity),
-        },
-        service,
+    let proved = asked.source.as_ref();
+    let labels = PartyLabels::new(
+        Reporter::Destination,
+        Party::new(from, Text::principal(proved)),
+        Party::new(own, Text::principal(proved.map(|_| &pod.identity))),
+        service.into(),
         security,
     );
-    (description, labels)
+    (description, labels.into())
 }

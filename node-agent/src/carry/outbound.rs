@@ -13,6 +13,7 @@ use model::{
     outbound::{Route, RouteKind, route_among},
 };
 use socket2::SockRef;
+use telemetry::{Party, PartyLabels, Reporter, TcpLabels, Text};
 use tls::WorkloadCert;
 use tokio::{io::Interest, net::TcpStream, sync::oneshot};
 use tunnel::{
@@ -35,10 +36,7 @@ use crate::{
     },
     host::{canonical, is_exhausted},
     pod::{Pod, budget::Permit, sock},
-    telemetry::{
-        metrics::{Party, TcpLabels},
-        record::{ConnectionEnd, Description, Direction, Recorder, Refusal},
-    },
+    telemetry::record::{self, ConnectionEnd, Description, Direction, Recorder, Refusal},
 };
 
 /// Endpoints that are tried before a connection to a service is given up. Nothing has been sent at
@@ -142,7 +140,7 @@ fn begin(
         labels,
         far,
     } = connected;
-    let (live, abort) = worker.shared.recorder.open(description, &labels, None);
+    let (live, abort) = record::open(&worker.shared.recorder, description, &labels, None);
     let line = match &far {
         Far::Tunnel(stream) => stream.line(),
         Far::Plain(stream) => stream.line(),
@@ -570,21 +568,15 @@ fn describe(
         },
         tunnel,
     };
-    let labels = TcpLabels::new(
-        "source",
-        Party {
-            workload: source,
-            principal: Some(&pod.identity),
-        },
-        Party {
-            workload: destination,
-            principal: peer,
-        },
-        service,
+    let labels = PartyLabels::new(
+        Reporter::Source,
+        Party::new(source, Text::principal(Some(&pod.identity))),
+        Party::new(destination, Text::principal(peer)),
+        service.into(),
         // Only the destination knows (F101).
         Security::Unknown,
     );
-    (description, labels)
+    (description, labels.into())
 }
 
 /// The client's end of a connection. A socket can be bound to an address that is not its pod's

@@ -13,16 +13,14 @@ use model::{
     MeshState, Reason, Security,
     policy::{Connection, Verdict},
 };
+use telemetry::{Asked, Party, PartyLabels, Reporter, TcpLabels, Text};
 
 use super::denials::Sink;
 use crate::{
     host::sock_diag,
     pod::Pod,
-    telemetry::{
-        metrics::{self, Party, TcpLabels},
-        record::{
-            ConnectionEnd, Description, Direction, LiveView, Recorder, Refusal, milliseconds,
-        },
+    telemetry::record::{
+        Closed, ConnectionEnd, Description, Direction, LiveView, Recorder, Refusal, milliseconds,
     },
 };
 
@@ -48,7 +46,7 @@ type Who = (u32, u32, (Addr, u16));
 struct Prepared {
     description: Description,
     /// As source, and as destination where that is a captured pod of this node.
-    flows: Vec<metrics::Flow>,
+    flows: Vec<telemetry::Flow>,
 }
 
 struct Open {
@@ -137,7 +135,7 @@ impl Ledger {
                 of
             }
         };
-        of.flows.iter().for_each(metrics::Flow::open);
+        of.flows.iter().for_each(telemetry::Flow::open);
         let now = Instant::now();
         Some(Open {
             of,
@@ -267,8 +265,14 @@ impl Open {
         recorder: &Recorder,
     ) {
         self.count(request, response);
-        self.of.flows.iter().for_each(metrics::Flow::close);
-        recorder.closed_direct(&self.described(flow), request, response, age);
+        self.of.flows.iter().for_each(telemetry::Flow::close);
+        let closed = Closed {
+            request,
+            response,
+            age,
+            ..Closed::default()
+        };
+        recorder.closed(&self.described(flow), closed);
     }
 
     fn described(&self, flow: &Flow) -> Description {
@@ -380,20 +384,19 @@ fn describe(
         security: Security::SameNode,
         tunnel: None,
     };
-    let labels = ["source", "destination"].map(|reporter| {
-        TcpLabels::new(
+    let party = |pod: &Pod, workload: Option<&Arc<model::Workload>>| {
+        let principal = Text::principal(Some(&pod.identity));
+        Party::new(workload.map(|w| &**w), principal)
+    };
+    let labels = [Reporter::Source, Reporter::Destination].map(|reporter| {
+        PartyLabels::new(
             reporter,
-            Party {
-                workload: from.map(|w| &**w),
-                principal: Some(&client.identity),
-            },
-            Party {
-                workload: to.map(|w| &**w),
-                principal: Some(&server.identity),
-            },
-            service.map(|service| &**service),
+            party(client, from),
+            party(server, to),
+            service.map(|service| &**service).into(),
             Security::SameNode,
         )
+        .into()
     });
     Some((description, labels.into()))
 }
@@ -429,19 +432,14 @@ fn describe_native(
         security: Security::None,
         tunnel: None,
     };
-    let labels = TcpLabels::new(
-        "source",
-        Party {
-            workload: from.map(|w| &**w),
-            principal: Some(&client.identity),
-        },
-        Party {
-            workload: to.map(|w| &**w),
-            principal: None,
-        },
-        None,
+    let principal = Text::principal(Some(&client.identity));
+    let labels = PartyLabels::new(
+        Reporter::Source,
+        Party::new(from.map(|w| &**w), principal),
+        Party::new(to.map(|w| &**w), Text::unknown()),
+        Asked::default(),
         // As of what the agent carries plain.
         Security::Unknown,
     );
-    Some((description, vec![labels]))
+    Some((description, vec![labels.into()]))
 }

@@ -11,6 +11,7 @@ use model::{
     Ending, MeshState, Security, Workload,
     policy::{Connection, DenyReason, Verdict},
 };
+use telemetry::{Asked, Party, PartyLabels, Reporter, TcpLabels, Text};
 
 use super::events::payload;
 use crate::{
@@ -19,9 +20,8 @@ use crate::{
         Pod,
         older::{self, Older},
     },
-    telemetry::{
-        metrics::{self, Cut, Party, TcpLabels},
-        record::{ConnectionEnd, Description, Direction, LiveView, Recorder, milliseconds},
+    telemetry::record::{
+        Closed, ConnectionEnd, Description, Direction, LiveView, Recorder, milliseconds,
     },
 };
 
@@ -33,7 +33,7 @@ struct Elder {
     pod: Arc<Pod>,
     older: Older,
     description: Description,
-    counts: metrics::Flow,
+    counts: telemetry::Flow,
     since: Instant,
     /// Bytes from the client and from the server that are in the metrics already.
     counted: (u64, u64),
@@ -162,7 +162,7 @@ impl Elder {
     fn count(&mut self, (sent, received): (u64, u64)) {
         let (request, response) = match self.older.direction {
             Direction::Inbound => (received, sent),
-            Direction::Outbound | Direction::Direct => (sent, received),
+            Direction::Outbound | Direction::Direct | Direction::Waypoint => (sent, received),
         };
         let before = self.counted;
         // A count never goes back.
@@ -176,7 +176,13 @@ impl Elder {
     fn close(self, recorder: &Recorder) {
         self.counts.close();
         let (request, response) = self.counted;
-        recorder.closed_direct(&self.description, request, response, self.since.elapsed());
+        let closed = Closed {
+            request,
+            response,
+            age: self.since.elapsed(),
+            ..Closed::default()
+        };
+        recorder.closed(&self.description, closed);
     }
 }
 
@@ -199,7 +205,7 @@ fn end(refused: &[(&Elder, DenyReason)], recorder: &Recorder) {
     });
     match ended {
         Ok(Ok(ended)) => {
-            recorder.metrics.cut(Cut::Older, ended.len() as u64);
+            recorder.metrics.cut(Ending::Older, ended.len() as u64);
             for (client, server, reason) in ended {
                 tracing::info!(target: "access", direction = "inbound", pod = %pod.name, src.addr = %client, dst.addr = %server,
                     end = Ending::Older.as_str(), error = %reason, "connection ended: it is older than the pod's capture, and policy asks for more");
@@ -225,24 +231,21 @@ fn describe(pod: &Pod, older: &Older, state: &MeshState) -> (Description, TcpLab
     };
     let inside = (
         end(local, own, Some(pod.identity.to_string())),
-        Party {
-            workload: own.map(|w| &**w),
-            principal: None,
-        },
+        Party::new(own.map(|w| &**w), Text::unknown()),
     );
     let outside = (
         end(remote, peer, None),
-        Party {
-            workload: peer.map(|w| &**w),
-            principal: None,
-        },
+        Party::new(peer.map(|w| &**w), Text::unknown()),
     );
     let (source, destination, reporter, security) = match older.direction {
-        Direction::Inbound => (outside, inside, "destination", Security::None),
+        Direction::Inbound => (outside, inside, Reporter::Destination, Security::None),
         // Only the destination knows (F101).
-        Direction::Outbound | Direction::Direct => (inside, outside, "source", Security::Unknown),
+        Direction::Outbound | Direction::Direct | Direction::Waypoint => {
+            (inside, outside, Reporter::Source, Security::Unknown)
+        }
     };
-    let labels = TcpLabels::new(reporter, source.1, destination.1, None, security);
+    let asked = Asked::default();
+    let labels = PartyLabels::new(reporter, source.1, destination.1, asked, security);
     let description = Description {
         direction: older.direction,
         pod: pod.name.to_string(),
@@ -252,5 +255,5 @@ fn describe(pod: &Pod, older: &Older, state: &MeshState) -> (Description, TcpLab
         security: Security::None,
         tunnel: None,
     };
-    (description, labels)
+    (description, labels.into())
 }

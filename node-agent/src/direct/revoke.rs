@@ -24,7 +24,7 @@ use super::microseconds;
 use crate::{
     host::sock_diag::{self, Ender, Found},
     pod::{Pod, PodName},
-    telemetry::{metrics::Cut, record::Recorder},
+    telemetry::record::Recorder,
 };
 
 /// Looking at all connections may take one part in this many of a processor: policies that change all the time would
@@ -161,7 +161,7 @@ impl Policy {
         });
         match ended {
             Ok(Ok(ended)) => {
-                recorder.metrics.cut(Cut::Policy, ended.len() as u64);
+                recorder.metrics.cut(Ending::Policy, ended.len() as u64);
                 for (client, found, reason, after_us) in ended {
                     tracing::info!(target: "access", direction = "direct", pod = %server.name, src.addr = %found.remote, src.workload = client,
                         dst.addr = %found.local, after_us, end = Ending::Policy.as_str(), error = %reason, "connection ended: policy changed");

@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use http::{HeaderMap, Method, StatusCode, Version};
 use l7::Origin;
+use telemetry::{Asked, Party, milliseconds};
 
 use super::Telemetry;
 use super::flags::{self, Flag};
-use super::labels::{Common, Grpc, HttpLabels, Party, Service};
+use super::labels::{Grpc, HttpLabels};
+use super::labels_of;
 use crate::forward::body::BodyError;
 use crate::forward::received::Received;
 
@@ -19,7 +21,7 @@ use crate::forward::received::Received;
 pub(crate) struct Parties {
     pub(crate) source: Rc<Party>,
     pub(crate) destination: Rc<Party>,
-    pub(crate) service: Rc<Service>,
+    pub(crate) asked: Rc<Asked>,
 }
 
 /// What is told of a request.
@@ -138,10 +140,10 @@ impl Record {
         let request_bytes = self.body.bytes();
         let took = self.began.elapsed();
         let labels = HttpLabels {
-            common: Common::new(
+            parties: labels_of(
                 &self.parties.source,
                 &self.parties.destination,
-                &self.parties.service,
+                &self.parties.asked,
             ),
             request_protocol: if self.is_grpc { "grpc" } else { "http" },
             response_code: self.status.as_u16(),
@@ -161,15 +163,15 @@ impl Record {
             target: "access",
             direction = "waypoint",
             src.addr = %self.client,
-            src.workload = source.workload.0.as_deref(),
-            src.namespace = source.namespace.0.as_deref(),
-            src.identity = source.principal.0.as_deref(),
+            src.workload = source.workload.known(),
+            src.namespace = source.namespace.known(),
+            src.identity = source.principal.known(),
             dst.addr = %self.dialled,
             dst.endpoint = self.endpoint.map(tracing::field::display),
-            dst.workload = destination.workload.0.as_deref(),
-            dst.namespace = destination.namespace.0.as_deref(),
-            dst.identity = destination.principal.0.as_deref(),
-            dst.service = self.parties.service.hostname.0.as_deref(),
+            dst.workload = destination.workload.known(),
+            dst.namespace = destination.namespace.known(),
+            dst.identity = destination.principal.known(),
+            dst.service = self.parties.asked.hostname.known(),
             method = %line.method,
             path = line.path,
             authority = line.authority,
@@ -184,7 +186,7 @@ impl Record {
             attempts = self.attempts,
             bytes_recv = request_bytes,
             bytes_sent = response_bytes,
-            duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            duration_ms = milliseconds(took),
             request_id = line.request_id,
             user_agent = line.user_agent,
             "request"

@@ -35,10 +35,10 @@ async fn a_connection_without_the_agents_header_gets_no_byte() {
     }
     assert_eq!(server.count(), 0);
     let page = mesh.page();
-    assert!(
-        page.contains("keelson_waypoint_refused_connections_total{reason=\"no_header\"} 2"),
-        "{page}"
-    );
+    let refused = "keelson_connections_refused_total{reporter=\"waypoint\",reason=\"agent_header_";
+    for counted in ["missing\"} 2", "malformed\"} 1"] {
+        assert!(page.contains(&format!("{refused}{counted}")), "{page}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,8 +26,8 @@ use runtime::metrics::Metrics;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use waypoint::Limits;
-use waypoint::active::{Active, Newest};
-use waypoint::program::Serving;
+use waypoint::active::Active;
+use waypoint::program::{Core, Serving};
 
 pub(crate) type Body = BoxBody<Bytes, Infallible>;
 
@@ -108,7 +108,7 @@ impl Server {
 /// A waypoint that serves one service, `cart`, at [`VIP`] on port 80.
 pub(crate) struct Mesh {
     store: Store,
-    newest: Arc<Newest>,
+    pub(crate) core: Core,
     pub(crate) metrics: Metrics,
     serving: Serving,
     ports: Vec<ServicePort>,
@@ -120,13 +120,13 @@ impl Mesh {
     }
 
     pub(crate) fn with(limits: Limits, workers: usize) -> Self {
-        let (newest, metrics) = (Arc::new(Newest::default()), Metrics::new());
+        let metrics = Metrics::new();
+        let core = Core::new("shop/waypoint", &metrics);
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let serving =
-            Serving::start(local, workers, Arc::clone(&newest), limits, &metrics).unwrap();
+        let serving = Serving::start(local, workers, core.clone(), limits).unwrap();
         let mut this = Self {
             store: Store::default(),
-            newest,
+            core,
             metrics,
             serving,
             ports: Vec::new(),
@@ -154,7 +154,7 @@ impl Mesh {
 
     pub(crate) fn apply(&mut self, resource: Resource) {
         self.store.apply(resource);
-        self.newest.store(Active {
+        self.core.newest.store(Active {
             l7: self.store.config(),
             ..Active::default()
         });

@@ -10,7 +10,7 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 27] = [
+const ARROWS: [(&str, &[&str]); 28] = [
     ("abi", &[]),
     ("model", &[]),
     ("l7", &["model"]),
@@ -23,6 +23,7 @@ const ARROWS: [(&str, &[&str]); 27] = [
     ("tls", &["model"]),
     ("tunnel", &["model", "tls"]),
     ("runtime", &[]),
+    ("telemetry", &["admin-api", "model", "runtime"]),
     ("xds-client", &["model", "proto", "runtime", "tls"]),
     (
         "node-agent",
@@ -32,6 +33,7 @@ const ARROWS: [(&str, &[&str]); 27] = [
             "model",
             "proto",
             "runtime",
+            "telemetry",
             "tls",
             "tunnel",
             "xds-client",
@@ -39,7 +41,15 @@ const ARROWS: [(&str, &[&str]); 27] = [
     ),
     (
         "waypoint",
-        &["l7", "model", "proto", "runtime", "xds-client"],
+        &[
+            "admin-api",
+            "l7",
+            "model",
+            "proto",
+            "runtime",
+            "telemetry",
+            "xds-client",
+        ],
     ),
     (
         "controller",
@@ -52,7 +62,7 @@ const ARROWS: [(&str, &[&str]); 27] = [
         "keelson",
         &["admin-api", "chart", "compile", "lab", "manifest", "model"],
     ),
-    ("lab", &[]),
+    ("lab", &["testkit"]),
     ("chart", &[]),
     ("cluster", &["lab"]),
     ("bench", &["lab"]),
@@ -75,7 +85,7 @@ const ARROWS: [(&str, &[&str]); 27] = [
             "xds-client",
         ],
     ),
-    ("tests-cluster", &["cluster", "lab"]),
+    ("tests-cluster", &["cluster", "lab", "testkit"]),
     ("xtask", &["bench", "cluster", "lab", "testkit"]),
 ];
 

@@ -17,9 +17,10 @@ const QUIET: Duration = Duration::from_secs(2);
 
 /// The rations of all pods and reasons. Who is whole again is forgotten, so there are no more than pods
 /// that are being refused.
-#[derive(Default)]
-pub struct Rations(Mutex<HashMap<Reason, HashMap<String, Ration>>>);
+#[derive(Debug, Default)]
+pub(crate) struct Rations(Mutex<HashMap<Reason, HashMap<String, Ration>>>);
 
+#[derive(Debug)]
 struct Ration {
     left: u32,
     filled: Instant,
