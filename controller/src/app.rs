@@ -18,12 +18,13 @@ use runtime::metrics::Metrics as Registry;
 use runtime::signals::StopSignals;
 use tls::ca::{Authority, AuthorityPem, system_clock};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::captures::Captures;
 use crate::metrics::Metrics;
-use crate::options::{NetworkPolicies, Options, SameNode};
+use crate::options::{NetworkPolicies, Options};
 use crate::pages;
 use crate::pipeline::{self, Pipeline, Shared};
 use crate::root;
@@ -32,6 +33,7 @@ use crate::serve::auth::{Authenticator, NodeTokens, TokenReviews};
 use crate::serve::sync::SyncStatus;
 use crate::serve::tls::ServingCertificates;
 use crate::serve::{self, Services};
+use crate::settings::{Findings, SettingsFile};
 use crate::source::Source;
 use crate::source::folder::{Folder, Memory, load_last_good};
 use crate::source::kubernetes::Cluster;
@@ -43,6 +45,7 @@ use compile::index::{Index, MeshConfig};
 pub struct Prepared {
     options: Options,
     mesh: MeshConfig,
+    settings: Option<SettingsFile>,
     trust_domain: TrustDomain,
     authority: Arc<Authority>,
     certificates: Arc<ServingCertificates>,
@@ -110,16 +113,20 @@ impl Prepared {
             trust_domain: options.trust_domain.clone(),
             trust_domain_aliases: options.trust_domain_aliases.clone(),
             root_namespace: options.root_namespace.clone(),
-            same_node: match options.same_node {
-                None => proto::agent::SameNode::Unsaid,
-                Some(SameNode::Direct) => proto::agent::SameNode::Direct,
-                Some(SameNode::Mtls) => proto::agent::SameNode::Mtls,
-            },
+            same_node: options
+                .same_node
+                .map_or(proto::agent::SameNode::Unsaid, Into::into),
+            canary: None,
             network_policies: options.network_policies == NetworkPolicies::Enforce,
         };
+        let settings = options.settings.as_deref();
+        let settings = settings
+            .map(|path| SettingsFile::open(path, &options.state_dir, mesh.clone()))
+            .transpose()?;
         Ok(Self {
             options,
             mesh,
+            settings,
             trust_domain,
             authority,
             certificates,
@@ -169,7 +176,7 @@ impl Prepared {
 
         let (send_batch, mut batches) = pipeline::batches();
         let (send_report, reports) = pipeline::reports();
-        let mut tasks_of_cluster = Vec::new();
+        let mut further = Vec::new();
         let mut shared = None;
         let mut written_by = None;
         let mut client = None;
@@ -186,7 +193,7 @@ impl Prepared {
                 );
                 if let Some(namespace) = &self.options.namespace {
                     let (captures, news) = Captures::new(client.clone(), namespace);
-                    tasks_of_cluster.push(tokio::spawn(captures.clone().follow()));
+                    further.push(tokio::spawn(captures.clone().follow()));
                     shared = Some(Shared { captures, news });
                     let replica = Replica {
                         namespace: namespace.clone(),
@@ -205,12 +212,23 @@ impl Prepared {
             (None, Some(reviews)) => Arc::new(reviews),
             (None, None) => bail!("--manifests needs --node-tokens"),
         };
-        let mesh = self.mesh.clone();
-        let index = Index::new(self.mesh);
+        let mesh = match &self.settings {
+            Some(settings) => settings.mesh(),
+            // It never changes.
+            None => watch::Sender::new(self.mesh).subscribe(),
+        };
+        let index = Index::new(mesh.borrow().clone());
         let captured = self.options.state_dir.join("captured.json");
         let (pipeline, published) = Pipeline::new(index, metrics.clone(), captured, complete);
-        let mut pipeline = pipeline.with_shared(shared);
+        let mut pipeline = pipeline.with_shared(shared).with_settings(mesh.clone());
         let diagnostics = pipeline.diagnostics();
+        if let Some(settings) = self.settings {
+            let findings = Findings {
+                diagnostics: Arc::clone(&diagnostics),
+                refused: metrics.settings_refused.clone(),
+            };
+            further.push(tokio::spawn(settings.follow(findings)));
+        }
         let policies = pipeline.policies();
         let sync = SyncStatus::default();
         let taken = sync.taken();
@@ -222,7 +240,7 @@ impl Prepared {
                 diagnostics: Arc::clone(&diagnostics),
                 sync: Arc::clone(&sync),
             };
-            tasks_of_cluster.push(tokio::spawn(status::run(client, replica, views)));
+            further.push(tokio::spawn(status::run(client, replica, views)));
         }
 
         let mut admin = pages::add(admin, published.clone(), diagnostics, Arc::clone(&sync))
@@ -247,11 +265,11 @@ impl Prepared {
                 .with_context(|| format!("--admission {address}: cannot bind"))?;
             let certificates = Arc::clone(&self.certificates);
             let served = admission::serve(listener, certificates, mesh, metrics.clone());
-            tasks_of_cluster.push(tokio::spawn(served));
+            further.push(tokio::spawn(served));
             if let (Some(name), Some(client)) = (self.options.admission_configuration, client) {
                 let authority = Arc::clone(&self.authority);
                 let roots = move || authority.roots().to_pem();
-                tasks_of_cluster.push(tokio::spawn(webhook::keep_bundle(client, name, roots)));
+                further.push(tokio::spawn(webhook::keep_bundle(client, name, roots)));
             }
         }
         let stopping = CancellationToken::new();
@@ -274,10 +292,7 @@ impl Prepared {
         stop.await;
         stopping.cancel();
         let served = tokio::time::timeout(STOP_WITHIN, server).await;
-        for task in [source, pipeline, renewal]
-            .into_iter()
-            .chain(tasks_of_cluster)
-        {
+        for task in [source, pipeline, renewal].into_iter().chain(further) {
             task.abort();
         }
         drain.finish(STOP_WITHIN).await;
@@ -295,7 +310,7 @@ impl Prepared {
 /// # Errors
 /// Whatever keeps it from starting.
 pub fn run(options: Options) -> Result<()> {
-    let log = runtime::log::init(options.log_format, &options.log_level).context("--log-level")?;
+    let log = runtime::log::init(options.log_format, &options.log).context("--log")?;
     let prepared = Prepared::new(options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -13,6 +13,7 @@ mod pages;
 pub mod pipeline;
 mod root;
 pub mod serve;
+pub mod settings;
 pub mod source;
 pub mod status;
 mod webhook;

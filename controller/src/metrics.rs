@@ -59,6 +59,8 @@ pub struct Metrics {
     pub unreported_nodes: Gauge,
     /// Those pods.
     pub unreported_pods: Gauge,
+    /// 1 while the settings file is refused and an earlier one is in force.
+    pub settings_refused: Gauge,
     /// Resources served to every node.
     pub resources: Family<TypeLabel, Gauge>,
 }
@@ -81,6 +83,7 @@ impl Metrics {
             objects: Gauge::default(),
             unreported_nodes: Gauge::default(),
             unreported_pods: Gauge::default(),
+            settings_refused: Gauge::default(),
             resources: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("keelson_controller");
@@ -146,6 +149,11 @@ impl Metrics {
             "unreported_pods",
             "Pods that are to be captured and that no agent says it has captured",
             m.unreported_pods.clone(),
+        );
+        registry.register(
+            "settings_refused",
+            "Whether the settings file is refused, so that an earlier one is in force",
+            m.settings_refused.clone(),
         );
         registry.register(
             "resources",

@@ -133,6 +133,11 @@ pub struct Options {
     #[arg(long, value_enum)]
     pub same_node: Option<SameNode>,
 
+    /// File with settings that may change while this program runs (YAML: sameNode, trustDomainAliases, canary). They go before
+    /// the flags of these names. A file that is wrong is refused as a whole, and what it said before stays in force
+    #[arg(long, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+
     /// What NetworkPolicy objects mean for captured pods: enforce holds them against real peers and ports in the mesh too;
     /// ignore leaves them to the cluster's network, which sees port 15008 between nodes
     #[arg(long, value_enum, default_value = "ignore")]
@@ -147,22 +152,38 @@ pub struct Options {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15014")]
     pub admin: SocketAddr,
 
-    /// Log lines for a person (text) or a machine (json)
+    /// How log lines look
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
 
-    /// Which log lines: a level, or target=level pairs separated by commas; changeable at /logging
-    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
-    pub log_level: String,
+    /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`; changeable at /logging
+    #[arg(
+        long,
+        alias = "log-level",
+        value_name = "FILTER",
+        env = "RUST_LOG",
+        default_value = "info"
+    )]
+    pub log: String,
 }
 
 /// How captured pods of one node talk to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SameNode {
     /// Socket to socket in the kernel where policy is a plain yes; not encrypted, and never on a wire.
     Direct,
     /// By mutual TLS through the agent, as between nodes.
     Mtls,
+}
+
+impl From<SameNode> for proto::agent::SameNode {
+    fn from(said: SameNode) -> Self {
+        match said {
+            SameNode::Direct => Self::Direct,
+            SameNode::Mtls => Self::Mtls,
+        }
+    }
 }
 
 /// Whether `NetworkPolicy` objects hold in the mesh.

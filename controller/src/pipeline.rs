@@ -18,7 +18,7 @@ use crate::metrics::{Metrics, SeverityLabel, type_label};
 use crate::source::Batch;
 use crate::status::{Policies, Tracked};
 use compile::diagnostics::Diagnostics;
-use compile::index::{Captured, Index, Word};
+use compile::index::{Captured, Index, MeshConfig, Word};
 use compile::snapshot::Snapshot;
 
 /// A snapshot and when the change behind it was read.
@@ -65,6 +65,7 @@ pub struct Pipeline {
     /// Since when pods that leave the mesh wait for nodes.
     waiting_since: Option<Instant>,
     shared: Option<Shared>,
+    settings: Option<watch::Receiver<MeshConfig>>,
     ledger: Ledger,
     told: Told,
     /// Policies that have come since the last snapshot, with uid and generation; nothing for those that are gone.
@@ -123,6 +124,7 @@ impl Pipeline {
                 taken: u64::MAX,
                 waiting_since: None,
                 shared: None,
+                settings: None,
                 ledger: Ledger::default(),
                 told: Told::default(),
                 fresh: Vec::new(),
@@ -136,6 +138,13 @@ impl Pipeline {
     #[must_use]
     pub fn with_shared(mut self, shared: Option<Shared>) -> Self {
         self.shared = shared;
+        self
+    }
+
+    /// With settings that may change.
+    #[must_use]
+    pub fn with_settings(mut self, settings: watch::Receiver<MeshConfig>) -> Self {
+        self.settings = Some(settings);
         self
     }
 
@@ -194,6 +203,10 @@ impl Pipeline {
                     read_at = Instant::now();
                     self.hear(news);
                 }
+                mesh = changed(&mut self.settings) => {
+                    read_at = Instant::now();
+                    self.set_mesh(mesh);
+                }
                 () = sleep_until(self.told.next()), if self.told.is_waiting() => read_at = Instant::now(),
                 changed = taken.changed() => {
                     read_at = Instant::now();
@@ -249,6 +262,12 @@ impl Pipeline {
         if let Some(found) = batch.diagnostics {
             let new = self.diagnostics.lock().replace_source(found);
             log(&new);
+        }
+    }
+
+    fn set_mesh(&mut self, mesh: MeshConfig) {
+        if let Err(error) = self.index.set_mesh(mesh) {
+            error!(%error, "the settings are not in force");
         }
     }
 
@@ -450,6 +469,16 @@ fn is_policy(key: &ObjectKey) -> bool {
         ObjectKind::Known(kind) => kind.policy().is_some(),
         ObjectKind::Foreign { .. } => false,
     }
+}
+
+/// The settings, when they change; never without any.
+async fn changed(settings: &mut Option<watch::Receiver<MeshConfig>>) -> MeshConfig {
+    if let Some(settings) = settings
+        && settings.changed().await.is_ok()
+    {
+        return settings.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 /// What becomes known of what is shared; never, where nothing is.

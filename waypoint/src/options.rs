@@ -60,11 +60,11 @@ pub struct Options {
     /// Bytes of a request's body that are kept to send it again or to mirror it
     #[arg(long, default_value_t = 64 << 10)]
     pub replay_bytes: usize,
-    /// Log lines for a person (text) or a machine (json)
+    /// How log lines look
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
-    /// Which log lines, such as `info`, `info,access=off` or `debug,h2=info`
-    #[arg(long, value_name = "FILTER", default_value = "info")]
+    /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`; changeable at /logging
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
     pub log: String,
 }
 

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use manifest::{Claim, Diagnostic, Kind, Severity, read_object};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
@@ -30,11 +31,10 @@ use crate::metrics::{Metrics, ReasonLabel};
 pub async fn serve(
     listener: TcpListener,
     certificates: Arc<ServingCertificates>,
-    mesh: MeshConfig,
+    mesh: watch::Receiver<MeshConfig>,
     metrics: Metrics,
 ) {
     let acceptor = TlsAcceptor::from(certificates.config());
-    let mesh = Arc::new(mesh);
     loop {
         let tcp = match listener.accept().await {
             Ok((tcp, _)) => tcp,
@@ -44,14 +44,14 @@ pub async fn serve(
                 continue;
             }
         };
-        let (acceptor, mesh, metrics) = (acceptor.clone(), Arc::clone(&mesh), metrics.clone());
+        let (acceptor, mesh, metrics) = (acceptor.clone(), mesh.clone(), metrics.clone());
         tokio::spawn(async move {
             let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await else {
                 return;
             };
             let answer = service_fn(move |request| {
-                let (mesh, metrics) = (Arc::clone(&mesh), metrics.clone());
-                async move { Ok::<_, Infallible>(answer(request, &mesh, &metrics).await) }
+                let (mesh, metrics) = (mesh.borrow().clone(), metrics.clone());
+                async move { Ok::<_, Infallible>(answer(request, mesh, &metrics).await) }
             });
             let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -67,7 +67,7 @@ pub async fn serve(
 
 async fn answer(
     request: Request<Incoming>,
-    mesh: &MeshConfig,
+    mesh: MeshConfig,
     metrics: &Metrics,
 ) -> Response<Full<Bytes>> {
     if request.method() != Method::POST || request.uri().path() != PATH {
@@ -83,7 +83,6 @@ async fn answer(
         return plain(StatusCode::BAD_REQUEST, "the review is not JSON");
     };
     // A parser that outlives anything is still bounded work, but not the reactor's.
-    let mesh = mesh.clone();
     let judged = tokio::task::spawn_blocking(move || judge(&review, &mesh)).await;
     let Ok((response, reason)) = judged else {
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "the review failed");

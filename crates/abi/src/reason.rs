@@ -79,7 +79,7 @@ reasons! {
     InboundDirect = 27, "inbound_direct";
     /// lookup: direct connection of a captured pod of this node, refused: policy does not allow it now.
     InboundDirectDenied = 28, "inbound_direct_denied";
-    /// sock_ops: a direct connection could not be noted (map full); to its server it is plain text of nobody.
+    /// sock_ops: a direct connection could not be noted (map full); its server judges it as a connection of a client without identity.
     FlowLost = 29, "flow_lost";
     /// An event of a direct connection was lost, the ring buffer being full.
     EventLost = 30, "event_lost";

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use manifest::{Diagnostic, ObjectKey, Severity};
 
-/// Every current finding: what the source said about files, what the index said about objects.
+/// Every current finding: what the source said about files, what is wrong with the settings, what the index said about objects.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnostics {
     source: Vec<Diagnostic>,
+    settings: Vec<Diagnostic>,
     index: BTreeMap<ObjectKey, Vec<Diagnostic>>,
 }
 
@@ -24,6 +25,13 @@ impl Diagnostics {
             .collect();
         self.source = found;
         new
+    }
+
+    /// Replaces the findings about the settings and returns those that are new.
+    pub fn replace_settings(&mut self, found: Vec<Diagnostic>) -> Vec<Diagnostic> {
+        let known = std::mem::replace(&mut self.settings, found);
+        let new = self.settings.iter().filter(|one| !known.contains(one));
+        new.cloned().collect()
     }
 
     /// Replaces the findings of the index about one object and returns those that are new.
@@ -45,6 +53,7 @@ impl Diagnostics {
         let mut all: Vec<_> = self
             .source
             .iter()
+            .chain(&self.settings)
             .chain(self.index.values().flatten())
             .cloned()
             .collect();
@@ -54,7 +63,8 @@ impl Diagnostics {
 
     /// How many findings have this severity.
     pub fn count(&self, severity: Severity) -> usize {
-        let all = self.source.iter().chain(self.index.values().flatten());
+        let source = self.source.iter().chain(&self.settings);
+        let all = source.chain(self.index.values().flatten());
         all.filter(|d| d.severity == severity).count()
     }
 }

@@ -8,6 +8,7 @@ pub mod enrolment;
 mod flush;
 mod held;
 pub mod holdings;
+mod mesh;
 mod network_policy;
 pub mod peer_authentication;
 mod selectors;
@@ -27,6 +28,7 @@ use self::announce::Announcements;
 use self::authorization::Compiled;
 use self::holdings::Holdings;
 pub use self::holdings::{Captured, Sandbox, Word};
+pub use self::mesh::{Canary, FixedSetting, MeshConfig};
 use self::selectors::{PodLabels, Selectors};
 use crate::snapshot::Snapshot;
 use crate::store::{
@@ -36,42 +38,7 @@ use manifest::{
     Diagnostic, Kind, Labels, NamespacedName, Object, ObjectKey, ObjectKind, PodFacts, PolicyKind,
     Upsert,
 };
-use proto::agent;
 use proto::istio::workload::Locality;
-
-/// What is the same for the whole mesh.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MeshConfig {
-    /// Name of this cluster in workload names.
-    pub cluster_id: String,
-    /// DNS suffix of Services.
-    pub cluster_domain: String,
-    /// Trust domain of all identities.
-    pub trust_domain: String,
-    /// Other names of it in policies.
-    pub trust_domain_aliases: Vec<String>,
-    /// The namespace whose policies are for the whole mesh.
-    pub root_namespace: String,
-    /// How captured pods of one node talk to each other; agents decide where it is not said.
-    pub same_node: agent::SameNode,
-    /// Whether `NetworkPolicy` objects hold for captured pods by the mesh too.
-    pub network_policies: bool,
-}
-
-impl Default for MeshConfig {
-    /// Istio's defaults.
-    fn default() -> Self {
-        Self {
-            cluster_id: "Kubernetes".into(),
-            cluster_domain: "cluster.local".into(),
-            trust_domain: "cluster.local".into(),
-            trust_domain_aliases: Vec::new(),
-            root_namespace: "istio-system".into(),
-            same_node: agent::SameNode::Unsaid,
-            network_policies: false,
-        }
-    }
-}
 
 /// What a flush did.
 #[derive(Clone, Debug, Default)]

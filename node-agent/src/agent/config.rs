@@ -164,10 +164,10 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 0)]
     pub workers: usize,
     /// How log lines look.
-    #[arg(long, value_enum, default_value = "text")]
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-    /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`.
-    #[arg(long, default_value = "info")]
+    /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`; changeable at /logging.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
     pub log: String,
     /// Log what the kernel half decides, with pod and reason, under the target `ebpf`. Only debug builds that were
     /// made for it can: `cargo xtask build --ebpf-log`.
@@ -206,7 +206,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 262_144)]
     pub max_verdicts: u32,
     /// Connections between pods of this node that may be opening at once. Beyond it the oldest
-    /// are plain text of nobody to their servers.
+    /// are judged by their servers as connections of a client without identity.
     #[arg(long, default_value_t = 65536)]
     pub max_direct_flows: u32,
     /// Room for addresses that are captured on other nodes, and for those of services. Plain traffic to an address

@@ -26,6 +26,15 @@ impl Metrics {
         Ok(Self(lab.agent_get(node, "/stats/prometheus")?))
     }
 
+    /// The page of the controller.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the controller does not answer.
+    pub fn of_controller(lab: &Lab) -> Result<Self> {
+        Ok(Self(lab.controller_get("/metrics")?))
+    }
+
     /// The samples of this name whose labels include these.
     pub fn samples(&self, name: &str, labels: &[(&str, &str)]) -> Vec<Sample<'_>> {
         let samples = self.0.lines().filter_map(Sample::parse);

@@ -183,7 +183,7 @@ pub(super) fn node_pod(
         .into(),
         reason: enrolment.reason,
         trust_domain: mesh.trust_domain.clone(),
-        same_node: mesh.same_node.into(),
+        same_node: mesh.same_node_on(&pod.node).into(),
         probe_ports: pod.probe_ports.iter().map(|port| (*port).into()).collect(),
     }
 }

@@ -17,6 +17,8 @@ type Place = (usize, usize);
 struct Change {
     place: Place,
     variant: Option<usize>,
+    /// Which settings the mesh has from now on.
+    mesh: Option<usize>,
     flush: bool,
 }
 
@@ -27,11 +29,31 @@ const VARIANTS: usize = 6;
 fn any_change() -> impl Strategy<Value = Change> {
     let place = (0..KINDS, 0..OF_A_KIND);
     let variant = prop::option::weighted(0.75, 0..VARIANTS);
-    (place, variant, any::<bool>()).prop_map(|(place, variant, flush)| Change {
+    let mesh = prop::option::weighted(0.1, 0..MESHES);
+    (place, variant, mesh, any::<bool>()).prop_map(|(place, variant, mesh, flush)| Change {
         place,
         variant,
+        mesh,
         flush,
     })
+}
+
+const MESHES: usize = 4;
+
+/// The settings of a mesh.
+fn mesh(variant: usize) -> MeshConfig {
+    let canary = Canary {
+        nodes: ["n1".to_owned()].into(),
+        same_node: agent::SameNode::Mtls,
+    };
+    let names: &[&str] = [&[][..], &["old.domain"], &["bank"], &[]][variant];
+    MeshConfig {
+        network_policies: true,
+        trust_domain_aliases: names.iter().map(|name| (*name).to_owned()).collect(),
+        same_node: [agent::SameNode::Unsaid, agent::SameNode::Direct][variant % 2],
+        canary: (variant > 1).then_some(canary),
+        ..MeshConfig::default()
+    }
 }
 
 /// The manifest of a place.
@@ -159,7 +181,7 @@ fn manifest((kind, which): Place, variant: usize) -> String {
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: z{which}, namespace: {space}}}\nspec: {{{}}}\n",
             pick(&[
                 "{}",
-                "action: DENY, rules: [{from: [{source: {namespaces: [bank]}}]}]",
+                "action: DENY, rules: [{from: [{source: {namespaces: [bank]}}, {source: {principals: [cluster.local/ns/shop/sa/other]}}]}]",
                 "selector: {matchLabels: {app: a}}, rules: [{to: [{operation: {ports: [\"80\"]}}]}]",
                 "selector: {matchLabels: {tier: t}}, action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]",
                 "targetRefs: [{kind: Service, name: s0, group: \"\"}], rules: [{from: [{source: {principals: [\"*\"]}}]}]",
@@ -224,11 +246,8 @@ proptest! {
     fn what_changes_bring_about_is_what_the_rest_says(
         changes in prop::collection::vec(any_change(), 1..60),
     ) {
-        let mesh = MeshConfig {
-            network_policies: true,
-            ..MeshConfig::default()
-        };
-        let mut index = Index::new(mesh.clone());
+        let mut settings = mesh(0);
+        let mut index = Index::new(settings.clone());
         let mut left: BTreeMap<ObjectKey, Upsert> = BTreeMap::new();
         for change in changes {
             let written = objects(&manifest(change.place, change.variant.unwrap_or(0)));
@@ -242,12 +261,16 @@ proptest! {
                     left.remove(&key);
                 }
             }
+            if let Some(variant) = change.mesh {
+                settings = mesh(variant);
+                prop_assert_eq!(index.set_mesh(settings.clone()), Ok(()));
+            }
             if change.flush {
                 index.flush();
             }
         }
         index.flush();
-        let mut anew = Index::new(mesh);
+        let mut anew = Index::new(settings);
         for upsert in left.values() {
             anew.apply(upsert);
         }

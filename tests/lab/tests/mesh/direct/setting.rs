@@ -1,9 +1,10 @@
 //! Whether pods of one node talk directly is said once for the whole mesh, and all agents follow.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, ControllerOptions, Lab, Pod};
 use tests_lab::turn;
 
@@ -78,4 +79,52 @@ fn all_agents_follow_what_the_mesh_says_of_pods_of_one_node() -> Result<()> {
     // Where the mesh says nothing, the agent's own setting counts.
     start_controller(&lab, &[])?;
     wait_way(&lab, &client, to, (3.0, 0.0))
+}
+
+/// P31: one file, followed without a restart; a wrong one is refused and named, a canary goes first.
+#[test]
+fn settings_are_followed_without_a_restart_and_wrong_ones_are_refused() -> Result<()> {
+    let _turn = turn()?;
+    let lab = Lab::builder(lab::unique_id()).nodes(1).build()?;
+    lab.apply("namespaces.yaml", &mesh_namespace("green"))?;
+    let file = lab.run_dir().join("settings.yaml");
+    let say = |text: &str| fs::write(&file, text).context("writing the settings");
+    say("sameNode: mtls\n")?;
+    let args = [format!("--settings={}", file.display())];
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    start_controller(&lab, &args)?;
+    let controller = lab.controller_pid();
+    lab.start_agent("n1", &AgentOptions::default())?;
+    let client = lab.create(&pod("green", "client", "n1"))?;
+    let server = lab.create(&pod("green", "server", "n1"))?;
+    let _echo = echo(&server, 8080)?;
+    let to = at(server.v4()?, 8080);
+    wait_way(&lab, &client, to, (0.0, 3.0))?;
+    say("sameNode: direct\n")?;
+    wait_way(&lab, &client, to, (3.0, 0.0))?;
+    say("sameNode: direct\ncanary: {nodes: [n1], sameNode: mtls}\n")?;
+    wait_way(&lab, &client, to, (0.0, 3.0))?;
+    say("sameNode: direct\ncanary: {nodes: [n2], sameNode: mtls}\n")?;
+    wait_way(&lab, &client, to, (3.0, 0.0))?;
+    say("sameNode: mtls\nsameNodes: direct\n")?;
+    testkit::eventually("the finding", FOLLOWS, || {
+        let page = lab.controller_get("/diagnostics")?;
+        ensure!(page.contains("sameNodes"), "{page}");
+        Ok(())
+    })?;
+    let refused =
+        || Metrics::of_controller(&lab)?.present("keelson_controller_settings_refused", &[]);
+    ensure!(refused()? == 1.0, "not counted");
+    wait_way(&lab, &client, to, (3.0, 0.0))?;
+    ensure!(
+        lab.controller_pid() == controller,
+        "the controller was started anew"
+    );
+    // Whoever is started now has what was in force.
+    start_controller(&lab, &args)?;
+    wait_way(&lab, &client, to, (3.0, 0.0))?;
+    say("sameNode: mtls\n")?;
+    wait_way(&lab, &client, to, (0.0, 3.0))?;
+    ensure!(refused()? == 0.0, "still counted as refused");
+    Ok(())
 }
