@@ -26,7 +26,7 @@ pub(crate) fn pages(server: Server, core: &Core) -> Server {
             move |_| json_page(&json!(registry.ejections())),
         )
         .page(
-            "/connections/refused",
+            admin_api::page::REFUSALS,
             "the last connections that were refused, with the reason (JSON)",
             move |_| json_page(&json!(telemetry.recorder.refusals.list())),
         )

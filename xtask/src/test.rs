@@ -138,6 +138,7 @@ fn prepare(needs: Needs) -> Result<()> {
 /// Runs what failed once more. A test of the lab shares two processors with whatever else runs; one
 /// that passes now is named as unsteady, and only a second failure fails the run.
 fn again(totals: &Totals) -> Result<()> {
+    totals.print_said();
     if totals.failures.is_empty() || totals.failures.len() > MOST_UNSTEADY {
         bail!("`cargo test` failed");
     }
@@ -147,6 +148,7 @@ fn again(totals: &Totals) -> Result<()> {
     let (second, success) = watch(command)?;
     let all = u64::try_from(totals.failures.len())?;
     if !success || second.passed != all {
+        second.print_said();
         bail!("`cargo test` failed, also when repeated");
     }
     for name in &totals.failures {
@@ -188,6 +190,10 @@ pub(crate) struct Totals {
     pub(crate) failures: Vec<String>,
     /// How long each test took that said so.
     times: Vec<(Duration, String)>,
+    /// What failed tests said first: the error, without its backtrace.
+    said: Vec<String>,
+    /// Lines of a failed test that are still to be kept.
+    keep: usize,
 }
 
 impl Totals {
@@ -197,6 +203,7 @@ impl Totals {
             self.times.push((time, name.to_owned()));
         }
         let line = timed::without_time(line);
+        self.hear(line);
         if let Some(name) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
@@ -221,6 +228,29 @@ impl Totals {
 }
 
 impl Totals {
+    /// Keeps the beginning of what a failed test has said, of which the test program makes a paragraph.
+    fn hear(&mut self, line: &str) {
+        if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            self.keep = SAID;
+        } else if line.trim_start().starts_with("stack backtrace") || line == "failures:" {
+            self.keep = 0;
+        }
+        if self.keep > 0 && !line.is_empty() {
+            self.keep -= 1;
+            self.said.push(line.to_owned());
+        }
+    }
+
+    /// Tells again, where whoever sees only the end of the output finds it, why tests failed.
+    fn print_said(&self) {
+        if !self.said.is_empty() {
+            println!("\n{}", shell::bold("what they said:"));
+        }
+        for line in &self.said {
+            println!("  {line}");
+        }
+    }
+
     /// Names the tests that took longest, if any took long. Those of the lab wait for each other, so their times hold
     /// what they waited for.
     fn print_slowest(&self) {
@@ -235,6 +265,9 @@ impl Totals {
         }
     }
 }
+
+/// Lines of what a failed test has said.
+const SAID: usize = 12;
 
 /// Shorter tests are not named.
 const SLOW: Duration = Duration::from_secs(1);
@@ -252,6 +285,12 @@ mod tests {
             "test a ... ok",
             "test b::c ... FAILED <0.500s>",
             "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.43s",
+            "failures:",
+            "---- b::c stdout ----",
+            "Error: it is not so",
+            "",
+            "stack backtrace:",
+            "   0: somewhere",
             "test result: ok. 10 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
         ] {
             totals.add(line);
@@ -263,6 +302,11 @@ mod tests {
             ignored: 2,
             failures: vec!["b::c".to_owned()],
             times: vec![(Duration::from_millis(500), "b::c".to_owned())],
+            said: vec![
+                "---- b::c stdout ----".to_owned(),
+                "Error: it is not so".to_owned(),
+            ],
+            keep: 0,
         };
         assert_eq!(totals, expected);
     }

@@ -108,7 +108,7 @@ fn settings_are_followed_without_a_restart_and_wrong_ones_are_refused() -> Resul
     wait_way(&lab, &client, to, (3.0, 0.0))?;
     say("sameNode: mtls\nsameNodes: direct\n")?;
     testkit::eventually("the finding", FOLLOWS, || {
-        let page = lab.controller_get("/diagnostics")?;
+        let page = lab.controller_get("/debug/diagnostics")?;
         ensure!(page.contains("sameNodes"), "{page}");
         Ok(())
     })?;
