@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::StatusCode;
 use model::Identity;
 use tls::{TlsFailure, WorkloadCert};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,7 +18,6 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
-use crate::forwarded;
 use crate::keepalive::Keepalive;
 use crate::life::{Certificates, Life, Side};
 use crate::line::{Line, LineOwner, Patience};
@@ -29,21 +28,11 @@ use crate::stream::{self, StreamEnd, TunnelStream};
 use crate::thin::{self, Gone, Handle};
 
 mod error;
+mod request;
 
 pub use error::{Cause, ConnectError, Lost, OpenError};
-
-/// What to ask the other side for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConnectRequest {
-    /// The target, `ip:port` (IPv6 in brackets) or `host:port`.
-    pub authority: String,
-    /// The `forwarded` header; see [`crate::forwarded::Forwarded::to_value`].
-    pub forwarded: Option<String>,
-    /// The `baggage` header: our workload, for the peer's telemetry.
-    pub baggage: Option<String>,
-    /// The `traceparent` header (W3C Trace Context), to tie the two sides' logs together.
-    pub traceparent: Option<String>,
-}
+pub use request::ConnectRequest;
+pub(crate) use request::{BAGGAGE, TRACEPARENT, header_text};
 
 /// A tunnel to one peer. Clones share it; it closes when the last clone and the last stream are
 /// gone.
@@ -463,39 +452,6 @@ where
             self.shared.lost.get_or_init(|| lost).clone()
         })
     }
-}
-
-impl ConnectRequest {
-    fn to_http(&self) -> Result<Request<()>, OpenError> {
-        let invalid = |field| OpenError::InvalidRequest { field };
-        let uri = Uri::builder()
-            .authority(self.authority.as_str())
-            .build()
-            .map_err(|_not_a_uri| invalid(":authority"))?;
-        let mut request = Request::new(());
-        *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() = uri;
-        *request.version_mut() = http::Version::HTTP_2;
-        let headers = [
-            (forwarded::NAME, "forwarded", &self.forwarded),
-            (BAGGAGE, "baggage", &self.baggage),
-            (TRACEPARENT, "traceparent", &self.traceparent),
-        ];
-        for (name, field, value) in headers {
-            let Some(value) = value else { continue };
-            let value =
-                HeaderValue::from_str(value).map_err(|_not_a_header_value| invalid(field))?;
-            request.headers_mut().insert(name, value);
-        }
-        Ok(request)
-    }
-}
-
-pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
-pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-pub(crate) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    std::str::from_utf8(headers.get(name)?.as_bytes()).ok()
 }
 
 /// What the clones of a tunnel, its streams and its driver know in common.
