@@ -164,3 +164,20 @@ pub fn mtls(namespace: &str, mode: &str) -> String {
          metadata: {{name: default, namespace: {namespace}}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
     )
 }
+
+/// What agents and controller have to say: the last lines of their logs, more with `KEELSON_LOG_LINES`.
+#[must_use]
+pub fn evidence(lab: &Lab) -> String {
+    let lines = std::env::var("KEELSON_LOG_LINES").ok();
+    let lines: usize = lines.and_then(|lines| lines.parse().ok()).unwrap_or(6);
+    let agents = lab.nodes().iter().map(|node| {
+        let name = node.name();
+        (format!("agent of {name}"), lab.agent_log(name))
+    });
+    let all = agents.chain([("controller".to_owned(), lab.controller_log())]);
+    all.fold(String::new(), |text, (who, log)| {
+        let skip = log.lines().count().saturating_sub(lines);
+        let tail: Vec<&str> = log.lines().skip(skip).collect();
+        format!("{text}--- {who}, last lines:\n{}\n", tail.join("\n"))
+    })
+}

@@ -9,7 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::{AgentOptions, Capture, ControllerOptions, Lab, Node, Pod, PodSpec};
+use lab::{AgentOptions, Capture, ControllerOptions, Lab, Pod, PodSpec};
+pub(crate) use tests_lab::evidence;
 use tests_lab::talk;
 pub(crate) use tests_lab::talk::{Ended, echo, listen, listen_on, serve};
 use tests_lab::{Shared, Turn, headless, mtls, namespace, service, turn};
@@ -309,18 +310,4 @@ impl Failures {
         }
         bail!("{}\n{}", self.0.join("\n"), evidence(lab));
     }
-}
-
-/// What the agents have to say: the last lines of their logs, more with `KEELSON_LOG_LINES`.
-pub(crate) fn evidence(lab: &Lab) -> String {
-    let lines = std::env::var("KEELSON_LOG_LINES").ok();
-    let lines: usize = lines.and_then(|lines| lines.parse().ok()).unwrap_or(6);
-    let mut text = String::new();
-    for node in lab.nodes().iter().map(Node::name) {
-        let log = lab.agent_log(node);
-        let skip = log.lines().count().saturating_sub(lines);
-        let tail: Vec<&str> = log.lines().skip(skip).collect();
-        text += &format!("--- agent of {node}, last lines:\n{}\n", tail.join("\n"));
-    }
-    text
 }

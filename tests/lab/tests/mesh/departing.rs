@@ -1,13 +1,14 @@
 //! A pod on its way out is a member of the mesh until its sandbox is gone, whatever becomes of its object.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, ControllerOptions, Lab, Pod};
-use tests_lab::turn;
+use tests_lab::{evidence, turn};
 
 use crate::fixture::{
-    APPLIES, Ended, at, call, echo, mesh_namespace, plain_namespace, pod, wait_configured, wait_for,
+    Ended, at, call, echo, mesh_namespace, plain_namespace, pod, wait_configured, wait_for,
 };
 
 const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
@@ -15,10 +16,15 @@ const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication
 /// Waits until a page of the controller holds a text, or holds it no more.
 fn wait_controller(lab: &Lab, path: &str, text: &str, there: bool) -> Result<()> {
     let what = format!("{path} of the controller holds {text:?}: {there}");
-    lab::wait_until(&what, APPLIES, || {
-        Ok(lab.controller_get(path)?.contains(text) == there)
+    testkit::eventually(&what, PATIENCE, || {
+        let page = lab.controller_get(path)?;
+        ensure!(page.contains(text) == there, "{}", evidence(lab));
+        Ok(())
     })
 }
+
+/// Agents find a controller again that was away, and report to it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Departing {
     lab: Lab,
@@ -63,7 +69,12 @@ impl Departing {
             (&self.stranger, to, Ended::Refused),
         ] {
             let ended = call(from, to)?;
-            ensure!(ended == expected, "{when}: {} to {to}: {ended}", from.key());
+            ensure!(
+                ended == expected,
+                "{when}: {} to {to}: {ended}\n{}",
+                from.key(),
+                evidence(&self.lab)
+            );
         }
         Ok(())
     }
