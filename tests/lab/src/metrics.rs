@@ -32,7 +32,7 @@ impl Metrics {
     ///
     /// Fails where the controller does not answer.
     pub fn of_controller(lab: &Lab) -> Result<Self> {
-        Ok(Self(lab.controller_get("/metrics")?))
+        Ok(Self(lab.controller_get("/stats/prometheus")?))
     }
 
     /// The samples of this name whose labels include these.
