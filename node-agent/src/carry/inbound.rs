@@ -1,16 +1,17 @@
 //! What reaches a captured pod from outside: tunnels of peers and plaintext, both under policy,
 //! both handed to the application with the client's own address.
 
+mod asked;
+
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::StatusCode;
 use model::{
-    Identity, MeshState, Reason, Security, Workload,
+    Identity, MeshState, Reason, Workload,
     policy::{Connection, Verdict},
     service::ServiceKey,
 };
-use proto::proxy_protocol::Header;
-use telemetry::{Party, PartyLabels, Reporter, TcpLabels, Text};
+use telemetry::TcpLabels;
 use tokio::{net::TcpStream, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 use tunnel::{
@@ -18,6 +19,7 @@ use tunnel::{
     server::{AcceptError, Incoming, NextError, ServerTunnel},
 };
 
+use self::asked::{Asked, Proof, asked, describe};
 use crate::{
     carry::{
         identity,
@@ -32,7 +34,7 @@ use crate::{
         budget::{Full, Permit},
         sock, translation,
     },
-    telemetry::record::{self, Authority, ConnectionEnd, Description, Direction, Refusal},
+    telemetry::record::{self, Description, Direction, Refusal},
 };
 
 /// Serves a plaintext connection: policy sees no identity.
@@ -285,122 +287,6 @@ async fn establish(
             None
         }
     }
-}
-
-/// What a client asks of the pod.
-struct Asked {
-    client: SocketAddr,
-    keep_port: bool,
-    target: SocketAddr,
-    /// What that is inside the pod, which may translate addresses.
-    application: SocketAddr,
-    source: Option<Identity>,
-    proof: Proof,
-    service: Option<String>,
-    /// The pod is the waypoint of what is asked for, and takes connections with a header on this port of its loopback.
-    handed: Option<u16>,
-}
-
-/// What shows who asks.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Proof {
-    /// Nothing: policy sees no identity.
-    Nothing,
-    /// The certificate of a tunnel.
-    Certificate,
-    /// The kernel's note of a socket of this node.
-    Socket,
-}
-
-impl Proof {
-    fn security(self) -> Security {
-        match self {
-            Self::Nothing => Security::None,
-            Self::Certificate => Security::MutualTls,
-            Self::Socket => Security::SameNode,
-        }
-    }
-}
-
-impl Asked {
-    /// What somebody asks who has not shown who it is.
-    fn by_nobody(client: SocketAddr, target: SocketAddr) -> Self {
-        Self {
-            client,
-            keep_port: false,
-            target,
-            application: target,
-            source: None,
-            proof: Proof::Nothing,
-            service: None,
-            handed: None,
-        }
-    }
-
-    /// What a waypoint is told.
-    fn header(&self) -> Header {
-        Header {
-            client: self.client,
-            dialled: self.target,
-            identity: self.source.clone(),
-            service: self.service.clone(),
-        }
-    }
-
-    fn authority(&self) -> Authority {
-        Authority {
-            source: self.source.clone(),
-            source_ip: self.client.ip(),
-            destination: self.target,
-        }
-    }
-}
-
-/// Reads a request: its target must be the pod that the tunnel ends in, whatever the peer says.
-fn asked(
-    state: &MeshState,
-    pod: &Pod,
-    tunnel_peer: SocketAddr,
-    source: Option<Identity>,
-    incoming: &Incoming,
-) -> Result<Asked, String> {
-    let target = incoming.authority.address().map(canonical).ok_or_else(|| {
-        "the target must be the pod's address and port; host names are for gateways".to_owned()
-    })?;
-    let handed = if pod.has_address(target.ip()) {
-        None
-    } else {
-        let port = waypoint::port(state, pod, target)
-            .ok_or_else(|| format!("{} is not an address of pod {}", target.ip(), pod.name))?;
-        Some(port)
-    };
-    if let Some(text) = reserved(target) {
-        return Err(text);
-    }
-    // The address of the client is the tunnel's own peer, which is authenticated; only the port is
-    // taken from what the peer says, so that the application sees the real one.
-    let said = incoming
-        .forwarded
-        .as_ref()
-        .and_then(tunnel::forwarded::Forwarded::client_address)
-        .map(canonical);
-    let said = said.filter(|said| said.ip() == tunnel_peer.ip() && said.port() != 0);
-    let service = incoming
-        .forwarded
-        .as_ref()
-        .and_then(|forwarded| forwarded.host.clone());
-    Ok(Asked {
-        client: said.unwrap_or(tunnel_peer),
-        keep_port: said.is_some(),
-        target,
-        application: target,
-        proof: source
-            .as_ref()
-            .map_or(Proof::Nothing, |_| Proof::Certificate),
-        source,
-        service,
-        handed,
-    })
 }
 
 struct Admitted {
@@ -656,42 +542,4 @@ fn refuse(worker: &Worker, pod: &Arc<Pod>, asked: &Asked, refusal: Refusal) {
         .shared
         .recorder
         .refuse(&description, &labels, refusal);
-}
-
-fn describe(
-    pod: &Pod,
-    asked: &Asked,
-    from: Option<&Workload>,
-    own: Option<&Workload>,
-    service: Option<&model::Service>,
-) -> (Description, TcpLabels) {
-    let security = asked.proof.security();
-    let description = Description {
-        direction: Direction::Inbound,
-        pod: pod.name.to_string(),
-        source: ConnectionEnd {
-            addr: Some(asked.client),
-            workload: from.map(|w| Arc::clone(&w.name)),
-            namespace: from.map(|w| Arc::clone(&w.namespace)),
-            identity: asked.source.as_ref().map(Identity::to_string),
-        },
-        destination: ConnectionEnd {
-            addr: Some(asked.target),
-            workload: own.map(|w| Arc::clone(&w.name)),
-            namespace: own.map(|w| Arc::clone(&w.namespace)),
-            identity: Some(pod.identity.to_string()),
-        },
-        service: service.map(|service| service.hostname.to_string()),
-        security,
-        tunnel: None,
-    };
-    let proved = asked.source.as_ref();
-    let labels = PartyLabels::new(
-        Reporter::Destination,
-        Party::new(from, Text::principal(proved)),
-        Party::new(own, Text::principal(proved.map(|_| &pod.identity))),
-        service.into(),
-        security,
-    );
-    (description, labels.into())
 }

@@ -1,7 +1,8 @@
 //! What a captured pod opens: found out where to, carried there encrypted, or refused with a reason.
 
+mod failure;
+
 use std::{
-    io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -17,14 +18,15 @@ use telemetry::{Party, PartyLabels, Reporter, TcpLabels, Text};
 use tls::WorkloadCert;
 use tokio::{io::Interest, net::TcpStream, sync::oneshot};
 use tunnel::{
-    ConnectRequest, ErrorType, Lined, Tunnel, TunnelStream,
-    client::{ConnectError, Driver, Lost, OpenError},
+    ConnectRequest, Lined, Tunnel, TunnelStream,
+    client::{ConnectError, Driver},
     copy,
     forwarded::Forwarded,
-    pool::{Key, PoolError},
+    pool::Key,
     secure::ClientIo,
 };
 
+use self::failure::{answer_of, connect_reason, pool_failure};
 use crate::{
     carry::{
         hold::Opened,
@@ -34,7 +36,7 @@ use crate::{
         syn::Answer,
         worker::{Shared, Track, Worker, aborted},
     },
-    host::{canonical, is_exhausted},
+    host::canonical,
     pod::{Pod, budget::Permit, sock},
     telemetry::record::{self, ConnectionEnd, Description, Direction, Recorder, Refusal},
 };
@@ -426,90 +428,6 @@ pub(crate) fn baggage(workload: &Workload) -> String {
     text
 }
 
-fn pool_failure(error: &PoolError) -> Attempt {
-    let (reason, another_endpoint) = match error {
-        PoolError::Connect(error) => connect_failure(error),
-        PoolError::Open(OpenError::Refused { status, .. }) if status.as_u16() == 401 => {
-            (Reason::DeniedByPeer, false)
-        }
-        PoolError::Open(OpenError::Refused { error, .. }) => (far_answer(error.as_deref()), true),
-        PoolError::Open(OpenError::Lost(Lost::Tls(failure))) => (failure.reason(), false),
-        PoolError::Open(OpenError::Retired) => (Reason::CertificateEnded, false),
-        PoolError::Open(_) => (Reason::TunnelFailed, true),
-        _ => (Reason::AgentStopping, false),
-    };
-    let answer = match error {
-        PoolError::Connect(error) => match &**error {
-            ConnectError::Dial { source, .. } => answer_of(source),
-            _ => answer_for(reason),
-        },
-        _ => answer_for(reason),
-    };
-    Attempt {
-        another_endpoint,
-        answer,
-        refusal: Refusal {
-            reason,
-            text: crate::host::describe(error),
-        },
-    }
-}
-
-/// What a client is told, by what the kernel said to us.
-fn answer_of(error: &io::Error) -> Answer {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Answer::Silence,
-        io::ErrorKind::NetworkUnreachable => Answer::NetworkUnreachable,
-        io::ErrorKind::HostUnreachable => Answer::HostUnreachable,
-        _ => Answer::Refused,
-    }
-}
-
-/// What a client is told, by the reason: what nobody has answered is not answered. One whose agent stops asks the next
-/// one, or is refused by the kernel half.
-fn answer_for(reason: Reason) -> Answer {
-    match reason {
-        Reason::ApplicationTimeout | Reason::HandshakeTimeout | Reason::AgentStopping => {
-            Answer::Silence
-        }
-        Reason::ApplicationUnreachable => Answer::HostUnreachable,
-        _ => Answer::Refused,
-    }
-}
-
-/// What the server's agent says of the application's answer (RFC 9209 section 2.3), in our word.
-fn far_answer(error: Option<&str>) -> Reason {
-    let is = |kind: ErrorType| error == Some(kind.as_str());
-    if is(ErrorType::ConnectionRefused) {
-        Reason::ApplicationRefused
-    } else if is(ErrorType::ConnectionTimeout) {
-        Reason::ApplicationTimeout
-    } else if is(ErrorType::DestinationIpUnroutable) {
-        Reason::ApplicationUnreachable
-    } else {
-        Reason::RefusedByPeer
-    }
-}
-
-fn connect_failure(error: &Arc<ConnectError>) -> (Reason, bool) {
-    match &**error {
-        ConnectError::Dial { source, .. } => (connect_reason(source), true),
-        ConnectError::Secure(error) => (error.reason(), false),
-        ConnectError::H2(_) => (Reason::H2HandshakeFailed, true),
-        _ => (Reason::HandshakeTimeout, true),
-    }
-}
-
-fn connect_reason(error: &io::Error) -> Reason {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Reason::ConnectionRefused,
-        io::ErrorKind::TimedOut => Reason::ConnectTimeout,
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Reason::Unreachable,
-        _ if is_exhausted(error) => Reason::NoDescriptors,
-        _ => Reason::ConnectFailed,
-    }
-}
-
 fn fail(
     pod: &Pod,
     client: SocketAddr,
@@ -601,64 +519,5 @@ pub(crate) fn flow((own, peer): (SocketAddr, SocketAddr)) -> Flow {
         destination: peer.ip().into(),
         source_port: own.port(),
         destination_port: peer.port(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Error, ErrorKind};
-
-    use model::Reason;
-
-    use super::{answer_for, answer_of, far_answer};
-    use crate::carry::syn::Answer;
-
-    #[test]
-    fn a_client_is_told_what_the_far_side_said() {
-        for (said, answer) in [
-            (ErrorKind::ConnectionRefused, Answer::Refused),
-            (ErrorKind::TimedOut, Answer::Silence),
-            (ErrorKind::NetworkUnreachable, Answer::NetworkUnreachable),
-            (ErrorKind::HostUnreachable, Answer::HostUnreachable),
-            (ErrorKind::PermissionDenied, Answer::Refused),
-        ] {
-            assert_eq!(answer_of(&Error::from(said)), answer, "{said}");
-        }
-        for (said, answer) in [
-            (Some("connection_refused"), Answer::Refused),
-            (Some("connection_timeout"), Answer::Silence),
-            (Some("destination_ip_unroutable"), Answer::HostUnreachable),
-            (Some("connection_limit_reached"), Answer::Refused),
-            (None, Answer::Refused),
-        ] {
-            assert_eq!(answer_for(far_answer(said)), answer, "{said:?}");
-        }
-        for reason in [
-            Reason::DeniedByPeer,
-            Reason::NoEndpoint,
-            Reason::UnknownRoot,
-        ] {
-            assert_eq!(answer_for(reason), Answer::Refused, "{reason}");
-        }
-        for reason in [Reason::HandshakeTimeout, Reason::AgentStopping] {
-            assert_eq!(answer_for(reason), Answer::Silence, "{reason}");
-        }
-    }
-
-    #[test]
-    fn refused_timed_out_and_unreachable_are_told_apart_across_the_tunnel() {
-        for (said, expected) in [
-            (Some("connection_refused"), Reason::ApplicationRefused),
-            (Some("connection_timeout"), Reason::ApplicationTimeout),
-            (
-                Some("destination_ip_unroutable"),
-                Reason::ApplicationUnreachable,
-            ),
-            (Some("connection_limit_reached"), Reason::RefusedByPeer),
-            (Some("of a peer's own"), Reason::RefusedByPeer),
-            (None, Reason::RefusedByPeer),
-        ] {
-            assert_eq!(far_answer(said), expected, "{said:?}");
-        }
     }
 }
