@@ -127,12 +127,26 @@ impl Authority {
     /// # Errors
     /// Damaged text, a pair that does not match, a certificate that is no CA or not in date.
     pub fn from_pem(pem: &AuthorityPem, clock: Arc<dyn Clock>) -> Result<Self, CaError> {
+        Self::from_pem_beside(pem, "", clock)
+    }
+
+    /// The same beside other roots (PEM): who gets a certificate is told to trust those too, as while one root follows
+    /// another.
+    ///
+    /// # Errors
+    /// As [`Authority::from_pem`], or damaged text of the others.
+    pub fn from_pem_beside(
+        pem: &AuthorityPem,
+        others: &str,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CaError> {
         let certificate = ("the CA certificate".to_owned(), pem.certificate.clone());
+        let roots = format!("{}\n{others}", pem.certificate);
         Self::from_parts(
             &Parts {
                 key: ("the CA key".to_owned(), pem.key.clone()),
                 chain: certificate.clone(),
-                roots: certificate.clone(),
+                roots: ("the trusted roots".to_owned(), roots),
                 certificate,
             },
             clock,
