@@ -89,7 +89,7 @@ impl Work<'_> {
         let began = Instant::now();
         let objects = of_release(self.api, self.release)?;
         let own = self.own_namespace()?;
-        if objects.is_empty() && own.is_none() && self.roots()?.is_empty() {
+        if objects.is_empty() && own.is_none() && self.beside_the_chart()?.is_empty() {
             bail!(
                 "nothing of the release {} is in namespace {}",
                 self.release.name,
@@ -109,7 +109,7 @@ impl Work<'_> {
             self.remove(*kind, object)?;
         }
         self.until_gone(crate::reach::CONTROLLER, began)?;
-        for (kind, object) in self.roots()? {
+        for (kind, object) in self.beside_the_chart()? {
             self.remove(kind, &object)?;
         }
         if own.is_some() && !self.args.keep_root {
@@ -163,13 +163,12 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// What no chart has: the root that a controller has made, and what Helm has written down of the release.
-    fn roots(&self) -> Result<Vec<(Kind, kube::api::DynamicObject)>> {
+    /// What no chart has: what controllers have written, the root that one has made, and what Helm has written down of the
+    /// release. The garbage collector takes what controllers have written too, but later.
+    fn beside_the_chart(&self) -> Result<Vec<(Kind, kube::api::DynamicObject)>> {
         let mut all = Vec::new();
-        for (kind, name) in ROOTS {
-            if self.args.keep_root {
-                break;
-            }
+        let root = (!self.args.keep_root).then_some(ROOT);
+        for (kind, name) in WRITTEN.into_iter().chain(root) {
             let Some(kind) = Kind::named(kind) else {
                 continue;
             };
@@ -178,12 +177,15 @@ impl Work<'_> {
             let found = self.api.find(&deed, objects.get(name))?;
             all.extend(found.map(|object| (kind, object)));
         }
-        if let Some(kind) = Kind::named("Secret") {
+        let of_helm = format!("owner=helm,name={}", self.release.name);
+        for (kind, label) in [("ConfigMap", KEPT), ("Secret", &of_helm)] {
+            let Some(kind) = Kind::named(kind) else {
+                continue;
+            };
             let objects = kind.api(&self.api.client, &self.release.namespace);
             let deed = Deed::new("list", kind.resource()).within(&self.release.namespace);
-            let of_helm = format!("owner=helm,name={}", self.release.name);
-            let of_helm = ListParams::default().labels(&of_helm);
-            let found = self.api.call(&deed, objects.list(&of_helm))?;
+            let labelled = ListParams::default().labels(label);
+            let found = self.api.call(&deed, objects.list(&labelled))?;
             all.extend(found.items.into_iter().map(|object| (kind, object)));
         }
         Ok(all)
@@ -264,6 +266,13 @@ fn progress(text: &str) {
     drop(writeln!(io::stderr(), "{text}"));
 }
 
-/// What a controller makes in its namespace, by kind and name.
-const ROOTS: [(&str, &str); 2] = [("Secret", "keelson-ca"), ("ConfigMap", "keelson-ca-root")];
+/// What controllers write in their namespace, by kind and name.
+const WRITTEN: [(&str, &str); 2] = [
+    ("ConfigMap", "keelson-ca-root"),
+    ("Lease", "keelson-controller"),
+];
+/// The mesh's root, which the first controller has made.
+const ROOT: (&str, &str) = ("Secret", "keelson-ca");
+/// The label of what controllers write of each node and of each other.
+const KEPT: &str = "keelson.io/kept";
 const EVERY: Duration = Duration::from_millis(500);

@@ -34,6 +34,7 @@ use crate::serve::sync::SyncStatus;
 use crate::serve::tls::ServingCertificates;
 use crate::serve::{self, Services};
 use crate::settings::{Findings, SettingsFile};
+use crate::signer::Signer;
 use crate::source::Source;
 use crate::source::folder::{Folder, Memory, load_last_good};
 use crate::source::kubernetes::Cluster;
@@ -47,7 +48,7 @@ pub struct Prepared {
     mesh: MeshConfig,
     settings: Option<SettingsFile>,
     trust_domain: TrustDomain,
-    authority: Arc<Authority>,
+    signer: Signer,
     certificates: Arc<ServingCertificates>,
     tokens: Option<Arc<NodeTokens>>,
     from: From,
@@ -84,12 +85,11 @@ impl Prepared {
             (Some(config), Some(namespace)) => cluster_root(config, namespace, &options)?,
             _ => authority(&options)?,
         };
-        let authority = Arc::new(authority);
-        let certificates =
-            ServingCertificates::new(Arc::clone(&authority), options.server_name.clone())
-                .with_context(|| format!("--server-name {}", options.server_name.join(",")))?;
+        let signer = Signer::new(authority);
+        let certificates = ServingCertificates::new(signer.clone(), options.server_name.clone())
+            .with_context(|| format!("--server-name {}", options.server_name.join(",")))?;
         if let Some(out) = &options.root_cert_out {
-            let root = authority.roots().to_pem();
+            let root = signer.now().roots().to_pem();
             atomic_write_mode(out, root.as_bytes(), PUBLIC).with_context(|| {
                 format!(
                     "--root-cert-out {}: the folder must exist and be writable",
@@ -128,7 +128,7 @@ impl Prepared {
             mesh,
             settings,
             trust_domain,
-            authority,
+            signer,
             certificates,
             tokens,
             from,
@@ -185,6 +185,10 @@ impl Prepared {
             From::Cluster(config) => {
                 let client =
                     &*client.insert(kube::Client::try_from(*config).context("--kubernetes")?);
+                if let Some(namespace) = &self.options.ca_namespace {
+                    let place = place(client.clone(), namespace, &self.options);
+                    further.push(tokio::spawn(place.follow(self.signer.clone())));
+                }
                 let reviews = TokenReviews::new(
                     client.clone(),
                     &self.options.token_audiences,
@@ -194,6 +198,7 @@ impl Prepared {
                 if let Some(namespace) = &self.options.namespace {
                     let (captures, news) = Captures::new(client.clone(), namespace);
                     further.push(tokio::spawn(captures.clone().follow()));
+                    further.push(tokio::spawn(captures.clone().forget_nodes()));
                     shared = Some(Shared { captures, news });
                     let replica = Replica {
                         namespace: namespace.clone(),
@@ -267,8 +272,8 @@ impl Prepared {
             let served = admission::serve(listener, certificates, mesh, metrics.clone());
             further.push(tokio::spawn(served));
             if let (Some(name), Some(client)) = (self.options.admission_configuration, client) {
-                let authority = Arc::clone(&self.authority);
-                let roots = move || authority.roots().to_pem();
+                let signer = self.signer.clone();
+                let roots = move || signer.now().roots().to_pem();
                 further.push(tokio::spawn(webhook::keep_bundle(client, name, roots)));
             }
         }
@@ -277,7 +282,7 @@ impl Prepared {
             authenticator,
             published,
             reports: send_report,
-            authority: self.authority,
+            signer: self.signer,
             trust_domain: self.trust_domain,
             cert_ttl: self.options.cert_ttl,
             status: sync,
@@ -384,10 +389,19 @@ fn cluster_root(config: &kube::Config, namespace: &str, options: &Options) -> Re
         .build()?;
     runtime.block_on(async {
         let client = kube::Client::try_from(config.clone()).context("--kubernetes")?;
-        root::find(client, namespace, &options.trust_domain, &options.state_dir)
-            .await
-            .context("--ca-namespace")
+        let place = place(client, namespace, options);
+        place.find().await.context("--ca-namespace")
     })
+}
+
+fn place(client: kube::Client, namespace: &str, options: &Options) -> root::Place {
+    root::Place {
+        client,
+        namespace: namespace.to_owned(),
+        trust_domain: options.trust_domain.clone(),
+        state_dir: options.state_dir.clone(),
+        life: options.cert_ttl,
+    }
 }
 
 /// Makes the state folder for this user alone.

@@ -7,6 +7,7 @@ pub mod app;
 pub mod captures;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod installation;
 pub mod metrics;
 pub mod options;
 mod pages;
@@ -14,6 +15,7 @@ pub mod pipeline;
 mod root;
 pub mod serve;
 pub mod settings;
+pub mod signer;
 pub mod source;
 pub mod status;
 mod webhook;

@@ -17,7 +17,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::tls::ca::Authority;
 use model::TrustDomain;
 use parking_lot::Mutex;
 use proto::agent::node_service_server::NodeServiceServer;
@@ -34,6 +33,7 @@ use self::auth::Authenticator;
 use self::sync::SyncStatus;
 use crate::metrics::Metrics;
 use crate::pipeline::{Published, Report};
+use crate::signer::Signer;
 
 /// What the services need.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ pub struct Services {
     /// Where reports go.
     pub reports: mpsc::Sender<Report>,
     /// What signs.
-    pub authority: Arc<Authority>,
+    pub signer: Signer,
     /// The trust domain of every identity.
     pub trust_domain: TrustDomain,
     /// The longest life of a certificate.

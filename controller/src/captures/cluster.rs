@@ -2,20 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use compile::index::Sandbox;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Write, Written};
+use crate::installation::Installation;
 use crate::source::kubernetes::Retry;
 
 /// The ConfigMaps of an installation.
@@ -23,6 +24,7 @@ use crate::source::kubernetes::Retry;
 pub struct Captures {
     maps: Api<ConfigMap>,
     nodes: Api<Node>,
+    installation: Installation,
     tell: mpsc::Sender<News>,
 }
 
@@ -47,7 +49,8 @@ impl Captures {
         let (tell, told) = mpsc::channel(QUEUE);
         let captures = Self {
             maps: Api::namespaced(client.clone(), namespace),
-            nodes: Api::all(client),
+            nodes: Api::all(client.clone()),
+            installation: Installation::new(client, namespace),
             tell,
         };
         (captures, told)
@@ -97,6 +100,44 @@ impl Captures {
         }
     }
 
+    /// Removes, from time to time, what is written of nodes that the cluster does not have any more. Every replica does: who
+    /// comes second finds nothing.
+    pub async fn forget_nodes(self) {
+        loop {
+            tokio::time::sleep(FORGET_EVERY).await;
+            if let Err(error) = self.forget().await {
+                warn!(%error, "cannot remove what is written of nodes that are gone; trying again");
+            }
+        }
+    }
+
+    async fn forget(&self) -> kube::Result<()> {
+        let ours = ListParams::default().labels(&format!("{LABEL}={CAPTURED}"));
+        // The maps first: a node that joins meanwhile is among the nodes.
+        let maps = self.maps.list(&ours).await?.items;
+        let nodes = self.nodes.list_metadata(&ListParams::default()).await?;
+        let nodes = nodes.iter().map(ResourceExt::name_any).collect();
+        for map in orphans(&maps, &nodes) {
+            // Only as it was read: its node may have come back and reported.
+            let params = DeleteParams {
+                preconditions: Some(Preconditions {
+                    resource_version: map.resource_version(),
+                    uid: map.uid(),
+                }),
+                ..DeleteParams::default()
+            };
+            match self.maps.delete(&map.name_any(), &params).await {
+                Ok(_) => info!(
+                    map = map.name_any(),
+                    "its node is gone: what was written of it is removed"
+                ),
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes, and tries again until the server has an answer, which is told.
     pub(crate) async fn write(self, write: Write) {
         let mut waits = Retry::default();
@@ -128,7 +169,7 @@ impl Captures {
                     .into(),
                 ),
                 resource_version: write.replaces.map(|revision| revision.to_string()),
-                owner_references: self.owner(&write.node).await?,
+                owner_references: self.installation.owners().await?,
                 ..ObjectMeta::default()
             },
             ..ConfigMap::default()
@@ -162,20 +203,13 @@ impl Captures {
             Err(error) => Err(error),
         }
     }
+}
 
-    /// What is written of a node goes with it.
-    async fn owner(&self, node: &str) -> kube::Result<Option<Vec<OwnerReference>>> {
-        let node = self.nodes.get_metadata_opt(node).await?;
-        Ok(node.map(|node| {
-            vec![OwnerReference {
-                api_version: "v1".to_owned(),
-                kind: "Node".to_owned(),
-                name: node.name_any(),
-                uid: node.uid().unwrap_or_default(),
-                ..OwnerReference::default()
-            }]
-        }))
-    }
+/// The maps of nodes that are not among `nodes`.
+fn orphans<'a>(maps: &'a [ConfigMap], nodes: &BTreeSet<String>) -> Vec<&'a ConfigMap> {
+    let node = |map: &ConfigMap| map.data.as_ref()?.get(NODE).cloned();
+    let is_gone = |map: &&ConfigMap| node(map).is_some_and(|node| !nodes.contains(&node));
+    maps.iter().filter(is_gone).collect()
 }
 
 /// The name of the ConfigMap of a node: one that is too long is told by its digest.
@@ -227,6 +261,8 @@ const NODE: &str = "node";
 const PODS: &str = "pods";
 /// Bytes of a name in Kubernetes.
 const MAX_NAME: usize = 253;
+/// How long a map may outlive its node.
+const FORGET_EVERY: Duration = Duration::from_secs(120);
 /// News that may wait; the watch then reads no further.
 const QUEUE: usize = 256;
 
@@ -263,6 +299,17 @@ mod tests {
             ("n1", 17, vec![pod])
         );
         assert!(read(&ConfigMap::default()).is_none());
+    }
+
+    #[test]
+    fn the_maps_of_nodes_that_are_gone_are_found_and_no_others() {
+        let map = |node: Option<&str>| ConfigMap {
+            data: node.map(|node| [(NODE.to_owned(), node.to_owned())].into()),
+            ..ConfigMap::default()
+        };
+        let maps = [map(Some("n1")), map(Some("gone")), map(None)];
+        let found = orphans(&maps, &["n1".to_owned(), "n2".to_owned()].into());
+        assert_eq!(found, [&maps[1]]);
     }
 
     #[test]

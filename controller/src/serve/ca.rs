@@ -7,7 +7,7 @@ use model::{Identity, TrustDomain};
 use prost_types::value::Kind;
 use proto::istio::ca::istio_certificate_service_server::IstioCertificateService;
 use proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
-use tls::ca::{Authority, SignError};
+use tls::ca::SignError;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::{info, warn};
@@ -16,13 +16,14 @@ use super::Services;
 use super::auth::{Authenticator, Subscriber, Unauthenticated, caller, peer};
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::pipeline::Published;
+use crate::signer::Signer;
 use compile::snapshot::Snapshot;
 
 /// The service.
 pub struct CertificateService {
     authenticator: Arc<dyn Authenticator>,
     published: watch::Receiver<Arc<Published>>,
-    authority: Arc<Authority>,
+    signer: Signer,
     trust_domain: TrustDomain,
     cert_ttl: Duration,
     metrics: Metrics,
@@ -72,12 +73,12 @@ pub enum Refusal {
 }
 
 impl CertificateService {
-    /// Signs with the authority in `services`.
+    /// Signs with the authority of `services`.
     pub fn new(services: &Services) -> Self {
         Self {
             authenticator: Arc::clone(&services.authenticator),
             published: services.published.clone(),
-            authority: Arc::clone(&services.authority),
+            signer: services.signer.clone(),
             trust_domain: services.trust_domain.clone(),
             cert_ttl: services.cert_ttl,
             metrics: services.metrics.clone(),
@@ -104,7 +105,7 @@ impl CertificateService {
             &identity,
         )?;
         let ttl = lifetime(request.validity_duration, self.cert_ttl);
-        let cert_chain = self.authority.sign(&request.csr, &identity, ttl)?;
+        let cert_chain = self.signer.now().sign(&request.csr, &identity, ttl)?;
         info!(node = &**node, %identity, ttl_seconds = ttl.as_secs(), "certificate issued");
         Ok(IstioCertificateResponse { cert_chain })
     }

@@ -19,11 +19,12 @@ use tracing::{debug, error, info, warn};
 
 use super::visitor::{Connection, Reception, Visitor};
 use crate::metrics::Metrics;
+use crate::signer::Signer;
 
-/// The serving certificate, renewed from the mesh's own authority before it ends.
+/// The serving certificate, renewed from the mesh's own authority before it ends, and when that has another root.
 #[derive(Debug)]
 pub struct ServingCertificates {
-    authority: Arc<Authority>,
+    signer: Signer,
     names: Vec<String>,
     shown: Arc<Shown>,
     config: Arc<ServerConfig>,
@@ -47,8 +48,8 @@ impl ServingCertificates {
     ///
     /// # Errors
     /// A name that is none, or an authority that has expired.
-    pub fn new(authority: Arc<Authority>, names: Vec<String>) -> Result<Arc<Self>, ServingError> {
-        let shown = Arc::new(Shown(ArcSwap::new(issue(&authority, &names)?)));
+    pub fn new(signer: Signer, names: Vec<String>) -> Result<Arc<Self>, ServingError> {
+        let shown = Arc::new(Shown(ArcSwap::new(issue(&signer.now(), &names)?)));
         let mut config =
             ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
                 .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -56,7 +57,7 @@ impl ServingCertificates {
                 .with_cert_resolver(Arc::<Shown>::clone(&shown));
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(Self {
-            authority,
+            signer,
             names,
             shown,
             config: Arc::new(config),
@@ -68,11 +69,16 @@ impl ServingCertificates {
         Arc::clone(&self.config)
     }
 
-    /// Renews for ever, long before the end.
+    /// Renews for ever, long before the end and when another root signs.
     pub async fn renew(self: Arc<Self>) {
+        let mut changes = self.signer.subscribe();
         loop {
-            tokio::time::sleep(RENEW_EVERY).await;
-            match issue(&self.authority, &self.names) {
+            tokio::select! {
+                () = tokio::time::sleep(RENEW_EVERY) => {}
+                // It lives as long as this does.
+                _changed = changes.changed() => {}
+            }
+            match issue(&self.signer.now(), &self.names) {
                 Ok(key) => {
                     self.shown.0.store(key);
                     info!("renewed the controller's own certificate");

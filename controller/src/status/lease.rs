@@ -11,9 +11,12 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::sync::watch;
 use tracing::{debug, info};
 
+use crate::installation::Installation;
+
 /// The election of the writer.
 pub struct Lease {
     leases: Api<Object>,
+    installation: Installation,
     me: String,
     seen: Option<Seen>,
 }
@@ -39,7 +42,8 @@ impl Lease {
     /// The Lease of the installation in `namespace`, for a replica of this name.
     pub fn new(client: Client, namespace: &str, me: &str) -> Self {
         Self {
-            leases: Api::namespaced(client, namespace),
+            leases: Api::namespaced(client.clone(), namespace),
+            installation: Installation::new(client, namespace),
             me: me.to_owned(),
             seen: None,
         }
@@ -75,6 +79,7 @@ impl Lease {
                 let lease = Object {
                     metadata: ObjectMeta {
                         name: Some(NAME.to_owned()),
+                        owner_references: self.installation.owners().await?,
                         ..ObjectMeta::default()
                     },
                     spec: Some(self.claim(None)),
@@ -85,6 +90,9 @@ impl Lease {
                 // With the revision that was read: of two that try, one is refused.
                 let mut lease = there.unwrap_or_default();
                 lease.spec = Some(self.claim(lease.spec.as_ref()));
+                if lease.metadata.owner_references.is_none() {
+                    lease.metadata.owner_references = self.installation.owners().await?;
+                }
                 self.leases.replace(NAME, &params, &lease).await
             }
         };

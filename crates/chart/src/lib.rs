@@ -30,10 +30,11 @@ macro_rules! files {
 }
 
 /// The templates, by name.
-pub const TEMPLATES: [File; 7] = files![
+pub const TEMPLATES: [File; 8] = files![
     "templates/accounts.yaml",
     "templates/admission.yaml",
     "templates/controller.yaml",
+    "templates/installation.yaml",
     "templates/node-agent.yaml",
     "templates/openshift.yaml",
     "templates/quota.yaml",
@@ -253,10 +254,11 @@ pub fn objects(release: &Release, values: &Value) -> Result<Vec<Value>, ChartErr
 }
 
 /// What comes before all else.
-const ORDER: [&str; 8] = [
+const ORDER: [&str; 9] = [
     "ResourceQuota",
     "PodDisruptionBudget",
     "ServiceAccount",
+    "ConfigMap",
     "ClusterRole",
     "ClusterRoleBinding",
     "Role",
@@ -291,6 +293,7 @@ mod tests {
             [
                 "PodDisruptionBudget",
                 "ServiceAccount",
+                "ConfigMap",
                 "ClusterRole",
                 "ClusterRoleBinding",
                 "Role",

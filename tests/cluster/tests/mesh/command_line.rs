@@ -37,7 +37,7 @@ fn asked(args: &[&str], input: &str) -> Result<(i32, Value, String)> {
 }
 
 /// The same, of a command that must succeed.
-fn good(args: &[&str], input: &str) -> Result<Value> {
+pub(crate) fn good(args: &[&str], input: &str) -> Result<Value> {
     let (code, answer, said) = asked(args, input)?;
     ensure!(code == 0, "{args:?}: {code}: {answer:#} {said}");
     Ok(answer)

@@ -18,13 +18,21 @@ pub(crate) struct Installed {
     pub(crate) standing: Standing,
     id: String,
     here: bool,
+    /// Values of this installation beside those that every cluster of ours needs, by section.
+    more: Value,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Installed {
     /// Installs the chart and waits until everything is ready.
     pub(crate) fn install() -> Result<Self> {
+        Self::install_with(json!({}))
+    }
+
+    /// The same with further values.
+    pub(crate) fn install_with(more: Value) -> Result<Self> {
         let mut installed = Self::nothing()?;
+        installed.more = more;
         let crds = root().join("deploy/crds/istio-security.yaml");
         kubectl(&["apply", "-f", &crds.display().to_string()])?;
         installed.here = true;
@@ -46,13 +54,20 @@ impl Installed {
             standing,
             id,
             here: false,
+            more: json!({}),
             _alone: alone,
         })
     }
 
-    /// What the nodes of such a cluster need.
+    /// What the nodes of such a cluster need, and this installation's own.
     pub(crate) fn values(&self) -> Result<Value> {
-        values(&self.id)
+        let mut all = values(&self.id)?;
+        for (section, values) in self.more.as_object().into_iter().flatten() {
+            for (name, value) in values.as_object().into_iter().flatten() {
+                all[section][name] = value.clone();
+            }
+        }
+        Ok(all)
     }
 
     /// Installs what is missing, and waits until everything is ready.
@@ -72,7 +87,7 @@ impl Installed {
                 "--values",
                 "-",
             ],
-            &values(&self.id)?.to_string(),
+            &self.values()?.to_string(),
         );
         done.map(drop).map_err(|error| {
             let pods = kubectl(&["-n", NAMESPACE, "describe", "pods"]).unwrap_or_default();

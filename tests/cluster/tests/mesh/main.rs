@@ -10,3 +10,4 @@ mod lifecycle;
 mod pair;
 mod rendered;
 mod replicas;
+mod root;

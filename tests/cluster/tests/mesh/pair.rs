@@ -78,6 +78,34 @@ impl Pair {
         Ok(())
     }
 
+    /// Has the client ask all the time, one request after the other, until [`Pair::stop_asking`].
+    pub(crate) fn keep_asking(&self) -> Result<()> {
+        let ask = &self.ask;
+        let ask_on = format!(
+            "while [ ! -e /tmp/stop ]; do if {ask} > /dev/null; then echo good; else echo bad; fi; done > /tmp/asked 2>&1 & true"
+        );
+        self.namespace.exec("client", &ask_on).map(drop)
+    }
+
+    /// How many of these requests were answered so far, and how many were not.
+    pub(crate) fn asked(&self) -> Result<(u64, u64)> {
+        let count = |word: &str| -> Result<u64> {
+            let count = format!("grep -c {word} /tmp/asked || true");
+            Ok(self.namespace.exec("client", &count)?.trim().parse()?)
+        };
+        Ok((count("good")?, count("bad")?))
+    }
+
+    /// Ends the asking: more than 50 requests were answered, and none was not.
+    #[expect(clippy::print_stdout, reason = "the figure of a test")]
+    pub(crate) fn stop_asking(&self, during: &str) -> Result<()> {
+        self.namespace.exec("client", "touch /tmp/stop")?;
+        let (good, bad) = self.asked()?;
+        println!("{good} requests while {during}, {bad} failed");
+        ensure!(good > 50 && bad == 0, "{good} good, {bad} bad");
+        Ok(())
+    }
+
     /// How often containers were started again.
     pub(crate) fn restarts(&self) -> Result<u64> {
         let pods = self.namespace.get(&["pods"])?;

@@ -96,6 +96,10 @@ fn a_pod_that_is_reported_to_one_replica_is_announced_by_the_other_also_when_the
     let start = |replica: &str| {
         Controller::start_with(&agents, &["--namespace", name, "--replica", replica])
     };
+    let installation = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "keelson-installation"},
+    });
+    namespace.apply(&[installation])?;
     let (first, second) = (start("one")?, start("two")?);
     ensure!(!is_tunnelled(&second, name)?, "nobody has reported yet");
 
@@ -104,10 +108,12 @@ fn a_pod_that_is_reported_to_one_replica_is_announced_by_the_other_also_when_the
     until_tunnelled(&second, name, true)?;
     let kept = namespace.get(&["configmaps", "-l", "keelson.io/kept=captured-pods"])?;
     let owner = &kept["items"][0]["metadata"]["ownerReferences"][0];
-    ensure!(
-        owner["kind"] == "Node" && owner["name"] == *node.name,
-        "{kept}"
-    );
+    ensure!(owner["name"] == "keelson-installation", "{kept}");
+    let lease = eventually("there is a Lease", || {
+        namespace.get(&["lease", "keelson-controller"])
+    })?;
+    let owner = &lease["metadata"]["ownerReferences"][0];
+    ensure!(owner["name"] == "keelson-installation", "{lease}");
 
     // Who starts later knows it from the start.
     drop(first);
@@ -119,7 +125,21 @@ fn a_pod_that_is_reported_to_one_replica_is_announced_by_the_other_also_when_the
     second.report(&node.token, node.report(name, false))?;
     until_tunnelled(&third, name, false)?;
     third.report(&node.token, node.report(name, true))?;
-    until_tunnelled(&second, name, true)
+    until_tunnelled(&second, name, true)?;
+
+    // What they have written goes with the installation.
+    drop((second, third));
+    namespace.kubectl(&["delete", "configmap", "keelson-installation"])?;
+    eventually("nothing is left", || {
+        let kept = "keelson.io/kept=captured-pods";
+        let maps = namespace.kubectl(&["get", "configmaps", "-l", kept, "-o", "name"])?;
+        let leases = namespace.kubectl(&["get", "leases", "-o", "name"])?;
+        ensure!(
+            maps.trim().is_empty() && leases.trim().is_empty(),
+            "{maps} {leases}"
+        );
+        Ok(())
+    })
 }
 
 /// F127, F136: one of the replicas writes what becomes of a policy, and another goes on when it is gone.
@@ -149,7 +169,8 @@ fn policies_say_in_their_status_whether_they_are_accepted_and_who_is_broken_says
     let good = json!([{"from": [{"source": {"namespaces": ["shop"]}}]}]);
     let accepted = |wanted: &str, generation: u64| {
         eventually(&format!("accepted: {wanted}"), || {
-            let guard = namespace.get(&["authorizationpolicy", "guard"])?;
+            let guard =
+                namespace.get(&["authorizationpolicy", "guard", "--show-managed-fields"])?;
             let conditions = guard["status"]["conditions"].as_array();
             let accepted = conditions
                 .into_iter()
@@ -178,12 +199,17 @@ fn policies_say_in_their_status_whether_they_are_accepted_and_who_is_broken_says
     let (broken, _) = accepted("False", 2)?;
     let message = broken["message"].as_str().unwrap_or_default();
     ensure!(
-        message.contains("spec.rules[0]") && message.contains("did you mean from"),
+        message.contains("spec.rules[0]") && message.contains("did you mean spec.rules[0].from"),
         "{message}"
     );
     eventually("an event says it", || {
         let events = namespace.get(&["events", "--field-selector", "involvedObject.name=guard"])?;
-        ensure!(events.to_string().contains("did you mean from"), "{events}");
+        ensure!(
+            events
+                .to_string()
+                .contains("did you mean spec.rules[0].from"),
+            "{events}"
+        );
         Ok(())
     })?;
 
