@@ -39,6 +39,7 @@ use crate::source::Source;
 use crate::source::folder::{Folder, Memory, load_last_good};
 use crate::source::kubernetes::Cluster;
 use crate::status::{self, Replica, Views};
+use crate::taint;
 use crate::webhook;
 use compile::index::{Index, MeshConfig};
 
@@ -206,6 +207,10 @@ impl Prepared {
                         pod_uid: self.options.replica_uid.clone(),
                     };
                     written_by = Some((client.clone(), replica));
+                    if self.options.startup_taint {
+                        let taken_off = taint::take_off(client.clone(), namespace.clone());
+                        further.push(tokio::spawn(taken_off));
+                    }
                 }
                 let cluster = Cluster::new(client.clone(), &self.options.root_namespace)
                     .with_network_policies(self.mesh.network_policies);

@@ -18,4 +18,5 @@ pub mod settings;
 pub mod signer;
 pub mod source;
 pub mod status;
+mod taint;
 mod webhook;

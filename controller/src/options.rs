@@ -91,6 +91,10 @@ pub struct Options {
     #[arg(long, value_name = "UID", env = "POD_UID")]
     pub replica_uid: Option<String>,
 
+    /// Take the taint keelson.io/agent-not-ready off nodes whose agent is ready (with --namespace)
+    #[arg(long, requires = "namespace")]
+    pub startup_taint: bool,
+
     /// Address at which the API server asks about objects before it stores them (with --kubernetes); nowhere if it is not given
     #[arg(long, value_name = "ADDR:PORT", requires = "kubernetes")]
     pub admission: Option<SocketAddr>,

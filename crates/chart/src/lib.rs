@@ -30,7 +30,7 @@ macro_rules! files {
 }
 
 /// The templates, by name.
-pub const TEMPLATES: [File; 8] = files![
+pub const TEMPLATES: [File; 9] = files![
     "templates/accounts.yaml",
     "templates/admission.yaml",
     "templates/controller.yaml",
@@ -39,6 +39,7 @@ pub const TEMPLATES: [File; 8] = files![
     "templates/openshift.yaml",
     "templates/quota.yaml",
     "templates/rights.yaml",
+    "templates/settings.yaml",
 ];
 /// The default values, with what each is for.
 pub const VALUES: &str = include_str!("../../../deploy/charts/keelson/values.yaml");

@@ -9,7 +9,7 @@ use crate::pair::Pair;
 
 /// A selector that no node satisfies would let the pods go. So the agents are kept from running: their image is one that no
 /// node has, and those that run are killed with their pods, which are deleted so.
-fn without_agents(mesh: &Installed, how: &[&str]) -> Result<()> {
+pub(crate) fn without_agents(mesh: &Installed, how: &[&str]) -> Result<()> {
     let broken = json!({"spec": {
         "updateStrategy": {"type": "OnDelete", "rollingUpdate": null},
         "template": {"spec": {"containers": [{"name": "node-agent", "image": "keelson.io/absent:1"}]}},
@@ -19,6 +19,23 @@ fn without_agents(mesh: &Installed, how: &[&str]) -> Result<()> {
     let words = ["-n", NAMESPACE, "delete", "pods", "-l", &label];
     kubectl(&[&words[..], how].concat())?;
     no_agent_runs(mesh)
+}
+
+/// Lets them run again.
+pub(crate) fn with_agents() -> Result<()> {
+    let image = json!([{"name": "node-agent", "image": "keelson.io/node-agent:0.0.0"}]);
+    patch(&json!({"spec": {"template": {"spec": {"containers": image}}}}))?;
+    let label = format!("app.kubernetes.io/name={AGENT}");
+    let words = [
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pods",
+        "-l",
+        &label,
+        "--wait=true",
+    ];
+    kubectl(&words).map(drop)
 }
 
 fn no_agent_runs(mesh: &Installed) -> Result<()> {
@@ -99,18 +116,7 @@ fn while_no_agent_runs_pods_of_the_mesh_wait_with_an_event_and_all_others_start(
     inside.kubectl(&["delete", "pod", "known", "--timeout=60s"])?;
 
     // The agents come back, also where a mesh pod waits for them.
-    let image = json!([{"name": "node-agent", "image": "keelson.io/node-agent:0.0.0"}]);
-    patch(&json!({"spec": {"template": {"spec": {"containers": image}}}}))?;
-    let label = format!("app.kubernetes.io/name={AGENT}");
-    kubectl(&[
-        "-n",
-        NAMESPACE,
-        "delete",
-        "pods",
-        "-l",
-        &label,
-        "--wait=true",
-    ])?;
+    with_agents()?;
     inside.wait_ready("waits")?;
     Ok(())
 }

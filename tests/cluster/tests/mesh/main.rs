@@ -11,3 +11,4 @@ mod pair;
 mod rendered;
 mod replicas;
 mod root;
+mod taint;
