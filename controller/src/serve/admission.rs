@@ -15,7 +15,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use manifest::{Claim, Diagnostic, Kind, Severity, read_object};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -27,14 +27,14 @@ use tracing::{debug, warn};
 use super::tls::ServingCertificates;
 use crate::metrics::{Metrics, ReasonLabel};
 
-/// Answers for ever.
+/// Answers for ever, by HTTP/1.1: an API server offers nothing else here, so that it spreads its questions over replicas.
 pub async fn serve(
     listener: TcpListener,
     certificates: Arc<ServingCertificates>,
     mesh: watch::Receiver<MeshConfig>,
     metrics: Metrics,
 ) {
-    let acceptor = TlsAcceptor::from(certificates.config());
+    let acceptor = TlsAcceptor::from(certificates.config_of_http1());
     loop {
         let tcp = match listener.accept().await {
             Ok((tcp, _)) => tcp,
@@ -53,10 +53,9 @@ pub async fn serve(
                 let (mesh, metrics) = (mesh.borrow().clone(), metrics.clone());
                 async move { Ok::<_, Infallible>(answer(request, mesh, &metrics).await) }
             });
-            let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .keep_alive_interval(KEEPALIVE)
-                .max_concurrent_streams(MAX_STREAMS)
+                .header_read_timeout(IDLE)
                 .serve_connection(TokioIo::new(stream), answer);
             if let Err(error) = served.await {
                 debug!(%error, "a connection for admission broke");
@@ -116,7 +115,12 @@ fn judge(review: &Value, mesh: &MeshConfig) -> (Value, &'static str) {
         of.map(sentence).collect::<Vec<_>>()
     };
     let errors = sentences(Severity::Error);
-    let mut warnings = sentences(Severity::Warning);
+    // What is refused is not stored, and has no effect to warn of.
+    let mut warnings = if errors.is_empty() {
+        sentences(Severity::Warning)
+    } else {
+        Vec::new()
+    };
     warnings.iter_mut().for_each(shorten);
     let mut response = json!({
         "uid": request["uid"], "allowed": errors.is_empty(), "warnings": warnings,
@@ -218,8 +222,8 @@ const MAX_REVIEW: usize = 8 << 20;
 const MAX_WARNING: usize = 250;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const KEEPALIVE: Duration = Duration::from_secs(30);
-const MAX_STREAMS: u32 = 64;
+/// After which time a connection without a question is closed: an API server closes it earlier itself.
+const IDLE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
@@ -261,6 +265,7 @@ mod tests {
             message.contains("spec.rules[0]") && message.contains("did you mean"),
             "{message}"
         );
+        assert_eq!(answer["warnings"], json!([]), "nothing is stored");
         let good = review(
             POLICY,
             policy(json!({"rules": [{"from": [{"source": {"namespaces": ["a"]}}]}]})),

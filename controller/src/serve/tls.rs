@@ -64,9 +64,11 @@ impl ServingCertificates {
         }))
     }
 
-    /// For a server that shows them.
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
+    /// For a server that shows them and speaks HTTP/1.1.
+    pub(super) fn config_of_http1(&self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::clone(&self.config);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Arc::new(config)
     }
 
     /// Renews for ever, long before the end and when another root signs.

@@ -6,6 +6,7 @@
     reason = "these are tests, also where clippy does not see it"
 )]
 
+mod admission;
 mod certificates;
 mod discovery;
 mod restart;
