@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         nodes: 2,
         proxy: Proxy::Iptables,
         dual_stack: false,
-        network_policy: false,
+        network_policy: true,
     };
     command::build_helm()?;
     let images = images::make(false)?;

@@ -7,6 +7,8 @@ mod away;
 mod command_line;
 mod installed;
 mod lifecycle;
+mod live;
+mod network_policy;
 mod pair;
 mod rendered;
 mod replicas;

@@ -1,0 +1,107 @@
+//! NetworkPolicy objects with a network that enforces them, and with the mesh in between.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+use tests_cluster::{CLIENT, Namespace, SERVER, eventually, kubectl, nodes, pod, who_at};
+
+use crate::installed::Installed;
+
+/// Who gets an answer: client and other, each from near and far, each at 8080 and 8081.
+type Answers = Vec<(&'static str, &'static str, u16, bool)>;
+
+fn answers(namespace: &Namespace) -> Result<Answers> {
+    let mut all = Vec::new();
+    for from in ["client", "other"] {
+        for to in ["near", "far"] {
+            let ask = who_at(namespace.pod_ip(to)?);
+            for port in [8080, 8081] {
+                let ask = ask.replace(":8080/", &format!(":{port}/"));
+                let answer = namespace.exec(from, &ask);
+                if let Ok(answer) = &answer {
+                    ensure!(answer.starts_with(to), "{answer}");
+                }
+                all.push((from, to, port, answer.is_ok()));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Waits until exactly those get answers that are meant to, and sees that it stays so.
+fn until(namespace: &Namespace, meant: impl Fn(&str, u16) -> bool) -> Result<()> {
+    let attempt = || {
+        let all = answers(namespace)?;
+        let is_right = all
+            .iter()
+            .all(|(from, _, port, answered)| meant(from, *port) == *answered);
+        ensure!(is_right, "{all:?}");
+        Ok(())
+    };
+    eventually("those who may get answers", attempt)?;
+    attempt()
+}
+
+/// istio#52742, istio#56659, ztunnel#1229: "allow 8080 from client" is the same with and without the mesh, on the same node
+/// and between nodes. That the network's own policies let tunnels pass opens nothing.
+#[test]
+fn allow_8080_means_the_same_with_and_without_the_mesh_on_both_placements() -> Result<()> {
+    let _mesh = Installed::install_with(json!({"mesh": {"networkPolicies": "enforce"}}))?;
+    let namespace = Namespace::create("netpol")?;
+    let nodes = nodes()?;
+    let [here, there] = nodes.as_slice() else {
+        bail!("two nodes are needed, not {nodes:?}");
+    };
+    let server = SERVER.replace("exec httpd", "httpd -p 8081 -h /tmp/www && exec httpd");
+    let pods = [
+        pod("client", Some(here), CLIENT),
+        pod("other", Some(here), CLIENT),
+        pod("near", Some(here), &server),
+        pod("far", Some(there), &server),
+    ];
+    namespace.apply(&pods)?;
+    for name in ["client", "other", "near", "far"] {
+        namespace.wait_ready(name)?;
+    }
+    until(&namespace, |_, _| true)?;
+
+    let policy = |name: &str, pods: serde_json::Value, ingress: serde_json::Value| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name},
+            "spec": {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": [ingress]},
+        })
+    };
+    let servers =
+        json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["near", "far"]}]});
+    let from = json!([{"podSelector": {"matchLabels": {"app": "client"}}}]);
+    let allow = policy(
+        "allow-8080",
+        servers.clone(),
+        json!({"from": from, "ports": [{"port": 8080}]}),
+    );
+    namespace.apply(&[allow])?;
+    let allowed = |from: &str, port: u16| from == "client" && port == 8080;
+    until(&namespace, allowed).context("without the mesh, by the network")?;
+
+    namespace.apply(&[policy(
+        "tunnels",
+        servers,
+        json!({"ports": [{"port": 15008}]}),
+    )])?;
+    kubectl(&[
+        "label",
+        "namespace",
+        namespace.name(),
+        "keelson.io/mesh=enabled",
+    ])?;
+    for name in ["client", "other", "near", "far"] {
+        eventually("it is captured", || {
+            let rules = namespace.exec(name, "ip rule list")?;
+            ensure!(rules.contains("fwmark"), "{name}: {rules}");
+            Ok(())
+        })?;
+    }
+    until(&namespace, allowed).context("with the mesh")?;
+
+    namespace.kubectl(&["delete", "networkpolicy", "--all"])?;
+    until(&namespace, |_, _| true).context("without policies")
+}
