@@ -12,6 +12,27 @@ use crate::{
     refusals::{Refusal, Refusals, shorten},
 };
 
+/// A line of the access log: who, whom, and the further fields.
+macro_rules! access {
+    ($connection:ident, $($further:tt)*) => {
+        tracing::info!(
+            target: "access",
+            direction = $connection.direction.as_str(),
+            pod = $connection.pod,
+            src.addr = $connection.source.addr.map(tracing::field::display),
+            src.workload = $connection.source.workload.as_deref(),
+            src.namespace = $connection.source.namespace.as_deref(),
+            src.identity = $connection.source.identity,
+            dst.addr = $connection.destination.addr.map(tracing::field::display),
+            dst.workload = $connection.destination.workload.as_deref(),
+            dst.namespace = $connection.destination.namespace.as_deref(),
+            dst.identity = $connection.destination.identity,
+            dst.service = $connection.service,
+            $($further)*
+        )
+    };
+}
+
 /// Where connections are told of. A program has one.
 #[derive(Debug, Default)]
 pub struct Recorder {
@@ -88,19 +109,8 @@ impl Recorder {
     }
 
     fn tell_refused(&self, connection: &Description, refusal: Refusal, flags: Option<&str>) {
-        tracing::info!(
-            target: "access",
-            direction = connection.direction.as_str(),
-            pod = connection.pod,
-            src.addr = connection.source.addr.map(tracing::field::display),
-            src.workload = connection.source.workload.as_deref(),
-            src.namespace = connection.source.namespace.as_deref(),
-            src.identity = connection.source.identity,
-            dst.addr = connection.destination.addr.map(tracing::field::display),
-            dst.workload = connection.destination.workload.as_deref(),
-            dst.namespace = connection.destination.namespace.as_deref(),
-            dst.identity = connection.destination.identity,
-            dst.service = connection.service,
+        access!(
+            connection,
             flags,
             reason = refusal.reason.as_str(),
             error = refusal.text,
@@ -119,20 +129,9 @@ impl Recorder {
 
     /// Writes the line of a connection that is over.
     pub fn closed(&self, connection: &Description, closed: Closed) {
-        tracing::info!(
-            target: "access",
-            direction = connection.direction.as_str(),
-            pod = connection.pod,
-            src.addr = connection.source.addr.map(tracing::field::display),
-            src.workload = connection.source.workload.as_deref(),
-            src.namespace = connection.source.namespace.as_deref(),
-            src.identity = connection.source.identity,
-            dst.addr = connection.destination.addr.map(tracing::field::display),
+        access!(
+            connection,
             dst.hbone_addr = connection.tunnel.map(tracing::field::display),
-            dst.workload = connection.destination.workload.as_deref(),
-            dst.namespace = connection.destination.namespace.as_deref(),
-            dst.identity = connection.destination.identity,
-            dst.service = connection.service,
             security = connection.security.as_str(),
             bytes_sent = closed.response,
             bytes_recv = closed.request,
