@@ -31,6 +31,8 @@ pub struct Route {
     pub destination: Option<Arc<Workload>>,
     /// The service that the client asked for, if it asked for one.
     pub service: Option<Arc<Service>>,
+    /// The waypoint whose pod takes it, if it goes through one.
+    pub waypoint: Option<GatewayAddress>,
 }
 
 /// How a connection goes to where it goes.
@@ -104,7 +106,8 @@ pub const HBONE_PORT: u16 = 15008;
 /// one of its endpoints; a workload by its address goes to its waypoint or to the workload; what
 /// is not known goes on as it is. Of a service's range and a workload's address in it, the
 /// address wins. An address that is or was a captured workload's is never dialled in plain,
-/// whatever else leads there.
+/// whatever else leads there. Unlike in Istio, an endpoint that requires a waypoint is reached through it
+/// also where the service has none: its node lets in nobody else.
 ///
 /// # Errors
 /// The connection has to be refused.
@@ -141,7 +144,7 @@ pub fn route_among<R: Rng + ?Sized>(
         return Err(RouteError::of(tombstone, ip));
     }
     if let Some(workload) = state.workload_by_ip(network, ip) {
-        return to_address(state, source, workload, destination, rng);
+        return to_address(state, source, workload, destination, rng, allowed);
     }
     if let Some(service) = state.service_by_range(network, ip, client) {
         return to_service(state, source, service, destination, rng, allowed);
@@ -173,7 +176,7 @@ fn to_service<R: Rng + ?Sized>(
     if let Some(gateway) = waypoint::of_service(source, service, rng) {
         let what = || format!("service {}", service.key());
         let to = (destination, what);
-        return waypoint::through(state, source, gateway, to, Some(service), rng);
+        return waypoint::through(state, source, gateway, to, Some(service), rng, allowed);
     }
     if service.load_balancing.mode == Mode::Passthrough {
         return plain(state, source, destination, None, Some(service));
@@ -181,6 +184,11 @@ fn to_service<R: Rng + ?Sized>(
     let family = Family::of(destination.ip());
     let port = destination.port();
     let endpoint = balance::pick_among(state, service, port, family, source, rng, allowed)?;
+    if let Some(gateway) = waypoint::of_workload(source, &endpoint.workload) {
+        let what = || format!("workload {}", endpoint.workload.uid);
+        let to = (SocketAddr::new(endpoint.ip, endpoint.target_port), what);
+        return waypoint::through(state, source, gateway, to, Some(service), rng, |_, _| true);
+    }
     to_endpoint(state, source, endpoint, Some(service))
 }
 
@@ -190,12 +198,12 @@ fn to_address<R: Rng + ?Sized>(
     workload: &Arc<Workload>,
     destination: SocketAddr,
     rng: &mut R,
+    allowed: impl Fn(&Workload, SocketAddr) -> bool,
 ) -> Result<Route, RouteError> {
-    if let Some(gateway) = workload.waypoint.as_ref().filter(|w| !is_at(source, w))
-        && workload.uid != source.uid
-    {
+    if let Some(gateway) = waypoint::of_workload(source, workload) {
         let what = || format!("workload {}", workload.uid);
-        return waypoint::through(state, source, gateway, (destination, what), None, rng);
+        let to = (destination, what);
+        return waypoint::through(state, source, gateway, to, None, rng, allowed);
     }
     let endpoint = Endpoint {
         workload: Arc::clone(workload),
@@ -238,6 +246,7 @@ fn to_endpoint(
         kind,
         destination: Some(workload),
         service: service.cloned(),
+        waypoint: None,
     })
 }
 
@@ -267,6 +276,7 @@ fn plain(
         kind: RouteKind::Plain { dial },
         destination,
         service: service.cloned(),
+        waypoint: None,
     })
 }
 

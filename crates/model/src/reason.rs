@@ -72,7 +72,7 @@ words! {
         EndpointUnhealthy = "endpoint_unhealthy", "no endpoint is ready";
         EndpointWeightedZero = "endpoint_weighted_zero", "every endpoint is weighted zero";
         EndpointTooFar = "endpoint_too_far", "no endpoint is near enough for the service's strict locality";
-        WaypointUnreachable = "waypoint_unreachable", "the destination requires a waypoint and the client's agent cannot take the connection there; it does not go past it";
+        WaypointUnreachable = "waypoint_unreachable", "the destination requires a waypoint that has no ready pod or does not take the connection; it does not go past it";
         AddressTombstone = "address_tombstone", "nobody is known to have the address now, and it was a captured pod's: its node has not said that it let go of it, or holds a pod there that the controller does not know. It is never dialled in plain";
         ReservedPort = "reserved_port", "port 15001, 15006 or 15008 of a mesh pod";
         ConnectionRefused = "connection_refused", "TCP to the destination or its agent was refused";

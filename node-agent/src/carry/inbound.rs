@@ -367,16 +367,18 @@ async fn admit(
                     },
                 );
             }
-            let text = format!(
-                "the application of pod {} does not take connections on {}: {error}",
-                pod.name, asked.application
-            );
             let (kind, reason) = application_failure(error.kind());
-            refuse(
-                StatusCode::SERVICE_UNAVAILABLE,
-                kind,
-                Refusal { reason, text },
-            )
+            let refusal = match asked.handed {
+                Some(port) => waypoint::down(pod, port, &error),
+                None => Refusal {
+                    reason,
+                    text: format!(
+                        "the application of pod {} does not take connections on {}: {error}",
+                        pod.name, asked.application
+                    ),
+                },
+            };
+            refuse(StatusCode::SERVICE_UNAVAILABLE, kind, refusal)
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::{
         session::Session,
         silence::Watched,
         syn::Answer,
+        waypoint,
         worker::{Shared, Track, Worker, aborted},
     },
     host::canonical,
@@ -194,11 +195,13 @@ pub(crate) async fn connect(
     let session = Session::of(&shared.kernel, &state, source, pod.id, target);
     let mut kept = session.as_ref().and_then(Session::kept);
     let mut last = None;
+    let mut failed = Vec::new();
     for _ in 0..ENDPOINT_ATTEMPTS {
         // One that is kept and gone leaves all to choose from; one that fails is kept no longer.
         let kept = kept.take();
         let wanted = |workload: &Workload, address: SocketAddr| match kept {
             Some(kept) => address == kept,
+            None if failed.contains(&address) => false,
             None => !drawn || !shared.reached.contains(&workload.uid),
         };
         let route = draw(&state, source, target, wanted)
@@ -217,8 +220,10 @@ pub(crate) async fn connect(
                 });
             }
             Err(attempt) => {
-                let again = attempt.another_endpoint && route.service.is_some();
-                let (answer, refusal) = (attempt.answer, attempt.refusal);
+                let again = attempt.another_endpoint
+                    && (route.service.is_some() || route.waypoint.is_some());
+                failed.push(tried(&route));
+                let (answer, refusal) = (attempt.answer, waypoint::named(attempt.refusal, &route));
                 let failure = fail(pod, client, target, Some(source), Some(&route), refusal);
                 last = Some(Box::new(Failure { answer, ..*failure }));
                 if !again {
@@ -234,6 +239,15 @@ pub(crate) async fn connect(
         };
         fail(pod, client, target, Some(source), None, refusal)
     }))
+}
+
+/// The address by which a route's endpoint, or its waypoint's pod, was drawn.
+fn tried(route: &Route) -> SocketAddr {
+    match &route.kind {
+        RouteKind::Hbone { dial, .. } if route.waypoint.is_some() => *dial,
+        RouteKind::Hbone { authority, .. } => *authority,
+        RouteKind::Plain { dial } | RouteKind::ToSelf { dial } => *dial,
+    }
 }
 
 /// The workload that the pod is to the mesh.

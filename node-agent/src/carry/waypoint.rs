@@ -9,7 +9,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use model::{
-    Identity, MeshState, Reason, Workload, outbound::is_waypoint_for, workload::ApplicationProtocol,
+    Identity, MeshState, Reason, Workload,
+    outbound::{Route, is_waypoint_for},
+    workload::ApplicationProtocol,
 };
 use proto::proxy_protocol::Header;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
@@ -46,6 +48,48 @@ pub(super) fn admit<'s>(
     Ok(workload)
 }
 
+/// What is told of a way that could not be gone: that the waypoint does not take the connection, where it is one. What
+/// concerns the client or who is at the other end keeps its own word.
+pub(super) fn named(refusal: Refusal, route: &Route) -> Refusal {
+    let Some(waypoint) = &route.waypoint else {
+        return refusal;
+    };
+    let is_unreachable = matches!(
+        refusal.reason,
+        Reason::ApplicationRefused
+            | Reason::ApplicationTimeout
+            | Reason::ApplicationUnreachable
+            | Reason::ConnectionRefused
+            | Reason::ConnectTimeout
+            | Reason::Unreachable
+            | Reason::ConnectFailed
+            | Reason::HandshakeTimeout
+            | Reason::H2HandshakeFailed
+            | Reason::TunnelFailed
+    );
+    if !is_unreachable {
+        return refusal;
+    }
+    Refusal {
+        reason: Reason::WaypointUnreachable,
+        text: format!(
+            "waypoint {waypoint} does not take it ({}): {}",
+            refusal.reason, refusal.text
+        ),
+    }
+}
+
+/// What is told where the waypoint of this pod does not take what its agent hands to it.
+pub(super) fn down(pod: &Pod, port: u16, error: &io::Error) -> Refusal {
+    Refusal {
+        reason: Reason::WaypointUnreachable,
+        text: format!(
+            "the waypoint in pod {} does not take connections on port {port} of its loopback: {error}",
+            pod.name
+        ),
+    }
+}
+
 /// Connects to the waypoint and tells it who calls.
 pub(super) async fn hand_over(
     pod: &Pod,
@@ -57,4 +101,48 @@ pub(super) async fn hand_over(
     let mut stream = sock::dial(&pod.netns, to, timeout).await?;
     stream.write_all(&header.to_bytes()).await?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{
+        GatewayAddress, Reason, ServiceKey,
+        address::GatewayDestination,
+        outbound::{HBONE_PORT, Route, RouteKind},
+    };
+
+    use super::named;
+    use crate::telemetry::record::Refusal;
+
+    #[test]
+    fn only_what_the_waypoint_did_is_called_unreachable() {
+        let waypoint = GatewayAddress {
+            destination: GatewayDestination::Hostname(ServiceKey::new("shop", "waypoint")),
+            hbone_port: HBONE_PORT,
+        };
+        let route = |waypoint| Route {
+            kind: RouteKind::Plain {
+                dial: ([10, 0, 0, 1], 80).into(),
+            },
+            destination: None,
+            service: None,
+            waypoint,
+        };
+        let of = |reason, waypoint| {
+            let text = "why".to_owned();
+            named(Refusal { reason, text }, &route(waypoint))
+        };
+        let refused = of(Reason::ApplicationRefused, Some(waypoint.clone()));
+        assert_eq!(refused.reason, Reason::WaypointUnreachable);
+        assert!(
+            refused.text.contains("application_refused"),
+            "{}",
+            refused.text
+        );
+        for reason in [Reason::CertificateMissing, Reason::DeniedByPeer] {
+            assert_eq!(of(reason, Some(waypoint.clone())).reason, reason);
+        }
+        let without = of(Reason::ApplicationRefused, None);
+        assert_eq!(without.reason, Reason::ApplicationRefused);
+    }
 }

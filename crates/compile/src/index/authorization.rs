@@ -101,7 +101,10 @@ fn readable(
     }
     for (index, rule) in spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{index}]");
-        let parts = Parts::of(&at, rule, &policy.key.namespace, domains);
+        let mut parts = Parts::of(&at, rule, &policy.key.namespace, domains);
+        if !compiled.services.is_empty() {
+            parts.without_ports(&at, rule);
+        }
         for field in &parts.beyond {
             reasons.push(format!("{field} needs a waypoint"));
             let effect = if deny {
@@ -110,7 +113,7 @@ fn readable(
                 "the rule allows nothing"
             };
             let message = format!(
-                "needs a waypoint, and the selected workloads have none; until then {effect}"
+                "only a waypoint checks it; for connections that do not come through one, {effect}"
             );
             compiled.note(Severity::Error, field, message);
         }
@@ -156,9 +159,15 @@ fn attach(
     base.scope = pb::Scope::WorkloadSelector.into();
     for (field, target) in targets {
         if target.kind == "Service" && target.group.is_empty() {
-            let message = "needs a waypoint for the Service; until there is one, it applies to the workloads behind the Service";
+            let message = "whole at the Service's waypoint; connections that do not come through one are judged at the workloads behind the Service, where what needs a waypoint refuses";
             compiled.note(Severity::Warning, &field, message);
             compiled.services.push(target.name.clone());
+        } else if ["Gateway", "GatewayClass"].contains(&target.kind.as_str()) {
+            let message = format!(
+                "counts for what comes through {} {}; a connection to a pod's own address does so only if the waypoint is for workloads too (label istio.io/waypoint-for: all)",
+                target.kind, target.name
+            );
+            compiled.note(Severity::Warning, &field, message);
         } else {
             let message = format!(
                 "{} {} is not supported yet; the policy has no effect on it",
@@ -233,6 +242,39 @@ impl<'d> Parts<'d> {
             parts.push(vec![condition]);
         }
         parts
+    }
+
+    /// Takes out what is said of ports. Where a policy targets a Service they are the Service's, and a connection to a pod
+    /// shows the pod's own.
+    fn without_ports(&mut self, at: &str, rule: &Rule) {
+        for (index, to) in rule.to.iter().enumerate() {
+            let operation = to.operation.clone().unwrap_or_default();
+            let ports = [
+                ("ports", &operation.ports),
+                ("notPorts", &operation.not_ports),
+            ];
+            for (name, _) in ports.into_iter().filter(|(_, values)| !values.is_empty()) {
+                self.beyond
+                    .push(format!("{at}.to[{index}].operation.{name}"));
+            }
+        }
+        for (index, when) in rule.when.iter().enumerate() {
+            if when.key == "destination.port" {
+                self.beyond
+                    .push(format!("{at}.when[{index}].key {}", when.key));
+            }
+        }
+        for clause in &mut self.clauses {
+            for one in &mut clause.matches {
+                one.destination_ports.clear();
+                one.not_destination_ports.clear();
+            }
+        }
+        // What is left of it matches everything.
+        let is_open =
+            |clause: &pb::Clause| clause.matches.iter().any(|m| *m == pb::Match::default());
+        self.open |= self.clauses.iter().any(is_open);
+        self.clauses.retain(|clause| !is_open(clause));
     }
 
     /// Adds a clause: one of the alternatives must match. One that matches everything makes the clause void.

@@ -241,8 +241,14 @@ fn a_workloads_waypoint_is_never_skipped() {
         "workload Kubernetes//Pod/shop/a requires waypoint \
          shop/waypoint.shop.svc.cluster.local, which has no ready pod in the mesh",
     );
-    // Addressed as a service it is that service's waypoint that counts; itself it may always reach.
-    assert!(mesh.route("b", "10.96.0.1:80").is_ok());
+    // Also as the endpoint of a service that has none; itself it may always reach.
+    mesh.check_refused(
+        "b",
+        "10.96.0.1:80",
+        "waypoint_unreachable",
+        "workload Kubernetes//Pod/shop/a requires waypoint \
+         shop/waypoint.shop.svc.cluster.local, which has no ready pod in the mesh",
+    );
     mesh.check("a", "10.244.1.10:8080", to_self("10.244.1.10:8080"));
 }
 
@@ -302,6 +308,21 @@ fn what_requires_a_waypoint_goes_to_a_ready_pod_of_it() {
     let far = |authority| hbone("10.244.1.20:15008", authority, &["far"]);
     mesh.check("b", "10.96.0.1:80", near("10.96.0.1:80"));
     mesh.check("b", "10.244.1.10:8080", near("10.244.1.10:8080"));
+    // One that has failed is left out while there is another.
+    let source = mesh.state.workload(&uid("b")).unwrap();
+    let mut rng = StdRng::seed_from_u64(1);
+    let except = |gone: &'static [&'static str]| {
+        move |pod: &Workload, _: SocketAddr| !gone.contains(&&*pod.name)
+    };
+    for (gone, expected) in [
+        (&["near"][..], far("10.96.0.1:80")),
+        (&["near", "far"], near("10.96.0.1:80")),
+    ] {
+        let to = addr("10.96.0.1:80");
+        let route = route_among(&mesh.state, source, to, &mut rng, except(gone)).unwrap();
+        assert_eq!(route.kind, expected, "{gone:?}");
+        assert_eq!(route.waypoint, Some(waypoint()));
+    }
     mesh.change("near", |near| {
         near.status = crate::workload::Health::Unhealthy
     });
@@ -324,6 +345,21 @@ fn what_requires_a_waypoint_goes_to_a_ready_pod_of_it() {
     ] {
         assert_eq!(is_for(name, destination), expected, "{name} {destination}");
     }
+}
+
+#[test]
+fn an_endpoint_that_requires_a_waypoint_is_reached_through_it_by_its_service_too() {
+    let mut mesh = Mesh::new();
+    mesh.state.insert_workload(Workload {
+        services: [(key("waypoint"), vec![])].into(),
+        ..pod("gate", "10.244.2.20", TunnelProtocol::Hbone)
+    });
+    mesh.change("a", |a| a.waypoint = Some(waypoint()));
+    // It is told which endpoint was chosen.
+    let through = hbone("10.244.2.20:15008", "10.244.1.10:8080", &["gate"]);
+    mesh.check("b", "10.96.0.1:80", through);
+    let direct = hbone("10.244.1.10:15008", "10.244.1.10:8080", &["a"]);
+    mesh.check("gate", "10.96.0.1:80", direct);
 }
 
 #[test]

@@ -43,7 +43,17 @@ pub(super) fn of_service<'s, R: Rng + ?Sized>(
         .map(|one| &one.destination)
 }
 
-/// The way to a waypoint. `destination` is what was asked for; the waypoint is told.
+/// The waypoint that a connection to a workload goes through, if it goes through one.
+pub(super) fn of_workload<'s>(
+    source: &Workload,
+    workload: &'s Workload,
+) -> Option<&'s GatewayAddress> {
+    let waypoint = workload.waypoint.as_ref()?;
+    (workload.uid != source.uid && !is_at(source, waypoint)).then_some(waypoint)
+}
+
+/// The way to a waypoint. `destination` is what was asked for; the waypoint is told. Of its pods that `allowed` accepts,
+/// by the address of their tunnels, or of all if it accepts none.
 pub(super) fn through<R: Rng + ?Sized>(
     state: &MeshState,
     source: &Workload,
@@ -51,8 +61,10 @@ pub(super) fn through<R: Rng + ?Sized>(
     (destination, what): (SocketAddr, impl FnOnce() -> String),
     service: Option<&Arc<Service>>,
     rng: &mut R,
+    allowed: impl Fn(&Workload, SocketAddr) -> bool,
 ) -> Result<Route, RouteError> {
-    let Some((pod, dial)) = pod(state, source, waypoint, Family::of(destination.ip()), rng) else {
+    let family = Family::of(destination.ip());
+    let Some((pod, dial)) = pod(state, source, waypoint, family, rng, allowed) else {
         return Err(RouteError::Waypoint {
             destination: what(),
             waypoint: waypoint.clone(),
@@ -66,16 +78,19 @@ pub(super) fn through<R: Rng + ?Sized>(
         },
         destination: Some(pod),
         service: service.cloned(),
+        waypoint: Some(waypoint.clone()),
     })
 }
 
-/// A ready pod of a waypoint and where its tunnels end: one of the client's own node before others.
+/// A ready pod of a waypoint and where its tunnels end: one that is allowed before others, and of these one of the
+/// client's own node.
 fn pod<R: Rng + ?Sized>(
     state: &MeshState,
     source: &Workload,
     waypoint: &GatewayAddress,
     family: Family,
     rng: &mut R,
+    allowed: impl Fn(&Workload, SocketAddr) -> bool,
 ) -> Option<(Arc<Workload>, SocketAddr)> {
     let port = match waypoint.hbone_port {
         0 => HBONE_PORT,
@@ -90,7 +105,10 @@ fn pod<R: Rng + ?Sized>(
         let ip = addresses.iter().find(same).or_else(|| addresses.first())?;
         can.then(|| (Arc::clone(pod), SocketAddr::new(*ip, port)))
     });
-    let ready: Vec<_> = ready.collect();
+    let mut ready: Vec<_> = ready.collect();
+    if ready.iter().any(|(pod, dial)| allowed(pod, *dial)) {
+        ready.retain(|(pod, dial)| allowed(pod, *dial));
+    }
     let near: Vec<_> = ready
         .iter()
         .filter(|(pod, _)| !pod.node.is_empty() && pod.node == source.node)

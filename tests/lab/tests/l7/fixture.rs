@@ -46,7 +46,11 @@ fn shop() -> Result<Lab> {
     for (name, node) in [("front", "n1"), ("back", "n2")] {
         lab.create(&PodSpec::new("shop", name, node).service_account(name))?;
     }
-    lab.apply("gateway.yaml", GATEWAY)?;
+    lab.apply("bank.yaml", &namespace("bank", &[("keelson.io/mesh", "enabled")]))?;
+    lab.create(&PodSpec::new("bank", "teller", "n1").service_account("teller"))?;
+    lab.apply("outside.yaml", &namespace("outside", &[]))?;
+    lab.create(&PodSpec::new("outside", "plain", "n1"))?;
+    lab.apply("gateway.yaml", &gateway("shop", "all"))?;
     lab.apply("rule.yaml", RULE)?;
     testkit::eventually("the waypoint answers", 2 * APPLIES, || {
         let answer = get(&lab, "front", "/", &[])?;
@@ -67,14 +71,19 @@ spec:
   - {name: http, port: 80, targetPort: 8080}
 ";
 
-const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1
+/// The Gateway `waypoint` of a namespace, for what `istio.io/waypoint-for` says.
+pub(crate) fn gateway(namespace: &str, is_for: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {name: waypoint, namespace: shop, labels: {istio.io/waypoint-for: all}}
+metadata: {{name: waypoint, namespace: {namespace}, labels: {{istio.io/waypoint-for: {is_for}}}}}
 spec:
   gatewayClassName: keelson-waypoint
   listeners:
-  - {name: mesh, port: 15008, protocol: HBONE}
-";
+  - {{name: mesh, port: 15008, protocol: HBONE}}
+"
+    )
+}
 
 const RULE: &str = "apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -111,9 +120,12 @@ pub(crate) fn get(lab: &Lab, from: &str, path: &str, args: &[&str]) -> Result<An
     curl(lab, from, &format!("http://{CART}{path}"), args)
 }
 
-/// Asks anything from a pod of the shop. No answer at all is status 0.
+/// Asks anything from a pod, of the shop unless it is written with its namespace. No answer at all is status 0.
 pub(crate) fn curl(lab: &Lab, from: &str, url: &str, args: &[&str]) -> Result<Answer> {
-    let pod = lab.pod(&format!("shop/{from}"))?;
+    let pod = match from.contains('/') {
+        true => lab.pod(from)?,
+        false => lab.pod(&format!("shop/{from}"))?,
+    };
     let mut command = Command::new("curl");
     command.args(["--silent", "--max-time", "10", "--header", "Host: cart"]);
     command.args(["--write-out", "\n%{http_code} %{time_total}"]);
@@ -158,4 +170,26 @@ pub(crate) fn version(answer: &Answer) -> String {
 pub(crate) fn apply(lab: &Lab, http: &str, mut holds: impl FnMut() -> Result<()>) -> Result<()> {
     lab.apply("virtual-service.yaml", &virtual_service(http))?;
     testkit::eventually("the rules apply", APPLIES, &mut holds)
+}
+
+/// Does `check` while a manifest is there.
+pub(crate) fn with(
+    lab: &Lab,
+    file: &str,
+    text: &str,
+    check: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    lab.apply(file, text)?;
+    let checked = check();
+    lab.delete(file)?;
+    checked
+}
+
+/// Asserts that `from` gets this status, at the latest when what was applied has arrived.
+pub(crate) fn gets(lab: &Lab, from: &str, url: &str, args: &[&str], status: u16) -> Result<()> {
+    testkit::eventually(&format!("{from} gets {status} of {url}"), APPLIES, || {
+        let answer = curl(lab, from, url, args)?;
+        ensure!(answer.status == status, "{from} {url} {args:?}: {answer:?}");
+        Ok(())
+    })
 }

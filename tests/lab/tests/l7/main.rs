@@ -3,3 +3,4 @@
 mod bypass;
 mod fixture;
 mod routes;
+mod table;

@@ -387,6 +387,34 @@ fn a_policy_on_a_service_applies_to_the_workloads_behind_it_until_there_is_a_way
 }
 
 #[test]
+fn ports_of_a_policy_on_a_service_are_the_services_and_no_agent_judges_by_them() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {selector: {app: a}, ports: [{port: 80, targetPort: 8080}]}\n";
+    let target = "targetRefs: [{kind: Service, group: \"\", name: web}]";
+    for (spec, expected) in [
+        (
+            format!(
+                "{{{target}, action: DENY, rules: [{{to: [{{operation: {{ports: ['80'], methods: [POST]}}}}]}}]}}"
+            ),
+            vec![String::new()],
+        ),
+        (
+            format!("{{{target}, rules: [{{when: [{{key: destination.port, values: ['80']}}]}}]}}"),
+            vec![],
+        ),
+    ] {
+        let mesh = Mesh::of(&format!(
+            "{}{}{service}",
+            pod("a", ""),
+            policy("shop", &format!(" {spec}"))
+        ));
+        let found = mesh.policy("shop/p");
+        assert_eq!(rules(&found), expected, "{spec}");
+        let why = unenforceable(&found).expect("says so");
+        assert!(why.contains("port"), "{why}");
+    }
+}
+
+#[test]
 fn a_policy_that_cannot_be_read_denies_everything_on_its_scope() {
     let mesh = Mesh::of(&format!(
         "{}{}",
