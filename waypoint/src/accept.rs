@@ -22,10 +22,11 @@ use model::service::AppProtocol;
 use proto::proxy_protocol::{self, Header};
 use rand::RngExt as _;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
-use self::detect::{Spoken, detect};
+pub(crate) use self::detect::Spoken;
+use self::detect::detect;
 pub(crate) use self::patience::Answering;
 use self::patience::{Exhausted, Watch};
 use self::rewound::Rewound;
@@ -65,7 +66,7 @@ pub(crate) async fn accept(worker: Rc<Worker>, listener: TcpListener) {
             Err(error) => {
                 worker.shared.telemetry.recorder.metrics.accept_failed();
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
@@ -111,18 +112,30 @@ async fn begin(worker: Rc<Worker>, mut stream: TcpStream) {
             }
         }
     };
+    match spoken {
+        Spoken::Tcp => {
+            telemetry.connections.inc();
+            tcp::serve(&worker, &caller, stream, before.freeze()).await;
+            telemetry.connections.dec();
+        }
+        spoken => converse(&worker, &caller, (before, stream), spoken).await,
+    }
+}
+
+/// Serves HTTP on a connection of which some bytes have been read.
+pub(crate) async fn converse<S: Stream>(
+    worker: &Rc<Worker>,
+    caller: &Rc<Caller>,
+    (before, stream): (BytesMut, S),
+    spoken: Spoken,
+) {
+    let telemetry = &worker.shared.telemetry;
     telemetry.connections.inc();
     let watch = Watch::default();
+    let io = Rewound::new(before.freeze(), stream, watch.clone());
     match spoken {
-        Spoken::Tcp => tcp::serve(&worker, &caller, stream, before.freeze()).await,
-        Spoken::Http1 => {
-            let io = Rewound::new(before.freeze(), stream, watch.clone());
-            http1(&worker, &caller, io, watch).await;
-        }
-        Spoken::Http2 => {
-            let io = Rewound::new(before.freeze(), stream, watch.clone());
-            http2(&worker, &caller, io, watch).await;
-        }
+        Spoken::Http2 => http2(worker, caller, io, watch).await,
+        Spoken::Http1 | Spoken::Tcp => http1(worker, caller, io, watch).await,
     }
     telemetry.connections.dec();
 }
@@ -162,13 +175,18 @@ async fn read_header(stream: &mut TcpStream) -> Result<(Header, BytesMut), Unpro
     }
 }
 
-enum First {
+/// What comes first on a connection.
+pub(crate) enum First {
     Spoken(Spoken),
     Nothing,
 }
 
 /// What the client's first bytes say; they are kept.
-async fn first_bytes(stream: &mut TcpStream, before: &mut BytesMut, within: Duration) -> First {
+pub(crate) async fn first_bytes(
+    stream: &mut TcpStream,
+    before: &mut BytesMut,
+    within: Duration,
+) -> First {
     let deadline = tokio::time::Instant::now() + within;
     loop {
         if let Some(spoken) = detect(before).filter(|_| !before.is_empty()) {
@@ -182,9 +200,12 @@ async fn first_bytes(stream: &mut TcpStream, before: &mut BytesMut, within: Dura
     }
 }
 
-type Io = TokioIo<Rewound<TcpStream>>;
+/// What HTTP is served on.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
-async fn http1(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<TcpStream>, watch: Watch) {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
+
+async fn http1<S: Stream>(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<S>, watch: Watch) {
     let limits = &worker.shared.limits;
     let service = service_fn(|request| {
         let answering = watch.begin();
@@ -198,7 +219,7 @@ async fn http1(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<TcpStream>,
         .pipeline_flush(true)
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        .serve_connection(Io::new(io), service)
+        .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     tokio::pin!(connection);
     let (head, idle) = (limits.head_timeout, limits.idle_timeout);
@@ -222,7 +243,7 @@ async fn http1(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<TcpStream>,
     }
 }
 
-async fn http2(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<TcpStream>, watch: Watch) {
+async fn http2<S: Stream>(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<S>, watch: Watch) {
     let limits = &worker.shared.limits;
     let service = service_fn(|request| {
         let answering = watch.begin();
@@ -240,7 +261,7 @@ async fn http2(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<TcpStream>,
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
-        .serve_connection(Io::new(io), service);
+        .serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
     // Spread, so that the connections of a client do not all move at once.
     let age = limits.http2_age.mul_f64(rand::rng().random_range(0.8..1.2));
@@ -277,7 +298,8 @@ async fn cut<F: Future<Output = Result<(), hyper::Error>>>(
 }
 
 const BACKLOG: i32 = 4096;
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// After accepting has failed.
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 /// The agent writes it at once.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// hyper takes no smaller one.

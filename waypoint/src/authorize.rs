@@ -1,6 +1,11 @@
 //! Whether the client may have its request go to the endpoint that was chosen: asked with the client's identity, and
 //! again before each attempt.
 
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use l7::Endpoint;
+use l7::backend::Locality;
 use l7::policy::{Denial, Target};
 use l7::{Request, Verdict};
 use model::Reason;
@@ -28,6 +33,34 @@ pub(crate) fn authorize(
         tracing::info!(target: "audit", policy = %policy.origin, rule, client = %request.client.address, %address, "matches");
     }
     match active.l7.authorize(request, endpoint, target) {
+        Verdict::Allow { .. } => Ok(()),
+        Verdict::Deny(denial) => Err(refusal(denial)),
+    }
+}
+
+/// The same at a gateway where no endpoint is chosen: what is answered at once.
+///
+/// # Errors
+/// Policy refuses.
+pub(crate) fn authorize_at_door(active: &Active, request: &Request<'_>) -> Result<(), Refusal> {
+    let port = request.destination.port();
+    let nobody = Endpoint {
+        uid: "".into(),
+        addresses: Vec::new(),
+        identity: None,
+        namespace: "".into(),
+        labels: Arc::default(),
+        node: "".into(),
+        locality: Locality::default(),
+        weight: 1,
+        ports: Vec::new(),
+        policies: Vec::new(),
+    };
+    let target = Target {
+        address: Ipv4Addr::UNSPECIFIED.into(),
+        port,
+    };
+    match active.l7.authorize(request, &nobody, target) {
         Verdict::Allow { .. } => Ok(()),
         Verdict::Deny(denial) => Err(refusal(denial)),
     }

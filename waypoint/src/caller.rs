@@ -12,6 +12,7 @@ use proto::proxy_protocol::Header;
 use telemetry::{Party, Text};
 
 use crate::active::Active;
+use crate::door::Door;
 use crate::telemetry::party_of_endpoint;
 
 /// The other end of a connection.
@@ -22,6 +23,8 @@ pub(crate) struct Caller {
     pub(crate) identity: Option<Identity>,
     host: Option<String>,
     principal: Text,
+    /// Where it came in, of a client from outside of the mesh.
+    pub(crate) door: Option<Door>,
     /// For the configuration of this generation.
     known: RefCell<Option<(u64, Known)>>,
 }
@@ -50,8 +53,22 @@ impl Caller {
             principal: Text::principal(header.identity.as_ref()),
             identity: header.identity,
             host: header.service,
+            door: None,
             known: RefCell::default(),
         }
+    }
+
+    /// A client from outside of the mesh, of which nothing but its address is known.
+    pub(crate) fn at_door(header: Header, door: Door) -> Self {
+        Self {
+            door: Some(door),
+            ..Self::new(header)
+        }
+    }
+
+    /// `http` or `https`, as the client sees it.
+    pub(crate) fn scheme(&self) -> &'static str {
+        self.door.as_ref().map_or("http", Door::scheme)
     }
 
     /// What a configuration knows of it.

@@ -44,7 +44,7 @@ impl Exchange<'_> {
             client: self.caller.as_client(self.known),
             destination: self.known.dialled.as_destination(),
             protocol: l7::Protocol::Http,
-            scheme: "http",
+            scheme: self.caller.scheme(),
             method: &self.head.method,
             authority: self.authority,
             path: self.path,
@@ -90,13 +90,19 @@ async fn answer(
     let ends = (caller.client, caller.dialled);
     let mut record = Box::new(Record::new(telemetry, ends, &head, shown));
     let active = worker.shared.newest.load();
-    let known = caller.known(&active);
+    let mut known = caller.known(&active);
     record.parties.source = Rc::clone(&known.party);
     record.parties.asked = Rc::new(asked(&active, &known.dialled));
     let authority = match authority {
         Ok(authority) => authority,
         Err(text) => return Reply::bad_request(text).answer(record),
     };
+    if let Some(door) = &caller.door {
+        match door.dialled(&active, &authority) {
+            Some(dialled) => known.dialled = dialled,
+            None => return Reply::no_route("no listener serves this host").answer(record),
+        }
+    }
     let mut response = decide(
         worker,
         caller,
@@ -224,7 +230,7 @@ async fn by_rule(
     (rule, taken): (&Rule, Taken),
     body: Incoming,
     upgrade: Option<OnUpgrade>,
-    record: Box<Record>,
+    mut record: Box<Record>,
 ) -> Response<Answer> {
     let request = exchange.request();
     let origin = request.headers.get(http::header::ORIGIN).cloned();
@@ -241,6 +247,15 @@ async fn by_rule(
                 Ok(plan) => plan,
                 Err(reply) => return reply.answer(record),
             };
+            if exchange.caller.door.is_some() {
+                // What was dialled is the gateway itself.
+                let key = &plan.resolved.cluster.key;
+                let served = Dialled::Service {
+                    key: key.service.clone(),
+                    port: key.port,
+                };
+                record.parties.asked = Rc::new(asked(exchange.active, &served));
+            }
             forward::forward(exchange, &plan, body, upgrade, record).await
         }
         // What needs no endpoint is asked about with the first that the service has.

@@ -16,6 +16,7 @@ use tokio::task::LocalSet;
 use crate::accept;
 use crate::active::{Clusters, Newest};
 use crate::balance::state::Registry;
+use crate::door::{self, Secured};
 use crate::forward::pool::Pool;
 use crate::telemetry::Telemetry;
 
@@ -98,6 +99,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) clusters: Clusters,
+    pub(crate) secured: Secured,
 }
 
 /// Starts so many workers on as many listeners.
@@ -145,9 +147,11 @@ fn run(
             shared: Arc::clone(&shared),
             pool: Pool::new(others),
             clusters: Clusters::default(),
+            secured: Secured::default(),
         });
         let listener = TcpListener::from_std(listener)?;
         let accepting = tokio::task::spawn_local(accept::accept(Rc::clone(&worker), listener));
+        tokio::task::spawn_local(door::keep(Rc::clone(&worker)));
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
             tokio::select! {

@@ -29,6 +29,7 @@ pub(super) enum Type {
     L7Service,
     L7Endpoint,
     L7Backend,
+    L7Listener,
     L7Route,
 }
 
@@ -42,7 +43,7 @@ pub(super) enum Viewer {
 }
 
 impl Type {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Authorization,
         Self::Address,
         Self::Workload,
@@ -52,6 +53,7 @@ impl Type {
         Self::L7Service,
         Self::L7Endpoint,
         Self::L7Backend,
+        Self::L7Listener,
         Self::L7Route,
     ];
     /// What a client has to know before it is relied on not to dial a captured workload in plain.
@@ -68,6 +70,7 @@ impl Type {
             Self::L7Service => type_url::L7_SERVICE,
             Self::L7Endpoint => type_url::L7_ENDPOINT,
             Self::L7Backend => type_url::L7_BACKEND,
+            Self::L7Listener => type_url::L7_LISTENER,
             Self::L7Route => type_url::L7_ROUTE,
         }
     }
@@ -100,6 +103,7 @@ impl Type {
             Self::L7Service => of_waypoint(|entry| &entry.services),
             Self::L7Endpoint => of_waypoint(|entry| &entry.endpoints),
             Self::L7Backend => of_waypoint(|entry| &entry.backends),
+            Self::L7Listener => of_waypoint(|entry| &entry.listeners),
             Self::L7Route => of_waypoint(|entry| &entry.routes),
         }
     }
@@ -107,7 +111,12 @@ impl Type {
     fn is_for_waypoints(self) -> bool {
         matches!(
             self,
-            Self::L7Policy | Self::L7Service | Self::L7Endpoint | Self::L7Backend | Self::L7Route
+            Self::L7Policy
+                | Self::L7Service
+                | Self::L7Endpoint
+                | Self::L7Backend
+                | Self::L7Listener
+                | Self::L7Route
         )
     }
 

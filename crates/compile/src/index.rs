@@ -174,6 +174,10 @@ impl Index {
             Object::Gateway(gateway) => {
                 let key = NamespacedName::of(&gateway.metadata);
                 self.set_gateway(&key, waypoint::Serves::read(gateway));
+                self.set_listeners(&key, gateway, upsert);
+            }
+            Object::IstioGateway(_) | Object::ReferenceGrant(_) | Object::Secret(_) => {
+                self.set_edge(upsert);
             }
             Object::VirtualService(_)
             | Object::DestinationRule(_)
@@ -211,7 +215,13 @@ impl Index {
             Kind::NetworkPolicy => self.set_network_policy(&named, None),
             Kind::PeerAuthentication => self.set_peer_authentication(&named, None),
             Kind::AuthorizationPolicy => self.set_policy(&named, None),
-            Kind::Gateway => self.set_gateway(&named, None),
+            Kind::Gateway => {
+                self.set_gateway(&named, None);
+                self.unset_edge(kind, &named);
+            }
+            Kind::IstioGateway | Kind::ReferenceGrant | Kind::Secret => {
+                self.unset_edge(kind, &named);
+            }
             Kind::VirtualService | Kind::DestinationRule | Kind::HttpRoute | Kind::GrpcRoute => {
                 self.unset_l7(kind, &named)
             }

@@ -4,6 +4,7 @@
 //! requests. Both are errors on the object, with the field, and neither stops another rule.
 
 pub(crate) mod destination_rule;
+pub(crate) mod gateway;
 pub(crate) mod gateway_route;
 pub(crate) mod hosts;
 pub(crate) mod notes;

@@ -48,6 +48,8 @@ pub struct WaypointEntry {
     pub policies: Resources,
     /// `Route`.
     pub routes: Resources,
+    /// `Listener`; none for a waypoint that is no gateway.
+    pub listeners: Resources,
 }
 
 /// A pod on a node.

@@ -16,6 +16,8 @@ pub use service::{ServiceFacts, ServicePortFacts, TargetPort};
 pub(crate) const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 /// The label of what a Gateway was made into.
 pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// The label by which a gateway's pods say of which class it is.
+pub(crate) const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 
 /// Whether every pair of `selector` is among `labels`.
 pub(crate) fn selects(selector: &Labels, labels: &Labels) -> bool {

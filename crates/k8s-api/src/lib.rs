@@ -8,7 +8,9 @@ pub mod authorization_policy;
 pub mod destination_rule;
 pub mod gateway;
 pub mod gateway_route;
+pub mod istio_gateway;
 pub mod peer_authentication;
+mod secret;
 mod tolerant;
 pub mod virtual_service;
 
@@ -16,8 +18,9 @@ use std::collections::BTreeMap;
 
 pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
-pub use gateway::Gateway;
+pub use gateway::{Gateway, ReferenceGrant};
 pub use gateway_route::{GrpcRoute, HttpRoute};
+pub use istio_gateway::IstioGateway;
 pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
@@ -26,6 +29,7 @@ pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
 };
 pub use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 pub use peer_authentication::PeerAuthentication;
+pub use secret::Secret;
 use serde::{Deserialize, Serialize};
 pub use virtual_service::VirtualService;
 

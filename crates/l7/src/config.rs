@@ -11,6 +11,7 @@ use model::service::AppProtocol;
 
 pub use self::store::{Resource, ResourceName, Store};
 use crate::backend::{Cluster, ClusterKey, Endpoint, Member};
+use crate::listener::{self, Listener};
 use crate::policy::{Action, Denial, Policy, Target, Verdict, verdict};
 use crate::request::{Destination, Request};
 use crate::rewrite::Taken;
@@ -26,6 +27,8 @@ pub struct Config {
     services_by_host: HashMap<Arc<str>, ServiceKey>,
     endpoints: HashMap<IpAddr, Arc<Endpoint>>,
     policies: Arc<Policies>,
+    /// By port.
+    listeners: BTreeMap<u16, Vec<Arc<Listener>>>,
 }
 
 /// A service with everything that is said of it.
@@ -107,6 +110,16 @@ impl Config {
     /// All services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.served.values().map(|served| &served.service)
+    }
+
+    /// The listeners of a gateway, by port; none for a waypoint.
+    pub fn listeners(&self) -> &BTreeMap<u16, Vec<Arc<Listener>>> {
+        &self.listeners
+    }
+
+    /// The listener of a port that takes a host: by the name that TLS is asked for, or by the request's Host.
+    pub fn listener(&self, port: u16, tls: bool, host: &str) -> Option<&Arc<Listener>> {
+        listener::choose(self.listeners.get(&port)?, tls, host)
     }
 
     /// The workload that has an address.

@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod listener;
 mod matching;
 mod origin;
 pub mod path;
@@ -20,6 +21,7 @@ pub mod text;
 
 pub use backend::{Cluster, ClusterKey, Endpoint, TrafficPolicy};
 pub use config::{Config, Decision, NoRoute, Resource, ResourceName, Store};
+pub use listener::{HostPattern, Listener};
 pub use origin::{Kind, Origin};
 pub use path::Path;
 pub use policy::{Policy, Verdict};

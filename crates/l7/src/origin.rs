@@ -35,6 +35,8 @@ pub enum Kind {
     PeerAuthentication,
     /// A Kubernetes `Service`.
     Service,
+    /// Istio's `Gateway`.
+    Gateway,
 }
 
 impl Kind {
@@ -48,6 +50,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::Service => "Service",
+            Self::Gateway => "Gateway",
         }
     }
 
@@ -61,6 +64,7 @@ impl Kind {
             Self::AuthorizationPolicy,
             Self::PeerAuthentication,
             Self::Service,
+            Self::Gateway,
         ]
         .into_iter()
         .find(|kind| kind.as_str() == name)

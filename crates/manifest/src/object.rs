@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_api::{
-    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, GrpcRoute, HttpRoute, Namespace,
-    NetworkPolicy, Node, ObjectMeta, PeerAuthentication, Pod, Service, ServiceAccount,
-    VirtualService,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, GrpcRoute, HttpRoute,
+    IstioGateway, Namespace, NetworkPolicy, Node, ObjectMeta, PeerAuthentication, Pod,
+    ReferenceGrant, Secret, Service, ServiceAccount, VirtualService,
 };
 use serde::{Deserialize, Serialize};
 
@@ -276,6 +276,12 @@ pub enum Kind {
     HttpRoute,
     /// `gateway.networking.k8s.io`.
     GrpcRoute,
+    /// `gateway.networking.k8s.io`.
+    ReferenceGrant,
+    /// `Gateway` of `networking.istio.io`.
+    IstioGateway,
+    /// Core.
+    Secret,
 }
 
 /// The kinds of policy that can be read. One that is broken refuses on its scope, for nobody knows what it would allow.
@@ -302,7 +308,7 @@ impl PolicyKind {
 
 impl Kind {
     /// All of them, in an order in which later kinds refer to earlier ones.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -312,7 +318,10 @@ impl Kind {
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
+        Self::Secret,
+        Self::ReferenceGrant,
         Self::Gateway,
+        Self::IstioGateway,
         Self::DestinationRule,
         Self::VirtualService,
         Self::HttpRoute,
@@ -336,6 +345,9 @@ impl Kind {
             Self::Gateway => "Gateway",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::IstioGateway => "Gateway",
+            Self::Secret => "Secret",
         }
     }
 
@@ -345,9 +357,18 @@ impl Kind {
             Self::EndpointSlice => "discovery.k8s.io",
             Self::NetworkPolicy => "networking.k8s.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
-            Self::VirtualService | Self::DestinationRule => "networking.istio.io",
-            Self::Gateway | Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io",
-            Self::Namespace | Self::Node | Self::ServiceAccount | Self::Pod | Self::Service => "",
+            Self::VirtualService | Self::DestinationRule | Self::IstioGateway => {
+                "networking.istio.io"
+            }
+            Self::Gateway | Self::HttpRoute | Self::GrpcRoute | Self::ReferenceGrant => {
+                "gateway.networking.k8s.io"
+            }
+            Self::Namespace
+            | Self::Node
+            | Self::ServiceAccount
+            | Self::Pod
+            | Self::Service
+            | Self::Secret => "",
         }
     }
 
@@ -355,8 +376,12 @@ impl Kind {
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             Self::PeerAuthentication | Self::AuthorizationPolicy => &["v1", "v1beta1"],
-            Self::VirtualService | Self::DestinationRule => &["v1", "v1beta1", "v1alpha3"],
+            Self::VirtualService | Self::DestinationRule | Self::IstioGateway => {
+                &["v1", "v1beta1", "v1alpha3"]
+            }
             Self::Gateway => &["v1", "v1beta1"],
+            // The newest version is not everywhere yet.
+            Self::ReferenceGrant => &["v1beta1", "v1"],
             Self::HttpRoute | Self::GrpcRoute => &["v1", "v1beta1", "v1alpha2"],
             Self::Namespace
             | Self::Node
@@ -364,7 +389,8 @@ impl Kind {
             | Self::Pod
             | Self::Service
             | Self::EndpointSlice
-            | Self::NetworkPolicy => &["v1"],
+            | Self::NetworkPolicy
+            | Self::Secret => &["v1"],
         }
     }
 
@@ -434,6 +460,9 @@ pub enum Object {
     Gateway(Box<Gateway>),
     HttpRoute(Box<HttpRoute>),
     GrpcRoute(Box<GrpcRoute>),
+    ReferenceGrant(Box<ReferenceGrant>),
+    IstioGateway(Box<IstioGateway>),
+    Secret(Box<Secret>),
     Broken(Box<BrokenPolicy>),
 }
 
@@ -458,6 +487,9 @@ impl Object {
             Self::Gateway(o) => (Kind::Gateway, &o.metadata),
             Self::HttpRoute(o) => (Kind::HttpRoute, &o.metadata),
             Self::GrpcRoute(o) => (Kind::GrpcRoute, &o.metadata),
+            Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.metadata),
+            Self::IstioGateway(o) => (Kind::IstioGateway, &o.metadata),
+            Self::Secret(o) => (Kind::Secret, &o.metadata),
         };
         let namespace = if kind.is_namespaced() {
             meta.namespace.as_deref()
@@ -494,6 +526,9 @@ impl Object {
             Self::Gateway(o) => &mut o.metadata,
             Self::HttpRoute(o) => &mut o.metadata,
             Self::GrpcRoute(o) => &mut o.metadata,
+            Self::ReferenceGrant(o) => &mut o.metadata,
+            Self::IstioGateway(o) => &mut o.metadata,
+            Self::Secret(o) => &mut o.metadata,
         };
         metadata.namespace = (!namespace.is_empty()).then(|| namespace.to_owned());
     }
@@ -521,7 +556,10 @@ impl Object {
             | Kind::DestinationRule
             | Kind::Gateway
             | Kind::HttpRoute
-            | Kind::GrpcRoute => Self::decode(kind, origin.authorship(), value),
+            | Kind::GrpcRoute
+            | Kind::ReferenceGrant
+            | Kind::IstioGateway
+            | Kind::Secret => Self::decode(kind, origin.authorship(), value),
         }
     }
 
@@ -555,6 +593,9 @@ impl Object {
             Kind::Gateway => boxed(from).map(Self::Gateway),
             Kind::HttpRoute => boxed(from).map(Self::HttpRoute),
             Kind::GrpcRoute => boxed(from).map(Self::GrpcRoute),
+            Kind::ReferenceGrant => boxed(from).map(Self::ReferenceGrant),
+            Kind::IstioGateway => boxed(from).map(Self::IstioGateway),
+            Kind::Secret => boxed(from).map(Self::Secret),
         }
     }
 }
@@ -589,6 +630,9 @@ impl Serialize for Object {
             Self::Gateway(o) => o.serialize(to),
             Self::HttpRoute(o) => o.serialize(to),
             Self::GrpcRoute(o) => o.serialize(to),
+            Self::ReferenceGrant(o) => o.serialize(to),
+            Self::IstioGateway(o) => o.serialize(to),
+            Self::Secret(o) => o.serialize(to),
         }
     }
 }

@@ -45,6 +45,9 @@ pub(crate) fn object(
         | Object::Gateway(_)
         | Object::HttpRoute(_)
         | Object::GrpcRoute(_)
+        | Object::ReferenceGrant(_)
+        | Object::IstioGateway(_)
+        | Object::Secret(_)
         | Object::Broken(_) => {}
     }
     found.0

@@ -24,5 +24,7 @@ pub const L7_ENDPOINT: &str = "type.googleapis.com/keelson.l7.v1.Endpoint";
 pub const L7_BACKEND: &str = "type.googleapis.com/keelson.l7.v1.Backend";
 /// `keelson.l7.v1.Policy`: a policy with HTTP parts.
 pub const L7_POLICY: &str = "type.googleapis.com/keelson.l7.v1.Policy";
+/// `keelson.l7.v1.Listener`: where a gateway listens.
+pub const L7_LISTENER: &str = "type.googleapis.com/keelson.l7.v1.Listener";
 /// `keelson.l7.v1.Route`: one rule of a route object.
 pub const L7_ROUTE: &str = "type.googleapis.com/keelson.l7.v1.Route";

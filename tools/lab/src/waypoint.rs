@@ -1,5 +1,5 @@
-//! What a controller makes in a cluster for a `Gateway` of class `keelson-waypoint`: a Service, and a pod on every node
-//! that runs the waypoint's program.
+//! What a controller makes in a cluster for a `Gateway` of class `keelson-waypoint`, or of class `keelson` at the edge: a
+//! Service, and a pod on every node that runs the waypoint's program.
 
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
@@ -14,8 +14,8 @@ use crate::programs;
 use crate::run_dir::RunDir;
 use crate::yaml;
 
-/// The class of gateways that are waypoints.
-const CLASS: &str = "keelson-waypoint";
+/// The class of gateways that are waypoints, and that of those at the edge of the mesh.
+const CLASSES: [&str; 2] = ["keelson-waypoint", "keelson"];
 /// An annotation of the Gateway: the nodes that get a pod, separated by commas; all if it is not there.
 pub const WAYPOINT_NODES: &str = "keelson.io/waypoint-nodes";
 const PREFIX: &str = "waypoint-of-";
@@ -35,7 +35,8 @@ pub(crate) fn complete(folder: &Path, place: &Place<'_>) -> Result<()> {
     let mut wanted = Vec::new();
     for file in files(folder)? {
         for gateway in documents(&file).unwrap_or_default() {
-            if kind(&gateway) == "Gateway" && class(&gateway) == Some(CLASS) {
+            let class = class(&gateway).filter(|class| CLASSES.contains(class));
+            if kind(&gateway) == "Gateway" && class.is_some() {
                 let own = format!("{PREFIX}{}-{}.yaml", namespace(&gateway), name(&gateway));
                 let file = folder.join(own);
                 if !file.exists() {
@@ -63,12 +64,16 @@ fn class(gateway: &Value) -> Option<&str> {
 
 fn make(gateway: &Value, place: &Place<'_>) -> Result<Vec<Value>> {
     let (namespace, name) = (namespace(gateway), name(gateway));
-    let labels = json!({
+    let mut labels = json!({
         "gateway.networking.k8s.io/gateway-name": name,
-        "gateway.networking.k8s.io/gateway-class-name": CLASS,
+        "gateway.networking.k8s.io/gateway-class-name": class(gateway),
         // Whatever its namespace says: a waypoint is in the mesh.
         "keelson.io/mesh": "enabled",
     });
+    let wished = gateway.pointer("/spec/infrastructure/labels");
+    for (key, value) in wished.and_then(Value::as_object).into_iter().flatten() {
+        objects::set(&mut labels, &[key], value.clone());
+    }
     let mut made = vec![json!({
         "apiVersion": "v1",
         "kind": "Service",

@@ -58,6 +58,7 @@ pub(crate) fn tell_of_client(
     client: IpAddr,
     identity: Option<&Identity>,
     own: Option<&Identity>,
+    scheme: &'static str,
 ) {
     let chain = match headers.get(X_FORWARDED_FOR).map(HeaderValue::to_str) {
         Some(Ok(before)) if !before.is_empty() => format!("{before},{client}"),
@@ -66,7 +67,7 @@ pub(crate) fn tell_of_client(
     if let Ok(chain) = HeaderValue::try_from(chain) {
         headers.insert(X_FORWARDED_FOR, chain);
     }
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     headers.remove(X_FORWARDED_CLIENT_CERT);
     if let Some(identity) = identity {
         let by = own.map_or_else(String::new, |own| format!("By={own};"));
@@ -174,14 +175,20 @@ mod tests {
             ("x-forwarded-proto", "https"),
         ]);
         let client = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
-        tell_of_client(&mut all, "10.0.0.9".parse().unwrap(), Some(&client), None);
+        tell_of_client(
+            &mut all,
+            "10.0.0.9".parse().unwrap(),
+            Some(&client),
+            None,
+            "http",
+        );
         assert_eq!(
             all[X_FORWARDED_CLIENT_CERT],
             "URI=spiffe://cluster.local/ns/shop/sa/cart"
         );
         assert_eq!(all[X_FORWARDED_FOR], "1.2.3.4,10.0.0.9");
         assert_eq!(all[X_FORWARDED_PROTO], "http");
-        tell_of_client(&mut all, "10.0.0.9".parse().unwrap(), None, None);
+        tell_of_client(&mut all, "10.0.0.9".parse().unwrap(), None, None, "http");
         assert!(!all.contains_key(X_FORWARDED_CLIENT_CERT));
     }
 

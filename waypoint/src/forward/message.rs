@@ -39,7 +39,8 @@ pub(super) fn request(
     let keep_upgrade = !target.http2 && headers::wants_upgrade(&all);
     headers::strip_hop_by_hop(&mut all, keep_upgrade);
     let caller = exchange.caller;
-    headers::tell_of_client(&mut all, caller.client.ip(), caller.identity.as_ref(), None);
+    let (client, identity) = (caller.client.ip(), caller.identity.as_ref());
+    headers::tell_of_client(&mut all, client, identity, None, caller.scheme());
     all.insert(headers::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(attempt));
     let mut authority = plan
         .authority

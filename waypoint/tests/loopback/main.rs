@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod gateway;
 mod hostile;
 mod policy;
 mod protocols;

@@ -217,33 +217,8 @@ impl Mesh {
         matches: Vec<Match>,
         change: impl FnOnce(&mut Rule),
     ) {
-        let mut rule = Rule {
-            origin: Origin {
-                kind: Kind::VirtualService,
-                namespace: "shop".into(),
-                name: "cart".into(),
-                rule: index,
-                rule_name: None,
-            },
-            action: Action::Forward(to(&[(None, 1)])),
-            timeout: None,
-            fault: None,
-            cors: None,
-            request_headers: l7::route::HeaderOperations::default(),
-            response_headers: l7::route::HeaderOperations::default(),
-        };
-        change(&mut rule);
+        let rule = rule(index, matches, change);
         let name = format!("shop/cart/{index}");
-        let rule = RouteRule {
-            attachments: vec![Attachment {
-                service: key(),
-                port: None,
-                client_namespace: None,
-            }],
-            precedence: Precedence::Listed("shop/cart".into()),
-            matches,
-            rule: Arc::new(rule),
-        };
         self.apply(Resource::Route(name.as_str().into(), rule));
     }
 
@@ -290,6 +265,36 @@ impl Mesh {
 
     pub(crate) async fn finish(self, deadline: Duration) -> runtime::drain::DrainEnd {
         self.serving.finish(deadline).await
+    }
+}
+
+/// A rule for the service, which sends to it.
+pub(crate) fn rule(index: u32, matches: Vec<Match>, change: impl FnOnce(&mut Rule)) -> RouteRule {
+    let mut rule = Rule {
+        origin: Origin {
+            kind: Kind::VirtualService,
+            namespace: "shop".into(),
+            name: "cart".into(),
+            rule: index,
+            rule_name: None,
+        },
+        action: Action::Forward(to(&[(None, 1)])),
+        timeout: None,
+        fault: None,
+        cors: None,
+        request_headers: l7::route::HeaderOperations::default(),
+        response_headers: l7::route::HeaderOperations::default(),
+    };
+    change(&mut rule);
+    RouteRule {
+        attachments: vec![Attachment {
+            service: key(),
+            port: None,
+            client_namespace: None,
+        }],
+        precedence: Precedence::Listed("shop/cart".into()),
+        matches,
+        rule: Arc::new(rule),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Rebuilds what is marked, and keeps what came out the same.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use proto::istio::workload::{Address, GatewayAddress, address};
 use proto::type_url;
 
 use super::peer_authentication::{self, Effect, converted, strict_key};
+use super::waypoints::edge;
 use super::workload::{self, Surroundings};
 use super::{Changes, Dirty, Index, service, waypoint};
 use crate::resource::Resource;
@@ -57,7 +59,9 @@ impl Index {
             changes.resources |= self.flush_node_pod(node, uid);
         }
         changes.resources |= dirty.namespaces;
-        changes.diagnostics = dirty.diagnostics.into_iter().collect();
+        let mut diagnostics = dirty.diagnostics;
+        self.say_of_gateways(&mut diagnostics);
+        changes.diagnostics = diagnostics.into_iter().collect();
         self.snapshot.generation += u64::from(changes.resources);
         changes
     }
@@ -141,6 +145,14 @@ impl Index {
             .filter(|address| self.serves(address).is_none_or(|serves| serves.services))
     }
 
+    /// The waypoint that connections to a pod's own addresses have to go through.
+    pub(super) fn waypoint_of_pod(&self, pod: &PodFacts) -> Option<GatewayAddress> {
+        let namespace = &pod.key.namespace;
+        let of_namespace = self.namespaces.get(namespace);
+        waypoint::required(&self.mesh, namespace, &pod.labels, of_namespace)
+            .filter(|address| self.serves(address).is_none_or(|serves| serves.workloads))
+    }
+
     /// What the `Gateway` of a waypoint says that it is for.
     fn serves(&self, address: &GatewayAddress) -> Option<waypoint::Serves> {
         self.gateways.get(&waypoint::named(address)?).copied()
@@ -157,13 +169,7 @@ impl Index {
         Some(Surroundings {
             captured: self.is_captured(uid, pod),
             locality: self.nodes.get(&pod.node).cloned().flatten(),
-            waypoint: waypoint::required(
-                &self.mesh,
-                &pod.key.namespace,
-                &pod.labels,
-                self.namespaces.get(&pod.key.namespace),
-            )
-            .filter(|address| self.serves(address).is_none_or(|serves| serves.workloads)),
+            waypoint: self.waypoint_of_pod(pod),
             policies,
             strict_by,
             endpoints: self.publish(&endpoints, &addresses),
@@ -180,12 +186,11 @@ impl Index {
         services: impl Iterator<Item = &'k NamespacedName>,
     ) -> (Vec<String>, Option<PolicyKey>) {
         let root: Arc<str> = self.mesh.root_namespace.as_str().into();
-        let mut keys = self
-            .policy_selectors
-            .matching(&pod.key.namespace, &pod.labels);
-        if pod.key.namespace != root {
-            keys.extend(self.policy_selectors.matching(&root, &pod.labels));
-        }
+        // A gateway asks the policies that select it itself, request by request.
+        let mut keys = match edge::is_gateway(&pod.labels) {
+            true => BTreeSet::new(),
+            false => self.selecting(&root, pod),
+        };
         keys.extend(
             services
                 .filter_map(|service| self.policies_by_service.get(service))
@@ -209,6 +214,16 @@ impl Index {
         names.extend(self.network.of(uid).cloned());
         names.sort();
         (names, strict_by)
+    }
+
+    /// The policies that select a pod.
+    pub(super) fn selecting(&self, root: &Arc<str>, pod: &PodFacts) -> BTreeSet<NamespacedName> {
+        let namespace = &pod.key.namespace;
+        let mut keys = self.policy_selectors.matching(namespace, &pod.labels);
+        if namespace != root {
+            keys.extend(self.policy_selectors.matching(root, &pod.labels));
+        }
+        keys
     }
 
     pub(super) fn peer_authentication_of_pod(&self, pod: &PodFacts) -> Effect<'_> {

@@ -3,6 +3,7 @@
 mod authorization;
 mod damaged;
 mod endpoints;
+mod gateways;
 mod held;
 mod incremental;
 mod network_policy;

@@ -5,6 +5,7 @@
 //! a change of it, and the old and the new one by a label.
 
 mod assembly;
+pub(super) mod edge;
 mod policies;
 mod routes;
 
@@ -16,7 +17,7 @@ use super::authorization::http::HttpPolicy;
 use super::{Dirty, Index};
 use crate::l7::{destination_rule, gateway_route, virtual_service};
 use crate::store::GATEWAY_NAME;
-use manifest::{Diagnostic, Kind, NamespacedName, Object, ObjectKey, Upsert};
+use manifest::{Diagnostic, Kind, NamespacedName, Object, ObjectKey, PodFacts, Upsert};
 
 /// A `namespace/name`.
 type Waypoint = NamespacedName;
@@ -32,12 +33,17 @@ pub(super) struct Waypoints {
     waypoint_of: HashMap<NamespacedName, Waypoint>,
     pods: BTreeMap<Waypoint, BTreeSet<Arc<str>>>,
     waypoint_of_pod: HashMap<Arc<str>, Waypoint>,
+    /// Pods whose own addresses are behind a waypoint.
+    behind: BTreeMap<Waypoint, BTreeSet<Arc<str>>>,
+    behind_of: HashMap<Arc<str>, Waypoint>,
     /// By Service, whether it exists or not, the waypoints that have to do with it.
     involved: HashMap<NamespacedName, BTreeSet<Waypoint>>,
     /// By the name of a workload, the waypoints that know it.
     knowing: HashMap<Arc<str>, BTreeSet<Waypoint>>,
     /// Waypoints that are told of all pods, because a rule asks for labels of clients.
     curious: BTreeSet<Waypoint>,
+    /// What is said of gateways at the edge.
+    edge: edge::Edge,
     marked: BTreeSet<Waypoint>,
     all_marked: bool,
 }
@@ -158,6 +164,8 @@ impl Index {
 
     /// Marks waypoints that changes concern, and puts them together anew.
     pub(super) fn flush_waypoints(&mut self, dirty: &Dirty) -> bool {
+        // Listeners choose namespaces by their labels.
+        self.waypoints.all_marked |= dirty.namespaces;
         self.waypoints.all_marked |= !dirty.peer_authentications.is_empty() || dirty.static_strict;
         for key in &dirty.services {
             self.follow_service(key);
@@ -232,6 +240,8 @@ impl Index {
             }
         }
         waypoints.marked.extend(before.into_iter().chain(now));
+        self.follow_behind(uid, pod.as_deref());
+        let waypoints = &mut self.waypoints;
         let curious = waypoints.curious.clone();
         waypoints.marked.extend(curious);
         self.mark_knowing(uid);
@@ -243,6 +253,27 @@ impl Index {
                 self.mark_involved(&service);
             }
         }
+    }
+
+    /// The waypoint that a pod's own addresses are behind.
+    fn follow_behind(&mut self, uid: &Arc<str>, pod: Option<&PodFacts>) {
+        let now = pod.and_then(|pod| super::waypoint::named(&self.waypoint_of_pod(pod)?));
+        let waypoints = &mut self.waypoints;
+        let before = match &now {
+            Some(now) => waypoints.behind_of.insert(Arc::clone(uid), now.clone()),
+            None => waypoints.behind_of.remove(uid),
+        };
+        if before == now {
+            return;
+        }
+        if let Some(before) = &before {
+            super::track::unlink_ordered(&mut waypoints.behind, before, uid);
+        }
+        if let Some(now) = &now {
+            let behind = waypoints.behind.entry(now.clone()).or_default();
+            behind.insert(Arc::clone(uid));
+        }
+        waypoints.marked.extend(before.into_iter().chain(now));
     }
 
     pub(super) fn mark_involved(&mut self, service: &NamespacedName) {

@@ -12,7 +12,7 @@ use super::MeshConfig;
 use super::authorization::octets;
 use super::endpoints::Published;
 use super::enrolment::Enrolment;
-use crate::store::{GATEWAY_NAME, SliceFacts};
+use crate::store::{GATEWAY_CLASS_NAME, GATEWAY_NAME, SliceFacts};
 
 /// What a pod's resource says beyond the pod itself.
 #[derive(Clone, Debug, Default)]
@@ -217,8 +217,6 @@ pub(super) fn unless_default(value: &str, default: &str) -> String {
     }
 }
 
-/// The label by which a gateway's pods say of which class it is.
-const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 const WAYPOINT_CLASS: &str = "keelson-waypoint";
 /// The port on the waypoint's loopback that takes connections with a PROXY header.
 const PROXY_PORT: u32 = 15088;

@@ -1,4 +1,4 @@
-//! `HTTPRoute` and `GRPCRoute` whose parents are Services.
+//! `HTTPRoute` and `GRPCRoute`, whose parents are Services and Gateways.
 
 mod filters;
 mod matches;
@@ -9,7 +9,7 @@ use http::StatusCode;
 use k8s_api::gateway_route::{BackendRef, HttpRule, ParentRef};
 use k8s_api::{GrpcRoute, HttpRoute, ObjectMeta};
 use l7::route::{Action, Backend, Forward, HeaderOperations, Retries, RetryOn, WeightedBackend};
-use l7::{ClusterKey, Kind, Origin, Rule};
+use l7::{ClusterKey, HostPattern, Kind, Origin, Rule};
 use manifest::NamespacedName;
 use model::ServiceKey;
 
@@ -22,10 +22,25 @@ use crate::index::authorization::Note;
 pub(crate) struct Compiled {
     /// The Services that it is attached to, with the port of each if one is named.
     pub(crate) parents: Vec<(ServiceKey, Option<u16>)>,
+    /// The listeners of Gateways that it asks to be attached to.
+    pub(crate) gateways: Vec<GatewayParent>,
+    /// Which hosts it is for, under a Gateway; none for all.
+    pub(crate) hostnames: Vec<HostPattern>,
     /// Its rules, in their order.
     pub(crate) rules: Vec<Parts>,
     /// What its author should know.
     pub(crate) notes: Vec<Note>,
+}
+
+/// A Gateway that a route asks to be attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GatewayParent {
+    /// The Gateway.
+    pub(crate) gateway: NamespacedName,
+    /// Only its listener of this name.
+    pub(crate) section: Option<String>,
+    /// Only its listeners on this port.
+    pub(crate) port: Option<u16>,
 }
 
 /// How names in an object are to be understood.
@@ -67,6 +82,12 @@ pub(crate) fn http(object: &HttpRoute, domain: &str) -> Compiled {
     }
     Compiled {
         parents: parents(&spec.parent_refs, names, &mut notes),
+        gateways: gateways(&spec.parent_refs, names),
+        hostnames: spec
+            .hostnames
+            .iter()
+            .map(|host| HostPattern::new(host))
+            .collect(),
         rules,
         notes: notes.0,
     }
@@ -111,6 +132,12 @@ pub(crate) fn grpc(object: &GrpcRoute, domain: &str) -> Compiled {
     }
     Compiled {
         parents: parents(&spec.parent_refs, names, &mut notes),
+        gateways: gateways(&spec.parent_refs, names),
+        hostnames: spec
+            .hostnames
+            .iter()
+            .map(|host| HostPattern::new(host))
+            .collect(),
         rules,
         notes: notes.0,
     }
@@ -137,6 +164,9 @@ fn parents(
         let field = format!("spec.parentRefs[{index}]");
         let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
         let kind = parent.kind.as_deref().unwrap_or("Gateway");
+        if (group, kind) == (GATEWAY_GROUP, "Gateway") {
+            continue;
+        }
         if (group, kind) != ("", "Service") {
             let message = format!(
                 "a parent of kind {kind} is not supported yet: the route has no effect there"
@@ -157,6 +187,22 @@ fn parents(
         parents.push((service(&parent.name, namespace, names.domain), parent.port));
     }
     parents
+}
+
+fn gateways(written: &[ParentRef], names: Names<'_>) -> Vec<GatewayParent> {
+    let of_gateway = written.iter().filter(|parent| {
+        parent.group.as_deref().unwrap_or(GATEWAY_GROUP) == GATEWAY_GROUP
+            && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway"
+    });
+    let parents = of_gateway.map(|parent| GatewayParent {
+        gateway: NamespacedName::new(
+            parent.namespace.as_deref().unwrap_or(names.namespace),
+            &parent.name,
+        ),
+        section: parent.section_name.clone().filter(|name| !name.is_empty()),
+        port: parent.port,
+    });
+    parents.collect()
 }
 
 fn service(name: &str, namespace: &str, domain: &str) -> ServiceKey {

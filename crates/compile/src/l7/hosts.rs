@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use l7::HostPattern;
 use model::ServiceKey;
 
 /// A host of a `VirtualService` or `DestinationRule`.
@@ -22,6 +23,15 @@ impl Host {
             Some("") => Self::Any,
             Some(suffix) => Self::Suffix(suffix.to_owned()),
             None => Self::Exact(full(host, namespace, domain)),
+        }
+    }
+
+    /// The same as hosts of requests at a gateway.
+    pub(crate) fn pattern(&self) -> HostPattern {
+        match self {
+            Self::Exact(host) => HostPattern::new(host),
+            Self::Suffix(suffix) => HostPattern::new(&format!("*{suffix}")),
+            Self::Any => HostPattern::Any,
         }
     }
 

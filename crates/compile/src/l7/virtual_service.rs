@@ -1,9 +1,10 @@
-//! `VirtualService`, for clients in the mesh.
+//! `VirtualService`, for clients in the mesh and at gateways.
 
 mod action;
 mod conditions;
 pub(crate) mod delegate;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_api::VirtualService;
@@ -24,8 +25,10 @@ pub(crate) struct Compiled {
     pub(crate) export: Export,
     /// Whether it is for clients in the mesh at all, and not only for gateways (F37).
     pub(crate) mesh: bool,
-    /// Its rules for HTTP, in their order.
+    /// Its rules for HTTP, in their order, for clients in the mesh.
     pub(crate) rules: Vec<Parts>,
+    /// The same at each gateway that it is bound to.
+    pub(crate) gateways: BTreeMap<NamespacedName, Vec<Parts>>,
     /// What its author should know.
     pub(crate) notes: Vec<Note>,
 }
@@ -39,12 +42,6 @@ pub(crate) fn compile(object: &VirtualService, domain: &str) -> Compiled {
     let hosts = hosts.map(|host| Host::read(host, &key.namespace, domain));
     let hosts: Vec<Host> = hosts.collect();
     let mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|name| name == MESH);
-    if !spec.gateways.is_empty() && spec.gateways.iter().any(|name| name != MESH) {
-        notes.warning(
-            "spec.gateways",
-            "gateways are not supported yet: the object has an effect for clients in the mesh only, if mesh is listed",
-        );
-    }
     for (field, is_there) in [
         ("spec.tls", !spec.tls.is_empty()),
         ("spec.tcp", !spec.tcp.is_empty()),
@@ -56,8 +53,34 @@ pub(crate) fn compile(object: &VirtualService, domain: &str) -> Compiled {
             );
         }
     }
+    let rules = rules(object, &key, MESH, domain, &mut notes);
+    let bound = spec.gateways.iter().filter(|name| *name != MESH);
+    let gateways = bound.map(|written| {
+        // What there is to say about the rules has been said.
+        let rules = self::rules(object, &key, written, domain, &mut Notes::default());
+        (gateway(written, &key.namespace), rules)
+    });
+    let gateways = gateways.collect();
+    Compiled {
+        hosts,
+        export: Export::read(&spec.export_to, &key.namespace),
+        mesh,
+        rules,
+        gateways,
+        notes: notes.0,
+    }
+}
+
+/// The rules as they are at a gateway, by the name that the object gives it, or in the mesh.
+fn rules(
+    object: &VirtualService,
+    key: &NamespacedName,
+    place: &str,
+    domain: &str,
+    notes: &mut Notes,
+) -> Vec<Parts> {
     let mut rules = Vec::new();
-    for (index, http) in (0_u32..).zip(&spec.http) {
+    for (index, http) in (0_u32..).zip(&object.spec.http) {
         let field = format!("spec.http[{index}]");
         let origin = Origin {
             kind: Kind::VirtualService,
@@ -66,14 +89,14 @@ pub(crate) fn compile(object: &VirtualService, domain: &str) -> Compiled {
             rule: index,
             rule_name: (!http.name.is_empty()).then(|| http.name.as_str().into()),
         };
-        let Some(matches) = conditions::of(&field, http, &mut notes) else {
+        let Some(matches) = conditions::of(&field, http, place, notes) else {
             continue;
         };
         let names = action::Names {
             namespace: &key.namespace,
             domain,
         };
-        let rule = Arc::new(action::rule(&field, http, origin, names, &mut notes));
+        let rule = Arc::new(action::rule(&field, http, origin, names, notes));
         let delegate = http.delegate.as_ref().map(|to| {
             let namespace = match to.namespace.as_str() {
                 "" => &*key.namespace,
@@ -87,12 +110,15 @@ pub(crate) fn compile(object: &VirtualService, domain: &str) -> Compiled {
             delegate,
         });
     }
-    Compiled {
-        hosts,
-        export: Export::read(&spec.export_to, &key.namespace),
-        mesh,
-        rules,
-        notes: notes.0,
+    rules
+}
+
+/// A gateway as an object of this namespace names it: `namespace/name`, or `name` of its own.
+fn gateway(written: &str, namespace: &str) -> NamespacedName {
+    match written.split_once('/') {
+        Some((".", name)) => NamespacedName::new(namespace, name),
+        Some((namespace, name)) => NamespacedName::new(namespace, name),
+        None => NamespacedName::new(namespace, written),
     }
 }
 

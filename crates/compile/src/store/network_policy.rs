@@ -162,7 +162,8 @@ fn peer(peer: NetworkPolicyPeer) -> Peer {
 }
 
 impl Selector {
-    fn read(selector: Option<&LabelSelector>) -> Self {
+    /// Reads a selector; none is the empty one, which selects everything.
+    pub(crate) fn read(selector: Option<&LabelSelector>) -> Self {
         let Some(selector) = selector else {
             return Self::default();
         };

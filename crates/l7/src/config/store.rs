@@ -9,6 +9,7 @@ use model::ServiceKey;
 
 use super::{Config, Policies, PortRoutes, Routes, Served};
 use crate::backend::{BackendRule, Cluster, ClusterKey, Endpoint, Member};
+use crate::listener::Listener;
 use crate::policy::{Policy, Scope};
 use crate::route::RouteRule;
 use crate::service::Service;
@@ -27,6 +28,8 @@ pub enum Resource {
     Route(Arc<str>, RouteRule),
     /// A policy, by its name.
     Policy(Arc<str>, Policy),
+    /// Where a gateway listens, by its name.
+    Listener(Arc<str>, Listener),
 }
 
 /// The name of a resource, by its type.
@@ -42,6 +45,8 @@ pub enum ResourceName {
     Route(Arc<str>),
     /// A policy.
     Policy(Arc<str>),
+    /// A listener.
+    Listener(Arc<str>),
 }
 
 /// Everything that was delivered.
@@ -56,6 +61,8 @@ pub struct Store {
     routes_of: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
     changed: HashSet<ServiceKey>,
     policies_changed: bool,
+    listeners: BTreeMap<Arc<str>, Arc<Listener>>,
+    listeners_changed: bool,
     last: Arc<Config>,
 }
 
@@ -80,6 +87,10 @@ impl Store {
                 self.policies_changed = true;
                 self.policies.insert(name, Arc::new(policy));
             }
+            Resource::Listener(name, listener) => {
+                self.listeners_changed = true;
+                self.listeners.insert(name, Arc::new(listener));
+            }
         }
     }
 
@@ -100,12 +111,17 @@ impl Store {
                 self.policies_changed = true;
                 self.policies.remove(name);
             }
+            ResourceName::Listener(name) => {
+                self.listeners_changed = true;
+                self.listeners.remove(name);
+            }
         }
     }
 
     /// What is known now.
     pub fn config(&mut self) -> Arc<Config> {
-        if self.changed.is_empty() && !self.policies_changed {
+        let listeners_changed = std::mem::take(&mut self.listeners_changed);
+        if self.changed.is_empty() && !self.policies_changed && !listeners_changed {
             return Arc::clone(&self.last);
         }
         let mut served = self.last.served.clone();
@@ -126,6 +142,7 @@ impl Store {
             services_by_host: self.hosts(),
             endpoints: self.endpoints_by_address(),
             policies,
+            listeners: self.listeners_by_port(),
         };
         self.last = Arc::new(config);
         Arc::clone(&self.last)
@@ -299,6 +316,17 @@ impl Store {
         let keys = self.services.keys();
         keys.map(|key| (Arc::clone(&key.hostname), key.clone()))
             .collect()
+    }
+
+    fn listeners_by_port(&self) -> BTreeMap<u16, Vec<Arc<Listener>>> {
+        let mut ports: BTreeMap<u16, Vec<Arc<Listener>>> = BTreeMap::new();
+        for listener in self.listeners.values() {
+            ports
+                .entry(listener.port)
+                .or_default()
+                .push(Arc::clone(listener));
+        }
+        ports
     }
 
     fn endpoints_by_address(&self) -> HashMap<IpAddr, Arc<Endpoint>> {

@@ -451,7 +451,7 @@ fn a_misspelt_policy_is_an_error_and_refuses() {
         ("policy.linkerd.io/v1alpha1", "AuthorizationPolicy"),
         ("security.istio.io/v1", "RequestAuthentication"),
         ("crd.projectcalico.org/v1", "NetworkPolicy"),
-        ("networking.istio.io/v1", "Gateway"),
+        ("networking.istio.io/v1alpha3", "EnvoyFilter"),
     ] {
         let decoded = decode(&text(api_version, kind));
         assert!(

@@ -3,6 +3,7 @@
 //! A resource with something in it that this program does not know is refused as a whole: what is not known may narrow.
 
 mod backend;
+mod listener;
 mod policy;
 mod route;
 
@@ -25,11 +26,12 @@ use super::{ConvertError, Problem, at, each, each_message, ip, ip_bytes, port, r
 use crate::{l7 as pb, type_url};
 
 /// The resource types of a waypoint, in the order in which they are delivered: what is named before what names it.
-pub const TYPES: [&str; 5] = [
+pub const TYPES: [&str; 6] = [
     type_url::L7_POLICY,
     type_url::L7_SERVICE,
     type_url::L7_ENDPOINT,
     type_url::L7_BACKEND,
+    type_url::L7_LISTENER,
     type_url::L7_ROUTE,
 ];
 
@@ -56,6 +58,9 @@ pub fn resource(
         type_url::L7_ROUTE => known(bytes)
             .and_then(route::rule)
             .map(|rule| Resource::Route(name.into(), rule)),
+        type_url::L7_LISTENER => known(bytes)
+            .and_then(listener::listener)
+            .map(|listener| Resource::Listener(name.into(), listener)),
         _ => return None,
     })
 }
@@ -68,6 +73,7 @@ pub fn resource_name(type_url: &str, name: &str) -> Option<ResourceName> {
         type_url::L7_BACKEND => ResourceName::Backend(name.parse().ok()?),
         type_url::L7_POLICY => ResourceName::Policy(name.into()),
         type_url::L7_ROUTE => ResourceName::Route(name.into()),
+        type_url::L7_LISTENER => ResourceName::Listener(name.into()),
         _ => return None,
     })
 }

@@ -46,7 +46,10 @@ fn shop() -> Result<Lab> {
     for (name, node) in [("front", "n1"), ("back", "n2")] {
         lab.create(&PodSpec::new("shop", name, node).service_account(name))?;
     }
-    lab.apply("bank.yaml", &namespace("bank", &[("keelson.io/mesh", "enabled")]))?;
+    lab.apply(
+        "bank.yaml",
+        &namespace("bank", &[("keelson.io/mesh", "enabled")]),
+    )?;
     lab.create(&PodSpec::new("bank", "teller", "n1").service_account("teller"))?;
     lab.apply("outside.yaml", &namespace("outside", &[]))?;
     lab.create(&PodSpec::new("outside", "plain", "n1"))?;
@@ -127,7 +130,10 @@ pub(crate) fn curl(lab: &Lab, from: &str, url: &str, args: &[&str]) -> Result<An
         false => lab.pod(&format!("shop/{from}"))?,
     };
     let mut command = Command::new("curl");
-    command.args(["--silent", "--max-time", "10", "--header", "Host: cart"]);
+    command.args(["--silent", "--max-time", "10"]);
+    if !args.iter().any(|arg| arg.starts_with("Host: ")) {
+        command.args(["--header", "Host: cart"]);
+    }
     command.args(["--write-out", "\n%{http_code} %{time_total}"]);
     let output = pod.run(|| command.args(args).arg(url).output())??;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -2,5 +2,6 @@
 
 mod bypass;
 mod fixture;
+mod gateway;
 mod routes;
 mod table;

@@ -70,6 +70,7 @@ fn config(mesh: &Mesh) -> Arc<Config> {
             type_url::L7_BACKEND => &entry.backends,
             type_url::L7_POLICY => &entry.policies,
             type_url::L7_ROUTE => &entry.routes,
+            type_url::L7_LISTENER => &entry.listeners,
             other => panic!("{other}"),
         };
         for (name, one) in resources {
@@ -268,6 +269,29 @@ fn grpc_routes_go_before_http_routes_and_these_before_virtual_services() {
         "[{backendRefs: [{name: cart, port: 80}]}]",
     ));
     assert!(decided(&mesh, "x", "/").starts_with("GRPCRoute"));
+}
+
+#[test]
+fn a_waypoint_for_workloads_alone_knows_the_pods_behind_it() {
+    let mut mesh = Mesh::of(SHOP);
+    let gateway = |is_for: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: wp, namespace: shop, labels: {{istio.io/waypoint-for: {is_for}}}}}\nspec: {{gatewayClassName: keelson-waypoint}}\n"
+        )
+    };
+    mesh.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {keelson.io/mesh: enabled, istio.io/use-waypoint: wp}}\n");
+    let knows = |mesh: &Mesh, address: [u8; 4]| config(mesh).endpoint_at(address.into()).is_some();
+    for (is_for, expected) in [("workload", true), ("none", false), ("all", true)] {
+        mesh.apply(&gateway(is_for));
+        for address in [[10, 244, 1, 1], [10, 244, 1, 3]] {
+            assert_eq!(knows(&mesh, address), expected, "{is_for} {address:?}");
+        }
+    }
+    // One that opts out is known for its service, and no more for itself.
+    mesh.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: extra, namespace: shop, annotations: {keelson.io/pod-ips: 10.244.1.4}}\nspec: {nodeName: n1}\n");
+    assert!(knows(&mesh, [10, 244, 1, 4]));
+    mesh.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: extra, namespace: shop, labels: {istio.io/use-waypoint: none}, annotations: {keelson.io/pod-ips: 10.244.1.4}}\nspec: {nodeName: n1}\n");
+    assert!(!knows(&mesh, [10, 244, 1, 4]));
 }
 
 #[test]

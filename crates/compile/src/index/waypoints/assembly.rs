@@ -34,6 +34,8 @@ pub(super) struct Need {
     pub(super) policies: BTreeSet<String>,
     /// A rule asks for labels of clients.
     clients: bool,
+    /// It is a gateway at the edge, where the endpoints' own nodes ask their policies.
+    pub(super) edge: bool,
 }
 
 impl Index {
@@ -62,12 +64,21 @@ impl Index {
         for service in &need.attached {
             self.attach_routes(waypoint, service, &mut routed);
         }
-        let rules = self.attached_rules(&routed);
+        let mut rules = self.attached_rules(&routed);
+        let edge = self.at_edge(waypoint, pods.as_ref());
+        need.edge = edge.is_some();
+        let edge = edge.unwrap_or_default();
+        self.remember_found(waypoint, edge.found);
+        rules.extend(edge.rules);
         for (_, rule) in &rules {
             self.look_at(rule, &mut need);
         }
-        let (endpoints, uids) = self.endpoints_for(&mut need);
-        let policies = self.policies_at(waypoint, &need);
+        let behind = self.waypoints.behind.get(waypoint);
+        let (endpoints, uids) = self.endpoints_for(&mut need, behind);
+        let policies = match need.edge {
+            true => self.policies_of_gateway(waypoint, pods.as_ref()),
+            false => self.policies_at(waypoint, &need),
+        };
         let old = before.as_deref().cloned().unwrap_or_default();
         let routes = rules.iter().map(|(name, rule)| {
             Resource::new(type_url::L7_ROUTE, name.as_str(), &pb::Route::from(rule))
@@ -78,11 +89,15 @@ impl Index {
         let entry = WaypointEntry {
             namespace: Arc::clone(&waypoint.namespace),
             accounts,
-            services: replaced(old.services, self.services_for(&need)),
+            services: replaced(
+                old.services,
+                self.services_for(&need).into_iter().chain(edge.services),
+            ),
             endpoints: replaced(old.endpoints, endpoints),
             backends: replaced(old.backends, self.backends_for(waypoint, &need)),
             policies: replaced(old.policies, policies),
             routes: replaced(old.routes, routes),
+            listeners: replaced(old.listeners, edge.listeners),
         };
         self.remember(waypoint, &need, &uids);
         if before.as_deref() == Some(&entry) {
@@ -205,18 +220,30 @@ impl Index {
         built
     }
 
-    /// The endpoints of all services, with what they name; and who they are.
-    fn endpoints_for(&self, need: &mut Need) -> (Vec<Resource>, BTreeSet<Arc<str>>) {
-        let mut pods: BTreeSet<Arc<str>> = BTreeSet::new();
+    /// The endpoints of all services and the pods that are behind the waypoint themselves, with what they name; and who
+    /// they are.
+    fn endpoints_for(
+        &self,
+        need: &mut Need,
+        behind: Option<&BTreeSet<Arc<str>>>,
+    ) -> (Vec<Resource>, BTreeSet<Arc<str>>) {
+        let mut pods = behind.cloned().unwrap_or_default();
         let mut addresses: BTreeSet<(NamespacedName, IpAddr)> = BTreeSet::new();
+        let mut built = Vec::new();
         for service in &need.services {
-            self.members_of(service, &mut pods, &mut addresses);
+            match self.by_its_waypoint(service).filter(|_| need.edge) {
+                Some(endpoint) => {
+                    let message = pb::Endpoint::from(&endpoint);
+                    let name = endpoint.uid.to_string();
+                    built.push(Resource::new(type_url::L7_ENDPOINT, name, &message));
+                }
+                None => self.members_of(service, &mut pods, &mut addresses),
+            }
         }
         if need.clients {
             pods.extend(self.pods.keys().cloned());
         }
         let mut uids = BTreeSet::new();
-        let mut built = Vec::new();
         for uid in pods {
             let Some(endpoint) = self.endpoint_of_pod(&uid, need) else {
                 continue;
@@ -329,11 +356,13 @@ impl Index {
             },
             weight: weight.unwrap_or(1),
             ports,
-            policies: self
-                .http_policies_of(pod)
-                .into_iter()
-                .map(Arc::from)
-                .collect(),
+            policies: match need.edge {
+                true => Vec::new(),
+                false => {
+                    let names = self.http_policies_of(pod);
+                    names.into_iter().map(Arc::from).collect()
+                }
+            },
         })
     }
 
@@ -383,7 +412,7 @@ impl Index {
         ports
     }
 
-    fn service_key(&self, name: &NamespacedName) -> ServiceKey {
+    pub(super) fn service_key(&self, name: &NamespacedName) -> ServiceKey {
         let hostname = service::hostname(name, &self.mesh);
         ServiceKey::new(Arc::clone(&name.namespace), hostname)
     }

@@ -18,11 +18,7 @@ impl Index {
     /// Names of the policies that select a pod.
     pub(super) fn http_policies_of(&self, pod: &PodFacts) -> Vec<String> {
         let root: Arc<str> = self.mesh.root_namespace.as_str().into();
-        let namespace = &pod.key.namespace;
-        let mut keys = self.policy_selectors.matching(namespace, &pod.labels);
-        if *namespace != root {
-            keys.extend(self.policy_selectors.matching(&root, &pod.labels));
-        }
+        let keys = self.selecting(&root, pod);
         let selects = |key: &NamespacedName| {
             let policy = self.waypoints.policies.get(key);
             policy.is_some_and(|known| matches!(known.policy.scope, Some(Scope::OfEndpoints(_))))

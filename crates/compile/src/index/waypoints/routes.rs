@@ -12,10 +12,10 @@ use manifest::{Kind, NamespacedName};
 use model::ServiceKey;
 
 use super::super::{Index, service};
-use super::Waypoint;
+use super::{Aged, Waypoint};
 use crate::l7::Parts;
 use crate::l7::hosts::Export;
-use crate::l7::virtual_service::delegate;
+use crate::l7::virtual_service::{self, delegate};
 
 /// A route object.
 type Object = (Kind, NamespacedName);
@@ -189,14 +189,26 @@ impl Index {
     /// The rules of a VirtualService, with their names and what puts them in order. A rule that delegates stands for those
     /// of the other object; what these delegate further goes nowhere, as in Istio.
     fn listed(&self, name: &NamespacedName) -> Vec<(String, String, Parts)> {
-        let mut listed = Vec::new();
         let Some(aged) = self.waypoints.virtual_services.get(name) else {
-            return listed;
+            return Vec::new();
         };
-        for parts in &aged.compiled.rules {
+        self.listed_among(name, aged, &aged.compiled.rules)
+    }
+
+    /// The same of those rules of it that count at one place.
+    pub(super) fn listed_among(
+        &self,
+        name: &NamespacedName,
+        aged: &Aged<virtual_service::Compiled>,
+        rules: &[Parts],
+    ) -> Vec<(String, String, Parts)> {
+        let mut listed = Vec::new();
+        // A tilde sorts behind every time.
+        let created = aged.created.as_deref().unwrap_or("~");
+        for parts in rules {
             let index = parts.rule.origin.rule;
-            // Of one width, so that text is in the order of numbers.
-            let rank = format!("{index:010}");
+            // The oldest object first; numbers of one width, so that text is in their order.
+            let rank = format!("{created} {name} {index:010}");
             let resource = format!("VirtualService/{name}/{index}");
             let to = parts.delegate.as_ref().and_then(|to| {
                 let other = self.waypoints.virtual_services.get(to)?;

@@ -7,20 +7,25 @@ use k8s_api::virtual_service::{HeaderMatch as WrittenHeader, HttpMatch, HttpRout
 use l7::route::{HeaderMatch, Match, PathMatch, QueryMatch};
 use l7::text::TextMatch;
 
-use super::MESH;
 use crate::l7::notes::Notes;
 
-/// The conditions of a rule for clients in the mesh; `None` if it is for none of them, or if a condition cannot be read.
-pub(super) fn of(field: &str, http: &HttpRoute, notes: &mut Notes) -> Option<Vec<Match>> {
+/// The conditions of a rule in the mesh or at a gateway, which `place` names; `None` if it is not for that, or if a condition
+/// cannot be read.
+pub(super) fn of(
+    field: &str,
+    http: &HttpRoute,
+    place: &str,
+    notes: &mut Notes,
+) -> Option<Vec<Match>> {
     if http.r#match.is_empty() {
         return Some(Vec::new());
     }
     let errors = notes.errors();
     let mut matches = Vec::new();
     for (index, written) in http.r#match.iter().enumerate() {
-        let for_mesh =
-            written.gateways.is_empty() || written.gateways.iter().any(|name| name == MESH);
-        if for_mesh {
+        let is_here =
+            written.gateways.is_empty() || written.gateways.iter().any(|name| name == place);
+        if is_here {
             let field = format!("{field}.match[{index}]");
             matches.extend(one(&field, written, notes));
         }

@@ -1,0 +1,390 @@
+//! What a gateway at the edge is told, and what it then decides.
+
+use http::{HeaderMap, Method};
+use l7::request::{Client, Destination, Request};
+use l7::route::{Action, Backend, Redirect};
+use l7::{Config, Decision, Store};
+use proto::convert::l7::{TYPES, resource};
+use proto::type_url;
+
+use super::*;
+
+const EDGE: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: edge, labels: {keelson.io/mesh: enabled}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {keelson.io/mesh: enabled, team: retail}}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: gw-1
+  namespace: edge
+  labels: {gateway.networking.k8s.io/gateway-name: gw, gateway.networking.k8s.io/gateway-class-name: keelson, istio: ingressgateway}
+  annotations: {keelson.io/pod-ips: 10.244.1.9}
+spec: {nodeName: n1, serviceAccountName: gw}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart-1, namespace: shop, labels: {app: cart}, annotations: {keelson.io/pod-ips: 10.244.1.1}}
+spec: {nodeName: n1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: productpage, namespace: default}
+spec: {clusterIP: 10.96.0.2, selector: {app: productpage}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: page-1, namespace: default, labels: {app: productpage}, annotations: {keelson.io/pod-ips: 10.244.1.2}}
+spec: {nodeName: n1}
+";
+
+const BOOKINFO: &str =
+    include_str!("../../../../../tests/lab/fixtures/bookinfo/networking/bookinfo-gateway.yaml");
+
+fn gateway(listeners: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: gw, namespace: edge}}\n\
+         spec: {{gatewayClassName: keelson, listeners: {listeners}}}\n"
+    )
+}
+
+fn route(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{parentRefs: [{{name: gw, namespace: edge}}], {spec}}}\n"
+    )
+}
+
+const TO_CART: &str = "rules: [{backendRefs: [{name: cart, namespace: shop, port: 80}]}]";
+const HTTP_FROM_ALL: &str =
+    "[{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]";
+
+fn config(mesh: &Mesh) -> Arc<Config> {
+    let entry = &mesh.index.snapshot().waypoints["edge/gw"];
+    let mut store = Store::default();
+    for kind in TYPES {
+        let resources = match kind {
+            type_url::L7_SERVICE => &entry.services,
+            type_url::L7_ENDPOINT => &entry.endpoints,
+            type_url::L7_BACKEND => &entry.backends,
+            type_url::L7_POLICY => &entry.policies,
+            type_url::L7_ROUTE => &entry.routes,
+            type_url::L7_LISTENER => &entry.listeners,
+            other => panic!("{other}"),
+        };
+        for (name, one) in resources {
+            let read = resource(kind, name, one.body()).expect("a type of gateways");
+            store.apply(read.unwrap_or_else(|error| panic!("{kind} {name}: {error}")));
+        }
+    }
+    store.config()
+}
+
+/// What becomes of a request at a port: where it goes, or the answer.
+fn decided(mesh: &Mesh, port: u16, tls: bool, host: &str, target: &str) -> String {
+    let config = config(mesh);
+    let Some(listener) = config.listener(port, tls, host) else {
+        return "no listener".to_owned();
+    };
+    let Some(key) = listener.virtual_host(host) else {
+        return "404".to_owned();
+    };
+    let (path, headers) = (l7::Path::new(target).unwrap(), HeaderMap::new());
+    let request = Request {
+        client: Client {
+            address: [192, 0, 2, 1].into(),
+            identity: None,
+            namespace: None,
+            labels: None,
+        },
+        destination: Destination::Service { key, port },
+        protocol: l7::Protocol::Http,
+        scheme: "http",
+        method: &Method::GET,
+        authority: host,
+        path: &path,
+        headers: &headers,
+    };
+    match config.decide(&request) {
+        Decision::Rule { rule, .. } => match &rule.action {
+            Action::Forward(forward) => match &forward.backends.first().unwrap().backend {
+                Backend::Cluster(key) => config.cluster(key, port).map_or_else(
+                    || "503".to_owned(),
+                    |cluster| {
+                        let ready = cluster.ready().map(|member| member.address.to_string());
+                        ready.collect::<Vec<_>>().join(" ")
+                    },
+                ),
+                Backend::Invalid { status, .. } => status.as_u16().to_string(),
+            },
+            Action::Redirect(Redirect { status, scheme, .. }) => {
+                format!(
+                    "{} {}",
+                    status.as_u16(),
+                    scheme.as_deref().unwrap_or_default()
+                )
+            }
+            other => format!("{other:?}"),
+        },
+        Decision::None(_) => "404".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn said(changes: &Changes) -> String {
+    let all = changes.diagnostics.iter().flat_map(|(_, said)| said);
+    all.map(|one| format!("{one:?}\n")).collect()
+}
+
+#[test]
+fn f47_hosts_paths_and_listeners_decide_and_nothing_else_is_served() {
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply(&gateway(
+        "[{name: any, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}},
+          {name: below, port: 80, protocol: HTTP, hostname: '*.example.com', allowedRoutes: {namespaces: {from: All}}},
+          {name: own, port: 81, protocol: HTTP}]",
+    ));
+    mesh.apply(&route(
+        "cart",
+        "shop",
+        &format!("hostnames: [cart.example.com], {TO_CART}"),
+    ));
+    let cart = "10.244.1.1:8080";
+    assert_eq!(decided(&mesh, 80, false, "cart.example.com", "/x"), cart);
+    // In capital letters too, and by another name or port not.
+    assert_eq!(decided(&mesh, 80, false, "CART.example.com", "/x"), cart);
+    assert_eq!(decided(&mesh, 80, false, "other.example.com", "/"), "404");
+    assert_eq!(decided(&mesh, 80, false, "cart.example.org", "/"), "404");
+    // The namespace is not allowed there.
+    assert_eq!(decided(&mesh, 81, false, "cart.example.com", "/"), "404");
+    assert_eq!(
+        decided(&mesh, 82, false, "cart.example.com", "/"),
+        "no listener"
+    );
+    // By the listener's name alone.
+    mesh.apply(
+        &route("cart", "shop", TO_CART)
+            .replace("namespace: edge}", "namespace: edge, sectionName: any}"),
+    );
+    assert_eq!(decided(&mesh, 80, false, "cart.example.org", "/"), cart);
+    assert_eq!(decided(&mesh, 80, false, "cart.example.com", "/"), "404");
+    mesh.remove(&route("cart", "shop", TO_CART));
+    assert_eq!(decided(&mesh, 80, false, "cart.example.org", "/"), "404");
+}
+
+#[test]
+fn namespaces_are_chosen_by_their_labels() {
+    let mut mesh = Mesh::of(EDGE);
+    let selector = "[{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: retail}}}}}]";
+    mesh.apply(&gateway(selector));
+    mesh.apply(&route("cart", "shop", TO_CART));
+    assert_eq!(decided(&mesh, 80, false, "x", "/"), "10.244.1.1:8080");
+    mesh.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {keelson.io/mesh: enabled}}\n");
+    assert_eq!(decided(&mesh, 80, false, "x", "/"), "404");
+}
+
+#[test]
+fn a_backend_of_another_namespace_needs_a_grant_and_one_that_is_not_there_is_500() {
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply(&gateway(HTTP_FROM_ALL));
+    mesh.apply(&route("r", "edge", TO_CART));
+    assert_eq!(decided(&mesh, 80, false, "x", "/"), "500");
+    let grant = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: shop}\nspec:\n  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: edge}]\n  to: [{group: '', kind: Service, name: cart}]\n";
+    mesh.apply(grant);
+    assert_eq!(decided(&mesh, 80, false, "x", "/"), "10.244.1.1:8080");
+    mesh.apply(&grant.replace("name: cart", "name: other"));
+    assert_eq!(decided(&mesh, 80, false, "x", "/"), "500");
+    mesh.remove(grant);
+    mesh.apply(&route(
+        "r",
+        "edge",
+        "rules: [{backendRefs: [{name: nothing, port: 80}]}]",
+    ));
+    assert_eq!(decided(&mesh, 80, false, "x", "/"), "500");
+}
+
+fn secret(namespace: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: cert, namespace: {namespace}}}\ntype: kubernetes.io/tls\n\
+         stringData: {{tls.crt: '-----BEGIN CERTIFICATE-----', tls.key: '-----BEGIN PRIVATE KEY-----'}}\n"
+    )
+}
+
+#[test]
+fn f51_a_listener_with_tls_waits_for_its_secret_and_says_so() {
+    let mut mesh = Mesh::of(EDGE);
+    let https = |namespace: &str| {
+        gateway(&format!(
+            "[{{name: https, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: cert{namespace}}}]}}, allowedRoutes: {{namespaces: {{from: All}}}}}}]"
+        ))
+    };
+    let told = said(&mesh.apply(&https("")));
+    assert!(told.contains("there is no Secret edge/cert"), "{told}");
+    assert!(
+        told.contains("spec.listeners[0].tls.certificateRefs"),
+        "{told}"
+    );
+    mesh.apply(&route("cart", "shop", TO_CART));
+    assert_eq!(decided(&mesh, 443, true, "x", "/"), "no listener");
+    // What was said is taken back.
+    let changes = mesh.apply(&secret("edge"));
+    assert!(
+        said(&changes).is_empty() && !changes.diagnostics.is_empty(),
+        "{changes:?}"
+    );
+    assert_eq!(decided(&mesh, 443, true, "x", "/"), "10.244.1.1:8080");
+    assert_eq!(decided(&mesh, 443, false, "x", "/"), "no listener");
+    // One of another namespace is not taken without a grant.
+    mesh.apply(&secret("shop"));
+    let told = said(&mesh.apply(&https(", namespace: shop")));
+    assert!(told.contains("is not granted"), "{told}");
+    assert_eq!(decided(&mesh, 443, true, "x", "/"), "no listener");
+    mesh.apply("apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: shop}\nspec:\n  from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: edge}]\n  to: [{group: '', kind: Secret}]\n");
+    assert_eq!(decided(&mesh, 443, true, "x", "/"), "10.244.1.1:8080");
+}
+
+#[test]
+fn f52_bookinfos_gateway_leads_to_the_product_page_unchanged() {
+    let manifest = BOOKINFO
+        .replace(
+            "name: bookinfo-gateway\n",
+            "name: bookinfo-gateway\n  namespace: default\n",
+        )
+        .replace("name: bookinfo\n", "name: bookinfo\n  namespace: default\n");
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply(&manifest);
+    let page = "10.244.1.2:9080";
+    for (path, expected) in [
+        ("/productpage", page),
+        ("/static/x.css", page),
+        ("/login", page),
+        ("/logout", page),
+        ("/api/v1/products/1", page),
+        ("/", "404"),
+        ("/productpage/x", "404"),
+    ] {
+        assert_eq!(
+            decided(&mesh, 8080, false, "any.host", path),
+            expected,
+            "{path}"
+        );
+    }
+    // Pods without the label do not serve it (F52).
+    mesh.apply(&manifest.replace("istio: ingressgateway #", "istio: other #"));
+    assert_eq!(
+        decided(&mesh, 8080, false, "any.host", "/productpage"),
+        "no listener"
+    );
+}
+
+fn istio(servers: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: shop}}\n\
+         spec: {{selector: {{istio: ingressgateway}}, servers: {servers}}}\n"
+    )
+}
+
+fn bound(name: &str, http: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{hosts: [cart.example.com], gateways: [g], http: {http}}}\n"
+    )
+}
+
+#[test]
+fn f38_f48_f49_istios_servers_redirect_end_tls_and_merge_what_is_bound() {
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply(&istio(
+        "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [cart.example.com], tls: {httpsRedirect: true}},
+          {port: {number: 443, name: https, protocol: HTTPS}, hosts: [cart.example.com], tls: {mode: SIMPLE, credentialName: cert}},
+          {port: {number: 8080, name: other, protocol: HTTP}, hosts: [other/*]}]",
+    ));
+    mesh.apply(&bound(
+        "a",
+        "[{match: [{uri: {prefix: /a}}], route: [{destination: {host: cart}}]}]",
+    ));
+    mesh.apply(&bound(
+        "b",
+        "[{match: [{uri: {prefix: /b}}], route: [{destination: {host: cart}}]}]",
+    ));
+    // The Secret is that of the gateway's pods (F51).
+    mesh.apply(&secret("shop"));
+    assert_eq!(
+        decided(&mesh, 443, true, "cart.example.com", "/a"),
+        "no listener"
+    );
+    mesh.apply(&secret("edge"));
+    let cart = "10.244.1.1:8080";
+    for (port, tls, host, path, expected) in [
+        (80, false, "cart.example.com", "/a", "301 https"),
+        (80, false, "cart.example.com", "/", "301 https"),
+        (80, false, "other.example.com", "/a", "404"),
+        (443, true, "cart.example.com", "/a", cart),
+        (443, true, "cart.example.com", "/b", cart),
+        (443, true, "cart.example.com", "/c", "404"),
+        (443, true, "other.example.com", "/a", "no listener"),
+        // Only VirtualServices of another namespace are bound there.
+        (8080, false, "cart.example.com", "/a", "no listener"),
+    ] {
+        let seen = decided(&mesh, port, tls, host, path);
+        let seen = if port == 8080 && seen == "404" {
+            "no listener".to_owned()
+        } else {
+            seen
+        };
+        assert_eq!(seen, expected, "{port} {host} {path}");
+    }
+    // Without the gateway in its list an object is not bound (F37).
+    mesh.remove(&bound("b", "[]"));
+    mesh.apply(
+        &bound("a", "[{route: [{destination: {host: cart}}]}]").replace("gateways: [g], ", ""),
+    );
+    assert_eq!(decided(&mesh, 443, true, "cart.example.com", "/a"), "404");
+}
+
+#[test]
+fn a_gateway_asks_the_policies_that_select_it_and_leaves_those_of_endpoints_to_their_nodes() {
+    let policy = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply(&gateway(HTTP_FROM_ALL));
+    mesh.apply(&route("cart", "shop", TO_CART));
+    mesh.apply(&policy("own", "edge", "{selector: {matchLabels: {istio: ingressgateway}}, rules: [{to: [{operation: {paths: [/a]}}]}]}"));
+    mesh.apply(&policy("target", "edge", "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: gw}], action: DENY, rules: [{to: [{operation: {methods: [PUT]}}]}]}"));
+    mesh.apply(&policy(
+        "cart",
+        "shop",
+        "{selector: {matchLabels: {app: cart}}, rules: [{to: [{operation: {paths: [/b]}}]}]}",
+    ));
+    let entry = &mesh.index.snapshot().waypoints["edge/gw"];
+    let names: Vec<&str> = entry.policies.keys().map(|name| &**name).collect();
+    assert_eq!(names, ["edge/own", "edge/target"]);
+    // Its own node would refuse what it cannot judge.
+    assert!(mesh.workload("edge/gw-1").authorization_policies.is_empty());
+    assert_eq!(
+        mesh.workload("shop/cart-1").authorization_policies,
+        ["shop/cart"]
+    );
+}
+
+#[test]
+fn a_service_with_a_waypoint_is_reached_through_it() {
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply(&gateway(HTTP_FROM_ALL));
+    mesh.apply(&route("cart", "shop", TO_CART));
+    mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: wp}}\nspec: {clusterIP: 10.96.0.1, selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
+    assert_eq!(decided(&mesh, 80, false, "x", "/"), "10.96.0.1:80");
+}

@@ -1,0 +1,702 @@
+//! Gateways at the edge: their listeners, with the routes that are attached to them and the certificates.
+//!
+//! Routes are attached to virtual hosts as they are to services: each host of a listener is a service without endpoints,
+//! of which the rules say where requests go.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use http::StatusCode;
+use k8s_api::Secret;
+use k8s_api::gateway::{Gateway, ReferenceGrantSpec};
+use l7::listener::{Certificate, Listener, VirtualHost};
+use l7::route::{Action, Attachment, Backend, HeaderOperations, Precedence, Redirect, RouteRule};
+use l7::{ClusterKey, HostPattern, Origin, Rule, Service};
+use manifest::{
+    Diagnostic, FieldLines, Kind, Labels, NamespacedName, Object, ObjectKey, Severity, Upsert,
+};
+use model::ServiceKey;
+use model::service::{AppProtocol, ServicePort};
+use proto::{l7 as pb, type_url};
+
+use super::super::Index;
+use super::super::authorization::Note;
+use super::Waypoint;
+use crate::l7::gateway::{self, Door, From, IstioServers, Listeners};
+use crate::l7::gateway_route::GatewayParent;
+use crate::resource::Resource;
+use crate::store::{GATEWAY_CLASS_NAME, GATEWAY_NAME, Selector};
+
+/// Everything that is said of gateways.
+#[derive(Debug, Default)]
+pub(super) struct Edge {
+    listeners: BTreeMap<NamespacedName, Written<Listeners>>,
+    istio: BTreeMap<NamespacedName, Written<IstioServers>>,
+    secrets: BTreeMap<NamespacedName, Option<Certificate>>,
+    grants: BTreeMap<NamespacedName, ReferenceGrantSpec>,
+    /// What was found when a gateway was put together, by the object that it is about.
+    found: BTreeMap<Waypoint, Vec<(ObjectKey, Note)>>,
+    said: BTreeMap<ObjectKey, Vec<Diagnostic>>,
+}
+
+/// What an object says, and where it is written.
+#[derive(Debug)]
+struct Written<T> {
+    compiled: T,
+    origin: manifest::Origin,
+    lines: FieldLines,
+}
+
+/// What a gateway is told beyond what every waypoint is.
+#[derive(Debug, Default)]
+pub(super) struct Built {
+    pub(super) rules: Vec<(String, RouteRule)>,
+    pub(super) services: Vec<Resource>,
+    pub(super) listeners: Vec<Resource>,
+    pub(super) found: Vec<(ObjectKey, Note)>,
+}
+
+/// Whether a pod with these labels is a gateway at the edge.
+pub(in crate::index) fn is_gateway(labels: &Labels) -> bool {
+    labels.contains_key(GATEWAY_NAME)
+        && labels
+            .get(GATEWAY_CLASS_NAME)
+            .is_some_and(|class| class == gateway::CLASS)
+}
+
+/// A listener that is being put together.
+struct Place {
+    listener: Listener,
+    hosts: BTreeMap<HostPattern, ServiceKey>,
+}
+
+impl Place {
+    fn new(namespace: &str, listener: Listener) -> (String, Self) {
+        let hosts = BTreeMap::new();
+        let name = format!("{namespace}/{}", listener.name);
+        (name, Self { listener, hosts })
+    }
+
+    /// Where rules for a host are attached.
+    fn attach(&mut self, namespace: &Arc<str>, host: HostPattern) -> Attachment {
+        let name = &self.listener.name;
+        let key = self.hosts.entry(host).or_insert_with_key(|host| {
+            ServiceKey::new(Arc::clone(namespace), format!("{name}|{host}"))
+        });
+        Attachment {
+            service: key.clone(),
+            port: None,
+            client_namespace: None,
+        }
+    }
+}
+
+/// By object, and by the place where its rules were compiled for, what they are attached to.
+#[derive(Default)]
+struct Attachments {
+    routes: BTreeMap<(Kind, NamespacedName), BTreeSet<Attachment>>,
+    virtual_services: BTreeMap<(NamespacedName, NamespacedName), BTreeSet<Attachment>>,
+    redirects: Vec<(Origin, BTreeSet<Attachment>)>,
+}
+
+impl Index {
+    /// Takes in where a `Gateway` of the Gateway API listens.
+    pub(in crate::index) fn set_listeners(
+        &mut self,
+        key: &NamespacedName,
+        gateway: &Gateway,
+        upsert: &Upsert,
+    ) {
+        let edge = &mut self.waypoints.edge;
+        match gateway::listeners(gateway) {
+            Some(compiled) => drop(
+                edge.listeners
+                    .insert(key.clone(), written(compiled, upsert)),
+            ),
+            None => drop(edge.listeners.remove(key)),
+        }
+        self.waypoints.all_marked = true;
+    }
+
+    /// Takes in another object that gateways need.
+    pub(in crate::index) fn set_edge(&mut self, upsert: &Upsert) {
+        let key = upsert.object.key();
+        let named = NamespacedName::new(key.namespace(), key.name());
+        let edge = &mut self.waypoints.edge;
+        match &upsert.object {
+            Object::IstioGateway(object) => {
+                let compiled = gateway::istio(object, &named.namespace);
+                edge.istio.insert(named, written(compiled, upsert));
+            }
+            Object::ReferenceGrant(object) => {
+                edge.grants.insert(named, object.spec.clone());
+            }
+            Object::Secret(secret) => drop(edge.secrets.insert(named, certificate(secret))),
+            _ => return,
+        }
+        self.waypoints.all_marked = true;
+    }
+
+    /// Forgets an object of gateways.
+    pub(in crate::index) fn unset_edge(&mut self, kind: Kind, named: &NamespacedName) {
+        let edge = &mut self.waypoints.edge;
+        match kind {
+            Kind::Gateway => drop(edge.listeners.remove(named)),
+            Kind::IstioGateway => drop(edge.istio.remove(named)),
+            Kind::ReferenceGrant => drop(edge.grants.remove(named)),
+            Kind::Secret => drop(edge.secrets.remove(named)),
+            _ => return,
+        }
+        self.waypoints.all_marked = true;
+    }
+
+    /// What there is to say of gateways, where it has changed.
+    pub(in crate::index) fn say_of_gateways(
+        &mut self,
+        diagnostics: &mut BTreeMap<ObjectKey, Vec<Diagnostic>>,
+    ) {
+        let edge = &mut self.waypoints.edge;
+        let mut now: BTreeMap<ObjectKey, Vec<Diagnostic>> = BTreeMap::new();
+        for (kind, key, notes, origin, lines) in edge.objects() {
+            let key = ObjectKey::new(kind, &key.namespace, &key.name);
+            let found = edge.found.values().flatten();
+            let found = found
+                .filter(|(about, _)| *about == key)
+                .map(|(_, note)| note);
+            let said = notes.iter().chain(found).map(|note| {
+                let origin = origin.at_line(lines.line(&note.field));
+                Diagnostic::new(note.severity, &origin, Some(&key), &note.message)
+                    .field(&note.field)
+            });
+            let said = said.collect();
+            now.insert(key, said);
+        }
+        for (key, said) in &now {
+            if edge.said.get(key) != Some(said) {
+                diagnostics.insert(key.clone(), said.clone());
+            }
+        }
+        for key in edge.said.keys().filter(|key| !now.contains_key(*key)) {
+            diagnostics.insert(key.clone(), Vec::new());
+        }
+        edge.said = now;
+    }
+
+    /// What a gateway is told beyond what waypoints are; `None` if it is no gateway at the edge.
+    pub(super) fn at_edge(
+        &self,
+        waypoint: &Waypoint,
+        pods: Option<&BTreeSet<Arc<str>>>,
+    ) -> Option<Built> {
+        let pods = pods
+            .into_iter()
+            .flatten()
+            .filter_map(|uid| self.pods.get(uid));
+        let labels: Vec<&Labels> = pods
+            .map(|pod| &pod.labels)
+            .filter(|labels| is_gateway(labels))
+            .collect();
+        let edge = &self.waypoints.edge;
+        if labels.is_empty() {
+            return None;
+        }
+        let mut built = Built::default();
+        let mut places = BTreeMap::new();
+        let mut attachments = Attachments::default();
+        if let Some(own) = edge.listeners.get(waypoint) {
+            for (index, door) in own.compiled.all.iter().enumerate() {
+                self.open(
+                    waypoint,
+                    (index, door),
+                    &mut places,
+                    &mut attachments,
+                    &mut built,
+                );
+            }
+        }
+        for (name, servers) in &edge.istio {
+            let selector = &servers.compiled.selector;
+            let selects = |labels: &&&Labels| {
+                selector
+                    .iter()
+                    .all(|(key, value)| labels.get(key) == Some(value))
+            };
+            if labels.iter().any(|one| selects(&one)) {
+                let servers = (name, &servers.compiled);
+                self.serve_istio(waypoint, servers, &mut places, &mut attachments, &mut built);
+            }
+        }
+        self.rules_at_edge(&attachments, &mut built.rules);
+        for place in places.into_values() {
+            finish(place, &mut built);
+        }
+        Some(built)
+    }
+
+    /// One listener of the Gateway API, with its routes.
+    fn open(
+        &self,
+        waypoint: &Waypoint,
+        (index, door): (usize, &Door),
+        places: &mut BTreeMap<String, Place>,
+        attachments: &mut Attachments,
+        built: &mut Built,
+    ) {
+        let about = ObjectKey::new(Kind::Gateway, &waypoint.namespace, &waypoint.name);
+        let field = format!("spec.listeners[{index}].tls.certificateRefs");
+        let mut certificates = Vec::new();
+        for secret in door.tls.iter().flatten() {
+            let is_own = secret.namespace == waypoint.namespace;
+            let from = (Kind::Gateway, &waypoint.namespace);
+            if !is_own && !self.is_granted(from, Kind::Secret, secret) {
+                let message = format!("Secret {secret} is not granted by a ReferenceGrant there");
+                built.found.push((about.clone(), error(&field, message)));
+                continue;
+            }
+            self.certify(secret, (&about, &field), &mut certificates, built);
+        }
+        if door.tls.is_some() && certificates.is_empty() {
+            return;
+        }
+        let listener = Listener {
+            name: door.name.as_str().into(),
+            port: door.port,
+            host: door.host.clone(),
+            tls: door.tls.as_ref().map(|_| certificates),
+            hosts: Vec::new(),
+        };
+        let (name, mut place) = Place::new(&waypoint.name, listener);
+        for (object, route) in &self.waypoints.routes {
+            let (kind, route_name) = object;
+            let asks = |parent: &&GatewayParent| {
+                parent.gateway == *waypoint
+                    && parent
+                        .section
+                        .as_ref()
+                        .is_none_or(|name| *name == door.name)
+                    && parent.port.is_none_or(|port| port == door.port)
+            };
+            let takes = match kind {
+                Kind::GrpcRoute => door.grpc,
+                _ => door.http,
+            };
+            let compiled = &route.compiled;
+            if !takes
+                || !compiled.gateways.iter().any(|parent| asks(&parent))
+                || !self.may_attach(&door.from, &waypoint.namespace, &route_name.namespace)
+            {
+                continue;
+            }
+            let any = [HostPattern::Any];
+            let hosts = match compiled.hostnames.as_slice() {
+                [] => &any[..],
+                hosts => hosts,
+            };
+            for host in hosts.iter().filter_map(|host| door.host.and(host)) {
+                let to = attachments.routes.entry(object.clone()).or_default();
+                to.insert(place.attach(&waypoint.namespace, host));
+            }
+        }
+        places.insert(name, place);
+    }
+
+    fn may_attach(&self, from: &From, own: &Arc<str>, namespace: &Arc<str>) -> bool {
+        match from {
+            From::Same => own == namespace,
+            From::All => true,
+            From::None => false,
+            From::Selector(selector) => {
+                let none = Labels::default();
+                let labels = self.namespaces.get(namespace).unwrap_or(&none);
+                Selector::read(Some(selector)).selects(labels)
+            }
+        }
+    }
+
+    /// The servers of an Istio `Gateway` at pods that it selects, with the VirtualServices that are bound to it.
+    fn serve_istio(
+        &self,
+        waypoint: &Waypoint,
+        (name, servers): (&NamespacedName, &IstioServers),
+        places: &mut BTreeMap<String, Place>,
+        attachments: &mut Attachments,
+        built: &mut Built,
+    ) {
+        let about = ObjectKey::new(Kind::IstioGateway, &name.namespace, &name.name);
+        for server in &servers.all {
+            let field = format!("spec.servers[{}].tls.credentialName", server.index);
+            let mut certificates = Vec::new();
+            for secret in server.tls.iter().flatten() {
+                // Secrets are those of the gateway's pods, wherever the object is (F51).
+                let secret = NamespacedName::new(&waypoint.namespace, secret);
+                self.certify(&secret, (&about, &field), &mut certificates, built);
+            }
+            if server.tls.is_some() && certificates.is_empty() {
+                continue;
+            }
+            let mut redirected = BTreeSet::new();
+            for served in &server.hosts {
+                // Plain servers of a port are one; of those with TLS the name that is asked for chooses.
+                let (label, host, tls) = match &server.tls {
+                    None => (server.port.to_string(), HostPattern::Any, None),
+                    Some(_) => {
+                        let label = format!("{}/{}", server.port, served.host);
+                        (label, served.host.clone(), Some(certificates.clone()))
+                    }
+                };
+                let listener = Listener {
+                    name: label.into(),
+                    port: server.port,
+                    host,
+                    tls,
+                    hosts: Vec::new(),
+                };
+                let (key, place) = Place::new("istio", listener);
+                let place = places.entry(key).or_insert(place);
+                for (object, aged) in &self.waypoints.virtual_services {
+                    let compiled = &aged.compiled;
+                    let is_bound = compiled.gateways.contains_key(name)
+                        && compiled.export.holds(&waypoint.namespace);
+                    let is_named = served
+                        .namespace
+                        .as_ref()
+                        .is_none_or(|namespace| **namespace == *object.namespace);
+                    if !is_bound || !is_named {
+                        continue;
+                    }
+                    let hosts = compiled.hosts.iter().map(|host| host.pattern());
+                    for host in hosts.filter_map(|host| served.host.and(&host)) {
+                        let at = place.attach(&waypoint.namespace, host);
+                        redirected.insert(at.clone());
+                        let bound = (object.clone(), name.clone());
+                        attachments
+                            .virtual_services
+                            .entry(bound)
+                            .or_default()
+                            .insert(at);
+                    }
+                }
+                if server.redirect {
+                    redirected.insert(place.attach(&waypoint.namespace, served.host.clone()));
+                }
+            }
+            if server.redirect {
+                let origin = Origin {
+                    kind: l7::Kind::Gateway,
+                    namespace: Arc::clone(&name.namespace),
+                    name: Arc::clone(&name.name),
+                    rule: server.index,
+                    rule_name: None,
+                };
+                attachments.redirects.push((origin, redirected));
+            }
+        }
+    }
+
+    fn certify(
+        &self,
+        secret: &NamespacedName,
+        (about, field): (&ObjectKey, &str),
+        into: &mut Vec<Certificate>,
+        built: &mut Built,
+    ) {
+        let message = match self.waypoints.edge.secrets.get(secret) {
+            Some(Some(certificate)) => return into.push(certificate.clone()),
+            Some(None) => format!("Secret {secret} has no tls.crt and tls.key in PEM"),
+            None => format!("there is no Secret {secret}"),
+        };
+        built.found.push((about.clone(), error(field, message)));
+    }
+
+    fn rules_at_edge(&self, attachments: &Attachments, into: &mut Vec<(String, RouteRule)>) {
+        for ((kind, name), at) in &attachments.routes {
+            let Some(aged) = self.waypoints.routes.get(&(*kind, name.clone())) else {
+                continue;
+            };
+            // A tilde sorts behind every time.
+            let created = aged.created.as_deref().unwrap_or("~");
+            let precedence = Precedence::Specific(format!("{created} {name}").into());
+            for parts in &aged.compiled.rules {
+                let index = parts.rule.origin.rule;
+                let rule = RouteRule {
+                    attachments: at.iter().cloned().collect(),
+                    precedence: precedence.clone(),
+                    matches: parts.matches.clone(),
+                    rule: Arc::new(self.permitted(&parts.rule, *kind, &name.namespace)),
+                };
+                into.push((format!("gateway/{}/{name}/{index}", kind.as_str()), rule));
+            }
+        }
+        for ((name, gateway), at) in &attachments.virtual_services {
+            let Some(aged) = self.waypoints.virtual_services.get(name) else {
+                continue;
+            };
+            let none = Vec::new();
+            let rules = aged.compiled.gateways.get(gateway).unwrap_or(&none);
+            for (resource, rank, parts) in self.listed_among(name, aged, rules) {
+                let rule = RouteRule {
+                    attachments: at.iter().cloned().collect(),
+                    precedence: Precedence::Listed(rank.into()),
+                    matches: parts.matches.clone(),
+                    rule: Arc::clone(&parts.rule),
+                };
+                into.push((format!("gateway/{gateway}/{resource}"), rule));
+            }
+        }
+        for (origin, at) in &attachments.redirects {
+            let name = format!(
+                "gateway/{}/{}/redirect/{}",
+                origin.namespace, origin.name, origin.rule
+            );
+            let rule = RouteRule {
+                attachments: at.iter().cloned().collect(),
+                // Before all others.
+                precedence: Precedence::Listed("".into()),
+                matches: Vec::new(),
+                rule: Arc::new(to_https(origin.clone())),
+            };
+            into.push((name, rule));
+        }
+    }
+
+    /// A rule under a Gateway: a backend that is not there, or is of another namespace that does not grant it, fails its
+    /// share of the requests with 500 (`HTTPBackendRef`), and no mirror goes to such a one.
+    fn permitted(&self, rule: &Rule, kind: Kind, namespace: &Arc<str>) -> Rule {
+        let mut rule = rule.clone();
+        let Action::Forward(forward) = &mut rule.action else {
+            return rule;
+        };
+        let wrong = |key: &ClusterKey| {
+            let name = key.service.hostname.split('.').next().unwrap_or_default();
+            let name = NamespacedName::new(&key.service.namespace, name);
+            let is_own = name.namespace == *namespace;
+            if !is_own && !self.is_granted((kind, namespace), Kind::Service, &name) {
+                return Some(format!(
+                    "Service {name} is not granted by a ReferenceGrant there"
+                ));
+            }
+            (!self.services.contains_key(&name)).then(|| format!("there is no Service {name}"))
+        };
+        for one in &mut forward.backends {
+            if let Backend::Cluster(key) = &one.backend
+                && let Some(reason) = wrong(key)
+            {
+                one.backend = Backend::Invalid {
+                    status: StatusCode::INTERNAL_SERVER_ERROR,
+                    reason: reason.into(),
+                };
+            }
+        }
+        forward
+            .mirrors
+            .retain(|mirror| wrong(&mirror.backend).is_none());
+        rule
+    }
+
+    /// Whether a reference from objects of this kind and namespace is allowed where it leads.
+    fn is_granted(
+        &self,
+        (kind, namespace): (Kind, &Arc<str>),
+        to: Kind,
+        named: &NamespacedName,
+    ) -> bool {
+        let grants = self.waypoints.edge.grants.iter();
+        let there = grants.filter(|(grant, _)| grant.namespace == named.namespace);
+        there.map(|(_, spec)| spec).any(|spec| {
+            let is_from = spec.from.iter().any(|from| {
+                from.group == kind.group()
+                    && from.kind == kind.as_str()
+                    && *from.namespace == **namespace
+            });
+            is_from
+                && spec.to.iter().any(|one| {
+                    let name = one.name.as_deref().filter(|name| !name.is_empty());
+                    one.group == to.group()
+                        && one.kind == to.as_str()
+                        && name.is_none_or(|name| *name == *named.name)
+                })
+        })
+    }
+
+    /// Notes what was found when a gateway was put together.
+    pub(super) fn remember_found(&mut self, waypoint: &Waypoint, found: Vec<(ObjectKey, Note)>) {
+        let edge = &mut self.waypoints.edge;
+        if found.is_empty() {
+            edge.found.remove(waypoint);
+        } else {
+            edge.found.insert(waypoint.clone(), found);
+        }
+    }
+
+    /// The policies that a gateway asks: those for it, by selector, namespace or target. Those of the endpoints are asked
+    /// by their own nodes.
+    pub(super) fn policies_of_gateway(
+        &self,
+        waypoint: &Waypoint,
+        pods: Option<&BTreeSet<Arc<str>>>,
+    ) -> Vec<(String, pb::Policy)> {
+        use super::super::authorization::http::At;
+        use proto::l7::policy::Scope;
+
+        let root: Arc<str> = self.mesh.root_namespace.as_str().into();
+        let pods = pods
+            .into_iter()
+            .flatten()
+            .filter_map(|uid| self.pods.get(uid));
+        let selecting: BTreeSet<NamespacedName> =
+            pods.flat_map(|pod| self.selecting(&root, pod)).collect();
+        let is_for = |key: &NamespacedName, at: &At, scope: Option<&Scope>| match at {
+            At::Named(names) => {
+                key.namespace == waypoint.namespace
+                    && names.iter().any(|name| **name == *waypoint.name)
+            }
+            At::Any => match scope {
+                Some(Scope::All(_)) => true,
+                Some(Scope::OfNamespace(of)) => *of.namespace == *waypoint.namespace,
+                Some(Scope::OfEndpoints(_)) => selecting.contains(key),
+                Some(Scope::OfServices(_)) | None => false,
+            },
+        };
+        let policies = self.waypoints.policies.iter();
+        policies
+            .filter(|(key, known)| is_for(key, &known.at, known.policy.scope.as_ref()))
+            .map(|(key, known)| {
+                let policy = pb::Policy {
+                    scope: Some(Scope::All(true)),
+                    ..known.policy.clone()
+                };
+                (key.to_string(), policy)
+            })
+            .collect()
+    }
+
+    /// Stands for the endpoints of a service that has a waypoint: its address, which leads there.
+    pub(super) fn by_its_waypoint(&self, name: &NamespacedName) -> Option<l7::Endpoint> {
+        let facts = self.services.get(name)?;
+        self.waypoint_of(facts)?;
+        if facts.addresses.is_empty() {
+            return None;
+        }
+        let ports = facts.ports.iter().map(|port| l7::backend::EndpointPort {
+            service: self.service_key(name),
+            port: port.port,
+            target: port.port,
+            ready: true,
+        });
+        Some(l7::Endpoint {
+            uid: format!("waypoint-of/{name}").into(),
+            addresses: facts.addresses.clone(),
+            identity: None,
+            namespace: Arc::clone(&name.namespace),
+            labels: Arc::default(),
+            node: "".into(),
+            locality: l7::backend::Locality::default(),
+            weight: 1,
+            ports: ports.collect(),
+            policies: Vec::new(),
+        })
+    }
+}
+
+impl Edge {
+    /// All objects of gateways, with what there is to say about them alone.
+    fn objects(
+        &self,
+    ) -> impl Iterator<
+        Item = (
+            Kind,
+            &NamespacedName,
+            &[Note],
+            &manifest::Origin,
+            &FieldLines,
+        ),
+    > {
+        let of_api = self.listeners.iter().map(|(key, one)| {
+            let notes = one.compiled.notes.as_slice();
+            (Kind::Gateway, key, notes, &one.origin, &one.lines)
+        });
+        let of_istio = self.istio.iter().map(|(key, one)| {
+            let notes = one.compiled.notes.as_slice();
+            (Kind::IstioGateway, key, notes, &one.origin, &one.lines)
+        });
+        of_api.chain(of_istio)
+    }
+}
+
+fn written<T>(compiled: T, upsert: &Upsert) -> Written<T> {
+    Written {
+        compiled,
+        origin: upsert.origin.clone(),
+        lines: upsert.lines.clone(),
+    }
+}
+
+fn error(field: &str, message: String) -> Note {
+    Note {
+        severity: Severity::Error,
+        field: field.to_owned(),
+        message,
+    }
+}
+
+/// The certificate in a Secret: as `kubernetes.io/tls` has it, or as Istio also takes it.
+fn certificate(secret: &Secret) -> Option<Certificate> {
+    let pem = |names: [&str; 2]| {
+        let found = names.into_iter().find_map(|name| secret.get(name))?;
+        let text = std::str::from_utf8(found).ok()?;
+        text.contains("-----BEGIN ").then(|| found.to_vec())
+    };
+    Some(Certificate {
+        chain: pem(["tls.crt", "cert"])?,
+        key: pem(["tls.key", "key"])?,
+    })
+}
+
+fn to_https(origin: Origin) -> Rule {
+    Rule {
+        origin,
+        action: Action::Redirect(Redirect {
+            status: StatusCode::MOVED_PERMANENTLY,
+            scheme: Some("https".into()),
+            host: None,
+            port: l7::route::RedirectPort::Unsaid,
+            path: None,
+        }),
+        timeout: None,
+        fault: None,
+        cors: None,
+        request_headers: HeaderOperations::default(),
+        response_headers: HeaderOperations::default(),
+    }
+}
+
+fn finish(place: Place, built: &mut Built) {
+    let Place {
+        mut listener,
+        hosts,
+    } = place;
+    for (host, key) in hosts {
+        let service = Service {
+            key: key.clone(),
+            addresses: Vec::new(),
+            ports: vec![ServicePort {
+                port: listener.port,
+                target_port: 0,
+                app_protocol: AppProtocol::Http11,
+            }],
+            attached: true,
+        };
+        let message = pb::Service::from(&service);
+        built.services.push(Resource::new(
+            type_url::L7_SERVICE,
+            key.to_string(),
+            &message,
+        ));
+        listener.hosts.push(VirtualHost { host, key });
+    }
+    let name = format!("{}:{}", listener.port, listener.name);
+    let message = pb::Listener::from(&listener);
+    built
+        .listeners
+        .push(Resource::new(type_url::L7_LISTENER, name, &message));
+}
