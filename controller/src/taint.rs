@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -38,12 +38,14 @@ pub(crate) async fn take_off(client: Client, namespace: String) {
             warn!(%error, "cannot follow nodes and agents; startup taints stay");
             continue;
         }
-        for node in known.to_be_freed() {
-            match free(&nodes, &node).await {
+        for (node, rest) in known.to_be_freed() {
+            match free(&nodes, &node, &rest).await {
                 Ok(()) => {
                     info!(node, "its agent is ready: the startup taint is taken off");
                     known.tainted.remove(&node);
                 }
+                // It was written meanwhile, and is read again.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
                 Err(error) => warn!(
                     node,
                     %error,
@@ -54,23 +56,30 @@ pub(crate) async fn take_off(client: Client, namespace: String) {
     }
 }
 
-/// Removes the taint alone, whatever else is written of the node at the same time.
-async fn free(nodes: &Api<Node>, node: &str) -> kube::Result<()> {
-    // A strategic merge knows taints by their keys.
-    let patch = json!({"spec": {"taints": [{"key": TAINT, "$patch": "delete"}]}});
-    match nodes
-        .patch(node, &PatchParams::default(), &Patch::Strategic(patch))
-        .await
-    {
+/// Writes what taints stay, with the revision that was read: the list has no keys, and is replaced as a whole.
+async fn free(nodes: &Api<Node>, node: &str, rest: &Rest) -> kube::Result<()> {
+    let patch = json!({
+        "metadata": {"resourceVersion": rest.revision},
+        "spec": {"taints": rest.taints},
+    });
+    let params = PatchParams::default();
+    match nodes.patch(node, &params, &Patch::Merge(patch)).await {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => other.map(drop),
     }
 }
 
+/// What stays of a node's taints, and the revision of the node that this was read of.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Rest {
+    revision: Option<String>,
+    taints: Vec<Taint>,
+}
+
 /// Nodes with the taint, and agents.
 #[derive(Debug, Default)]
 struct Known {
-    tainted: BTreeSet<String>,
+    tainted: BTreeMap<String, Rest>,
     /// By the name of each agent's pod that is ready its node.
     ready: BTreeMap<String, String>,
 }
@@ -80,14 +89,15 @@ impl Known {
         match event {
             Event::Init => self.tainted.clear(),
             Event::Apply(node) | Event::InitApply(node) => {
-                let taints = node
-                    .spec
-                    .iter()
-                    .flat_map(|spec| spec.taints.iter().flatten());
-                if taints.into_iter().any(|taint| taint.key == TAINT) {
-                    self.tainted.insert(node.name_any());
+                let name = node.name_any();
+                let revision = node.resource_version();
+                let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+                let (ours, taints): (Vec<_>, Vec<_>) =
+                    taints.into_iter().partition(|taint| taint.key == TAINT);
+                if ours.is_empty() {
+                    self.tainted.remove(&name);
                 } else {
-                    self.tainted.remove(&node.name_any());
+                    self.tainted.insert(name, Rest { revision, taints });
                 }
             }
             Event::Delete(node) => drop(self.tainted.remove(&node.name_any())),
@@ -110,10 +120,13 @@ impl Known {
         }
     }
 
-    fn to_be_freed(&self) -> Vec<String> {
+    fn to_be_freed(&self) -> Vec<(String, Rest)> {
         let nodes: BTreeSet<&String> = self.ready.values().collect();
-        let freed = self.tainted.iter().filter(|node| nodes.contains(node));
-        freed.cloned().collect()
+        let tainted = self.tainted.iter();
+        let freed = tainted.filter(|(node, _)| nodes.contains(node));
+        freed
+            .map(|(node, rest)| (node.clone(), rest.clone()))
+            .collect()
     }
 }
 
@@ -136,8 +149,10 @@ mod tests {
     use super::*;
 
     fn node(name: &str, taint: Option<&str>) -> Node {
-        let taints = taint.map(|key| json!([{"key": key, "effect": "NoSchedule"}]));
-        let node = json!({"metadata": {"name": name}, "spec": {"taints": taints}});
+        let other = json!({"key": "stays", "effect": "NoExecute"});
+        let taints = taint.map(|key| json!([{"key": key, "effect": "NoSchedule"}, other]));
+        let node =
+            json!({"metadata": {"name": name, "resourceVersion": "7"}, "spec": {"taints": taints}});
         serde_json::from_value(node).expect("a node")
     }
 
@@ -159,7 +174,12 @@ mod tests {
         known.agent(Event::Apply(agent("c", "n3", "True")));
         assert!(known.to_be_freed().is_empty());
         known.agent(Event::Apply(agent("a", "n1", "True")));
-        assert_eq!(known.to_be_freed(), ["n1"]);
+        let freed = known.to_be_freed();
+        assert_eq!(freed.len(), 1);
+        let (name, rest) = &freed[0];
+        assert_eq!((&**name, rest.revision.as_deref()), ("n1", Some("7")));
+        let keys: Vec<&str> = rest.taints.iter().map(|taint| &*taint.key).collect();
+        assert_eq!(keys, ["stays"]);
         known.agent(Event::Apply(agent("a", "n1", "False")));
         assert!(known.to_be_freed().is_empty());
         known.agent(Event::Apply(agent("b", "n2", "True")));
