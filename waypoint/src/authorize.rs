@@ -42,7 +42,7 @@ pub(crate) fn authorize(
 ///
 /// # Errors
 /// Policy refuses.
-pub(crate) fn authorize_at_door(active: &Active, request: &Request<'_>) -> Result<(), Refusal> {
+pub(crate) fn authorize_at_edge(active: &Active, request: &Request<'_>) -> Result<(), Refusal> {
     let port = request.destination.port();
     let nobody = Endpoint {
         uid: "".into(),

@@ -12,7 +12,7 @@ use proto::proxy_protocol::Header;
 use telemetry::{Party, Text};
 
 use crate::active::Active;
-use crate::door::Door;
+use crate::edge::EdgePort;
 use crate::telemetry::party_of_endpoint;
 
 /// The other end of a connection.
@@ -24,7 +24,7 @@ pub(crate) struct Caller {
     host: Option<String>,
     principal: Text,
     /// Where it came in, of a client from outside of the mesh.
-    pub(crate) door: Option<Door>,
+    pub(crate) edge: Option<EdgePort>,
     /// For the configuration of this generation.
     known: RefCell<Option<(u64, Known)>>,
 }
@@ -53,22 +53,22 @@ impl Caller {
             principal: Text::principal(header.identity.as_ref()),
             identity: header.identity,
             host: header.service,
-            door: None,
+            edge: None,
             known: RefCell::default(),
         }
     }
 
     /// A client from outside of the mesh, of which nothing but its address is known.
-    pub(crate) fn at_door(header: Header, door: Door) -> Self {
+    pub(crate) fn at_edge(header: Header, edge: EdgePort) -> Self {
         Self {
-            door: Some(door),
+            edge: Some(edge),
             ..Self::new(header)
         }
     }
 
     /// `http` or `https`, as the client sees it.
     pub(crate) fn scheme(&self) -> &'static str {
-        self.door.as_ref().map_or("http", Door::scheme)
+        self.edge.as_ref().map_or("http", EdgePort::scheme)
     }
 
     /// What a configuration knows of it.

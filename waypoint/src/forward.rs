@@ -29,7 +29,7 @@ use self::body::{Answer, Kept, Outgoing};
 use self::pool::{ConnectionLimits, Lease, SendError, Target};
 use self::replay::Source;
 use self::retry::{Failure, Tries};
-use crate::authorize::{authorize, authorize_at_door};
+use crate::authorize::{authorize, authorize_at_edge};
 use crate::balance::choose::{self, Asked};
 use crate::balance::state::{Active as ActiveRequest, Outcome};
 use crate::balance::{Candidate, Resolved};
@@ -178,8 +178,8 @@ fn choose_allowed<'p>(
 /// # Errors
 /// Policy refuses.
 pub(crate) fn allowed_anywhere(exchange: &Exchange<'_>) -> Result<(), Reply> {
-    if exchange.caller.door.is_some() {
-        return authorize_at_door(exchange.active, &exchange.request()).map_err(Reply::denied);
+    if exchange.caller.edge.is_some() {
+        return authorize_at_edge(exchange.active, &exchange.request()).map_err(Reply::denied);
     }
     let Dialled::Service { key, port } = &exchange.known.dialled else {
         return Ok(());

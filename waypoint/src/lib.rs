@@ -1,8 +1,9 @@
 //! The waypoint: HTTP between the pods of a mesh, where users have attached it.
 //!
 //! A waypoint is a captured pod that holds no mesh key: node agents do all mutual TLS, to it and from it. Modules are
-//! the phases of a request: `accept` says who calls (`door`, where that is a client from outside), `serve` routes, `balance` chooses, `authorize` asks policy with
-//! the client's identity, `fault` makes things go wrong, `forward` sends. Start reading at [`program`].
+//! the phases of a request: `accept` says who calls (`edge`, where that is a client from outside), `serve` routes,
+//! `balance` chooses, `authorize` asks policy with the client's identity, `fault` makes things go wrong, `forward`
+//! sends. Start reading at [`program`].
 
 mod accept;
 pub mod active;
@@ -11,7 +12,7 @@ mod authorize;
 mod balance;
 mod caller;
 mod cors;
-mod door;
+mod edge;
 mod fault;
 mod feed;
 mod forward;

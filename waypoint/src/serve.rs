@@ -97,8 +97,8 @@ async fn answer(
         Ok(authority) => authority,
         Err(text) => return Reply::bad_request(text).answer(record),
     };
-    if let Some(door) = &caller.door {
-        match door.dialled(&active, &authority) {
+    if let Some(edge) = &caller.edge {
+        match edge.dialled(&active, &authority) {
             Some(dialled) => known.dialled = dialled,
             None => return Reply::no_route("no listener serves this host").answer(record),
         }
@@ -247,7 +247,7 @@ async fn by_rule(
                 Ok(plan) => plan,
                 Err(reply) => return reply.answer(record),
             };
-            if exchange.caller.door.is_some() {
+            if exchange.caller.edge.is_some() {
                 // What was dialled is the gateway itself.
                 let key = &plan.resolved.cluster.key;
                 let served = Dialled::Service {

@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 use crate::accept;
 use crate::active::{Clusters, Newest};
 use crate::balance::state::Registry;
-use crate::door::{self, Secured};
+use crate::edge::{self, Secured};
 use crate::forward::pool::Pool;
 use crate::telemetry::Telemetry;
 
@@ -151,7 +151,7 @@ fn run(
         });
         let listener = TcpListener::from_std(listener)?;
         let accepting = tokio::task::spawn_local(accept::accept(Rc::clone(&worker), listener));
-        tokio::task::spawn_local(door::keep(Rc::clone(&worker)));
+        tokio::task::spawn_local(edge::keep(Rc::clone(&worker)));
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
             tokio::select! {

@@ -28,13 +28,13 @@ use crate::worker::Worker;
 
 /// The listener by which a client came in.
 #[derive(Clone, Debug)]
-pub(crate) struct Door {
+pub(crate) struct EdgePort {
     port: u16,
     /// Of a client that speaks TLS, the listener whose certificate it was shown.
     secured_by: Option<Arc<str>>,
 }
 
-impl Door {
+impl EdgePort {
     /// As the client sees it.
     pub(crate) fn scheme(&self) -> &'static str {
         match self.secured_by {
@@ -148,7 +148,7 @@ async fn begin(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr, port: 
             identity: None,
             service: None,
         };
-        Rc::new(Caller::at_door(header, Door { port, secured_by }))
+        Rc::new(Caller::at_edge(header, EdgePort { port, secured_by }))
     };
     let active = worker.shared.newest.load();
     let speaks_tls = active.l7.listeners().get(&port);
