@@ -10,6 +10,7 @@ use std::{
 };
 
 use abi::{APP_MARK, LEG, LOOPBACK_IFINDEX};
+use model::outbound::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -28,6 +29,9 @@ const MOST_PROBES: u32 = 127;
 /// where real clients of the same address rarely are.
 const LEG_PORTS: std::ops::Range<u16> = 10_000..32_000;
 const LEG_ATTEMPTS: usize = 32;
+/// Where this agent listens in the pod. A leg from there would hold a port that a listener of ours, or of the next agent,
+/// needs.
+const OWN_PORTS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT];
 /// Source ports that only root binds (RFC 6335 calls them system ports), without those of servers.
 const PRIVILEGED_PORTS: std::ops::Range<u16> = 512..1024;
 /// The kernel's choice.
@@ -266,11 +270,17 @@ fn is_taken(error: &io::Error) -> bool {
 
 /// A port instead of this one: some servers trust who could bind a privileged port.
 fn other_port(instead_of: u16) -> u16 {
-    rand::random_range(if is_privileged(instead_of) {
+    let ports = if is_privileged(instead_of) {
         PRIVILEGED_PORTS
     } else {
         LEG_PORTS
-    })
+    };
+    loop {
+        let port = rand::random_range(ports.clone());
+        if !OWN_PORTS.contains(&port) {
+            return port;
+        }
+    }
 }
 
 fn is_privileged(port: u16) -> bool {
@@ -413,7 +423,7 @@ fn set(
 
 #[cfg(test)]
 mod tests {
-    use super::other_port;
+    use super::{OWN_PORTS, other_port};
 
     #[test]
     fn another_port_is_of_the_same_class() {
@@ -424,10 +434,11 @@ mod tests {
             (1024, false),
             (40_000, false),
         ] {
-            for _ in 0..1000 {
+            for _ in 0..100_000 {
                 let other = other_port(port);
                 assert_eq!(other < 1024, privileged, "{port}: {other}");
                 assert!(other >= 512, "{other} is a server's");
+                assert!(!OWN_PORTS.contains(&other), "{other} is the agent's");
             }
         }
     }
