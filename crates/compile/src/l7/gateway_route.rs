@@ -80,17 +80,8 @@ pub(crate) fn http(object: &HttpRoute, domain: &str) -> Compiled {
             delegate: None,
         });
     }
-    Compiled {
-        parents: parents(&spec.parent_refs, names, &mut notes),
-        gateways: gateways(&spec.parent_refs, names),
-        hostnames: spec
-            .hostnames
-            .iter()
-            .map(|host| HostPattern::new(host))
-            .collect(),
-        rules,
-        notes: notes.0,
-    }
+    let attached = (&*spec.parent_refs, &*spec.hostnames);
+    compiled(attached, names, rules, notes)
 }
 
 /// Compiles one `GRPCRoute` of a cluster with this domain.
@@ -130,11 +121,21 @@ pub(crate) fn grpc(object: &GrpcRoute, domain: &str) -> Compiled {
             delegate: None,
         });
     }
+    let attached = (&*spec.parent_refs, &*spec.hostnames);
+    compiled(attached, names, rules, notes)
+}
+
+/// A route with these rules, attached to these parents under these hosts.
+fn compiled(
+    (parent_refs, hostnames): (&[ParentRef], &[String]),
+    names: Names<'_>,
+    rules: Vec<Parts>,
+    mut notes: Notes,
+) -> Compiled {
     Compiled {
-        parents: parents(&spec.parent_refs, names, &mut notes),
-        gateways: gateways(&spec.parent_refs, names),
-        hostnames: spec
-            .hostnames
+        parents: parents(parent_refs, names, &mut notes),
+        gateways: gateways(parent_refs, names),
+        hostnames: hostnames
             .iter()
             .map(|host| HostPattern::new(host))
             .collect(),
