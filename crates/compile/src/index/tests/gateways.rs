@@ -388,3 +388,23 @@ fn a_service_with_a_waypoint_is_reached_through_it() {
     mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: wp}}\nspec: {clusterIP: 10.96.0.1, selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
     assert_eq!(decided(&mesh, 80, false, "x", "/"), "10.96.0.1:80");
 }
+
+/// A listener's name is its author's choice, and a plain server of Istio's is named by its port.
+#[test]
+fn a_listener_of_one_api_takes_no_rules_of_another_that_has_its_name() {
+    let servers = "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: old, namespace: edge}\n\
+                   spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n";
+    let rules = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: pages, namespace: edge}\n\
+                 spec: {hosts: [a.example], gateways: [old], http: [{route: [{destination: {host: productpage.default.svc.cluster.local}}]}]}\n";
+    let listener =
+        "[{name: '80', port: 8080, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]";
+    let cart = route(
+        "cart",
+        "shop",
+        &format!("hostnames: [a.example], {TO_CART}"),
+    );
+    let gateway = gateway(listener);
+    let mesh = Mesh::of(&format!("{EDGE}---\n{gateway}---\n{cart}{servers}{rules}"));
+    let at = |port| decided(&mesh, port, false, "a.example", "/");
+    assert_eq!([at(8080), at(80)], ["10.244.1.1:8080", "10.244.1.2:9080"]);
+}

@@ -3,15 +3,16 @@
 //! Routes are attached to virtual hosts as they are to services: each host of a listener is a service without endpoints,
 //! of which the rules say where requests go.
 
+mod rules;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use http::StatusCode;
 use k8s_api::Secret;
 use k8s_api::gateway::{Gateway, ReferenceGrantSpec};
 use l7::listener::{Certificate, Listener, VirtualHost};
-use l7::route::{Action, Attachment, Backend, HeaderOperations, Precedence, Redirect, RouteRule};
-use l7::{ClusterKey, HostPattern, Origin, Rule, Service};
+use l7::route::{Attachment, RouteRule};
+use l7::{HostPattern, Origin, Service};
 use manifest::{
     Diagnostic, FieldLines, Kind, Labels, NamespacedName, Object, ObjectKey, Severity, Upsert,
 };
@@ -66,20 +67,28 @@ pub(in crate::index) fn is_gateway(labels: &Labels) -> bool {
 
 /// A listener that is being put together.
 struct Place {
+    /// Unlike the listener's own name, no other listener of the gateway has it, whichever API that is written in.
+    name: String,
     listener: Listener,
     hosts: BTreeMap<HostPattern, ServiceKey>,
 }
 
 impl Place {
-    fn new(namespace: &str, listener: Listener) -> (String, Self) {
-        let hosts = BTreeMap::new();
-        let name = format!("{namespace}/{}", listener.name);
-        (name, Self { listener, hosts })
+    fn new(api: Api, listener: Listener) -> Self {
+        let api = match api {
+            Api::Gateway => "gateway",
+            Api::Istio => "istio",
+        };
+        Self {
+            name: format!("{api}/{}/{}", listener.port, listener.name),
+            listener,
+            hosts: BTreeMap::new(),
+        }
     }
 
     /// Where rules for a host are attached.
     fn attach(&mut self, namespace: &Arc<str>, host: HostPattern) -> Attachment {
-        let name = &self.listener.name;
+        let name = &self.name;
         let key = self.hosts.entry(host).or_insert_with_key(|host| {
             ServiceKey::new(Arc::clone(namespace), format!("{name}|{host}"))
         });
@@ -89,6 +98,13 @@ impl Place {
             client_namespace: None,
         }
     }
+}
+
+/// What a listener is written in.
+#[derive(Clone, Copy)]
+enum Api {
+    Gateway,
+    Istio,
 }
 
 /// By object, and by the place where its rules were compiled for, what they are attached to.
@@ -265,7 +281,7 @@ impl Index {
             tls: door.tls.as_ref().map(|_| certificates),
             hosts: Vec::new(),
         };
-        let (name, mut place) = Place::new(&waypoint.name, listener);
+        let mut place = Place::new(Api::Gateway, listener);
         for (object, route) in &self.waypoints.routes {
             let (kind, route_name) = object;
             let asks = |parent: &&GatewayParent| {
@@ -297,7 +313,7 @@ impl Index {
                 to.insert(place.attach(&waypoint.namespace, host));
             }
         }
-        places.insert(name, place);
+        places.insert(place.name.clone(), place);
     }
 
     fn may_attach(&self, from: &From, own: &Arc<str>, namespace: &Arc<str>) -> bool {
@@ -351,8 +367,8 @@ impl Index {
                     tls,
                     hosts: Vec::new(),
                 };
-                let (key, place) = Place::new("istio", listener);
-                let place = places.entry(key).or_insert(place);
+                let place = Place::new(Api::Istio, listener);
+                let place = places.entry(place.name.clone()).or_insert(place);
                 for (object, aged) in &self.waypoints.virtual_services {
                     let compiled = &aged.compiled;
                     let is_bound = compiled.gateways.contains_key(name)
@@ -406,116 +422,6 @@ impl Index {
             None => format!("there is no Secret {secret}"),
         };
         built.found.push((about.clone(), error(field, message)));
-    }
-
-    fn rules_at_edge(&self, attachments: &Attachments, into: &mut Vec<(String, RouteRule)>) {
-        for ((kind, name), at) in &attachments.routes {
-            let Some(aged) = self.waypoints.routes.get(&(*kind, name.clone())) else {
-                continue;
-            };
-            // A tilde sorts behind every time.
-            let created = aged.created.as_deref().unwrap_or("~");
-            let precedence = Precedence::Specific(format!("{created} {name}").into());
-            for parts in &aged.compiled.rules {
-                let index = parts.rule.origin.rule;
-                let rule = RouteRule {
-                    attachments: at.iter().cloned().collect(),
-                    precedence: precedence.clone(),
-                    matches: parts.matches.clone(),
-                    rule: Arc::new(self.permitted(&parts.rule, *kind, &name.namespace)),
-                };
-                into.push((format!("gateway/{}/{name}/{index}", kind.as_str()), rule));
-            }
-        }
-        for ((name, gateway), at) in &attachments.virtual_services {
-            let Some(aged) = self.waypoints.virtual_services.get(name) else {
-                continue;
-            };
-            let none = Vec::new();
-            let rules = aged.compiled.gateways.get(gateway).unwrap_or(&none);
-            for (resource, rank, parts) in self.listed_among(name, aged, rules) {
-                let rule = RouteRule {
-                    attachments: at.iter().cloned().collect(),
-                    precedence: Precedence::Listed(rank.into()),
-                    matches: parts.matches.clone(),
-                    rule: Arc::clone(&parts.rule),
-                };
-                into.push((format!("gateway/{gateway}/{resource}"), rule));
-            }
-        }
-        for (origin, at) in &attachments.redirects {
-            let name = format!(
-                "gateway/{}/{}/redirect/{}",
-                origin.namespace, origin.name, origin.rule
-            );
-            let rule = RouteRule {
-                attachments: at.iter().cloned().collect(),
-                // Before all others.
-                precedence: Precedence::Listed("".into()),
-                matches: Vec::new(),
-                rule: Arc::new(to_https(origin.clone())),
-            };
-            into.push((name, rule));
-        }
-    }
-
-    /// A rule under a Gateway: a backend that is not there, or is of another namespace that does not grant it, fails its
-    /// share of the requests with 500 (`HTTPBackendRef`), and no mirror goes to such a one.
-    fn permitted(&self, rule: &Rule, kind: Kind, namespace: &Arc<str>) -> Rule {
-        let mut rule = rule.clone();
-        let Action::Forward(forward) = &mut rule.action else {
-            return rule;
-        };
-        let wrong = |key: &ClusterKey| {
-            let name = key.service.hostname.split('.').next().unwrap_or_default();
-            let name = NamespacedName::new(&key.service.namespace, name);
-            let is_own = name.namespace == *namespace;
-            if !is_own && !self.is_granted((kind, namespace), Kind::Service, &name) {
-                return Some(format!(
-                    "Service {name} is not granted by a ReferenceGrant there"
-                ));
-            }
-            (!self.services.contains_key(&name)).then(|| format!("there is no Service {name}"))
-        };
-        for one in &mut forward.backends {
-            if let Backend::Cluster(key) = &one.backend
-                && let Some(reason) = wrong(key)
-            {
-                one.backend = Backend::Invalid {
-                    status: StatusCode::INTERNAL_SERVER_ERROR,
-                    reason: reason.into(),
-                };
-            }
-        }
-        forward
-            .mirrors
-            .retain(|mirror| wrong(&mirror.backend).is_none());
-        rule
-    }
-
-    /// Whether a reference from objects of this kind and namespace is allowed where it leads.
-    fn is_granted(
-        &self,
-        (kind, namespace): (Kind, &Arc<str>),
-        to: Kind,
-        named: &NamespacedName,
-    ) -> bool {
-        let grants = self.waypoints.edge.grants.iter();
-        let there = grants.filter(|(grant, _)| grant.namespace == named.namespace);
-        there.map(|(_, spec)| spec).any(|spec| {
-            let is_from = spec.from.iter().any(|from| {
-                from.group == kind.group()
-                    && from.kind == kind.as_str()
-                    && *from.namespace == **namespace
-            });
-            is_from
-                && spec.to.iter().any(|one| {
-                    let name = one.name.as_deref().filter(|name| !name.is_empty());
-                    one.group == to.group()
-                        && one.kind == to.as_str()
-                        && name.is_none_or(|name| *name == *named.name)
-                })
-        })
     }
 
     /// Notes what was found when a gateway was put together.
@@ -652,26 +558,9 @@ fn certificate(secret: &Secret) -> Option<Certificate> {
     })
 }
 
-fn to_https(origin: Origin) -> Rule {
-    Rule {
-        origin,
-        action: Action::Redirect(Redirect {
-            status: StatusCode::MOVED_PERMANENTLY,
-            scheme: Some("https".into()),
-            host: None,
-            port: l7::route::RedirectPort::Unsaid,
-            path: None,
-        }),
-        timeout: None,
-        fault: None,
-        cors: None,
-        request_headers: HeaderOperations::default(),
-        response_headers: HeaderOperations::default(),
-    }
-}
-
 fn finish(place: Place, built: &mut Built) {
     let Place {
+        name,
         mut listener,
         hosts,
     } = place;
@@ -694,7 +583,6 @@ fn finish(place: Place, built: &mut Built) {
         ));
         listener.hosts.push(VirtualHost { host, key });
     }
-    let name = format!("{}:{}", listener.port, listener.name);
     let message = pb::Listener::from(&listener);
     built
         .listeners
