@@ -2,6 +2,7 @@
 
 mod place;
 mod push;
+mod routes;
 mod scale;
 
 use std::fs;
@@ -103,6 +104,8 @@ enum Further {
     Scale(scale::Args),
     /// Measure whether traffic feels configuration that changes all the time. Needs root.
     Push(push::Args),
+    /// Measure how long a route takes from its manifest to the first request that goes by it. Needs root.
+    Routes(routes::Args),
 }
 
 /// Measures unless `--read`, then reports.
@@ -110,6 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.further {
         Some(Further::Scale(args)) => return scale::run(args),
         Some(Further::Push(args)) => return push::run(args),
+        Some(Further::Routes(args)) => return routes::run(args),
         None => {}
     }
     let (results, file) = match &args.read {
@@ -214,7 +218,14 @@ fn seconds(given: Option<f64>, usual: f64) -> Result<Duration> {
 fn prepare(args: &Build) -> Result<PathBuf> {
     let profile = &*args.profile;
     let mut command = shell::cargo(&["build", "--profile", profile])?;
-    for package in ["node-agent", "controller", "cni", "bench", "subscribers"] {
+    for package in [
+        "node-agent",
+        "waypoint",
+        "controller",
+        "cni",
+        "bench",
+        "subscribers",
+    ] {
         command.args(["--package", package]);
     }
     if !args.no_build {

@@ -1,5 +1,6 @@
 //! What was promised: the performance budget of the design, row by row, and how a row is measured.
 
+use crate::modes::BASE;
 use crate::results::Results;
 use crate::scenario::{Figure, Scenario};
 use crate::site::Placement;
@@ -53,8 +54,7 @@ impl Row {
         };
         match self.unit {
             Times => cell.ratio(mode, self.figure),
-            Mebibytes => Some(scaled(cell.value(mode, self.figure)?, MIB)),
-            Kibibytes => Some(scaled(cell.value(mode, self.figure)?, KIB)),
+            unit => Some(unit.of(cell.value(mode, self.figure)?)),
         }
     }
 
@@ -71,11 +71,28 @@ impl Row {
     /// A number as the row says it.
     #[must_use]
     pub fn format(&self, value: f64) -> String {
-        match self.unit {
+        self.unit.format(value)
+    }
+}
+
+impl Unit {
+    /// A number as the unit says it.
+    #[must_use]
+    pub fn format(self, value: f64) -> String {
+        match self {
             Times if value < 10.0 => format!("{value:.2}x"),
             Times => format!("{value:.1}x"),
             Mebibytes => format!("{value:.1} MiB"),
             Kibibytes => format!("{value:.1} KiB"),
+        }
+    }
+
+    /// Bytes in this unit; multiples as they are.
+    fn of(self, spread: Spread) -> Spread {
+        match self {
+            Times => spread,
+            Mebibytes => scaled(spread, MIB),
+            Kibibytes => scaled(spread, KIB),
         }
     }
 }
@@ -177,6 +194,209 @@ pub const ROWS: [Row; 11] = [
     ),
 ];
 
+/// A promise about requests that pass a proxy which reads them.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestRow {
+    /// What is measured.
+    pub title: &'static str,
+    /// With which traffic.
+    pub scenario: Scenario,
+    /// Where the server is.
+    pub placement: Placement,
+    /// Which number.
+    pub figure: Figure,
+    /// Of which mode.
+    pub mode: &'static str,
+    /// Compared with what.
+    pub to: To,
+    /// What Keelson must reach.
+    pub at_least: f64,
+    /// What it aims at.
+    pub aim: f64,
+}
+
+/// What a number is a multiple of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// Another mode's.
+    Mode(&'static str),
+    /// What another mode adds to the base mode's; the number is what the mode adds itself.
+    Added(&'static str),
+    /// Nothing: the number itself, in this unit.
+    Nothing(Unit),
+    /// What a mode with [`FEW_ROUTES`] uses; the number is what each further of [`MANY_ROUTES`] takes in addition.
+    EachRoute(&'static str),
+}
+
+/// Routes of a proxy that is measured with many.
+pub const MANY_ROUTES: usize = 10_000;
+/// Routes of the others.
+pub const FEW_ROUTES: usize = 10;
+
+impl To {
+    /// The other mode, where there is one.
+    #[must_use]
+    pub fn mode(self) -> Option<&'static str> {
+        match self {
+            Self::Mode(mode) | Self::Added(mode) | Self::EachRoute(mode) => Some(mode),
+            Self::Nothing(_) => None,
+        }
+    }
+}
+
+impl RequestRow {
+    /// What was measured.
+    #[must_use]
+    pub fn measured(&self, results: &Results) -> Option<Spread> {
+        let cell = Cell {
+            results,
+            scenario: self.scenario,
+            placement: self.placement,
+        };
+        match self.to {
+            To::Mode(base) => cell.ratio_to(self.mode, base, self.figure),
+            To::Added(other) => cell.added_to(self.mode, other, self.figure),
+            To::Nothing(unit) => Some(unit.of(cell.value(self.mode, self.figure)?)),
+            To::EachRoute(few) => {
+                let further = u32::try_from(MANY_ROUTES - FEW_ROUTES).ok()?;
+                let grown = cell.difference(self.mode, few, self.figure)?;
+                Some(Kibibytes.of(scaled(grown, f64::from(further))))
+            }
+        }
+    }
+
+    /// In what the number is said.
+    #[must_use]
+    pub fn unit(&self) -> Unit {
+        match self.to {
+            To::Mode(_) | To::Added(_) => Times,
+            To::Nothing(unit) => unit,
+            To::EachRoute(_) => Kibibytes,
+        }
+    }
+
+    /// Whether `value` keeps the promise `bound`.
+    #[must_use]
+    pub fn keeps(&self, value: f64, bound: f64) -> bool {
+        if self.figure.smaller_is_better() {
+            value <= bound
+        } else {
+            value >= bound
+        }
+    }
+}
+
+const fn request(
+    title: &'static str,
+    (scenario, placement, figure): (Scenario, Placement, Figure),
+    (mode, to): (&'static str, To),
+    (at_least, aim): (f64, f64),
+) -> RequestRow {
+    RequestRow {
+        title,
+        scenario,
+        placement,
+        figure,
+        mode,
+        to,
+        at_least,
+        aim,
+    }
+}
+
+/// What was promised of waypoints.
+pub const REQUEST_ROWS: [RequestRow; 14] = [
+    request(
+        "waypoint, one node, p50, to no mesh",
+        (One, SameNode, P50),
+        (WAYPOINT, To::Mode(BASE)),
+        (2.6, 1.9),
+    ),
+    request(
+        "waypoint, two nodes, p50, to no mesh",
+        (One, TwoNodes, P50),
+        (WAYPOINT, To::Mode(BASE)),
+        (3.2, 2.3),
+    ),
+    request(
+        "waypoint, one node, added p50, to Envoy in its place",
+        (One, SameNode, P50),
+        (WAYPOINT, To::Added(WAYPOINT_ENVOY)),
+        (0.5, 0.3),
+    ),
+    request(
+        "waypoint, two nodes, added p50, to Envoy in its place",
+        (One, TwoNodes, P50),
+        (WAYPOINT, To::Added(WAYPOINT_ENVOY)),
+        (0.5, 0.3),
+    ),
+    request(
+        "waypoint, one node, requests/s at 32, to Envoy in its place",
+        (Many, SameNode, Rate),
+        (WAYPOINT, To::Mode(WAYPOINT_ENVOY)),
+        (1.6, 2.2),
+    ),
+    request(
+        "waypoint, two nodes, requests/s at 32, to Envoy in its place",
+        (Many, TwoNodes, Rate),
+        (WAYPOINT, To::Mode(WAYPOINT_ENVOY)),
+        (1.6, 2.2),
+    ),
+    request(
+        "one plain hop, CPU a request at 32, to bare hyper",
+        (Many, SameNode, Figure::MeshCpu),
+        (HOP, To::Mode(HOP_FLOOR)),
+        (1.3, 1.1),
+    ),
+    request(
+        "one plain hop, requests/s at 32, to bare hyper",
+        (Many, SameNode, Rate),
+        (HOP, To::Mode(HOP_FLOOR)),
+        (1.0 / 1.3, 1.0 / 1.1),
+    ),
+    request(
+        "one plain hop, added p50, to bare hyper",
+        (One, SameNode, P50),
+        (HOP, To::Added(HOP_FLOOR)),
+        (1.3, 1.1),
+    ),
+    request(
+        "one plain hop, p50 at 10,000 prefix routes, to 10",
+        (One, SameNode, P50),
+        (HOP_MANY, To::Mode(HOP)),
+        (1.1, 1.02),
+    ),
+    request(
+        "one plain hop, requests/s at 10,000 prefix routes, to 10",
+        (Many, SameNode, Rate),
+        (HOP_MANY, To::Mode(HOP)),
+        (0.95, 1.0),
+    ),
+    request(
+        "memory of a route",
+        (One, SameNode, Resident),
+        (HOP_MANY, To::EachRoute(HOP)),
+        (2.0, 0.7),
+    ),
+    request(
+        "resident memory of the process",
+        (One, SameNode, Resident),
+        (HOP, To::Nothing(Mebibytes)),
+        (8.0, 4.0),
+    ),
+    request(
+        "an idle plain HTTP/1.1 connection",
+        (Idle, TwoNodes, IdleBytes),
+        (HOP, To::Nothing(Kibibytes)),
+        (20.0, 8.0),
+    ),
+];
+
+const WAYPOINT: &str = "waypoint";
+const WAYPOINT_ENVOY: &str = "waypoint-envoy";
+const HOP: &str = "hop-waypoint";
+const HOP_MANY: &str = "hop-waypoint-10k";
+const HOP_FLOOR: &str = "hop-bare";
 const MIB: f64 = 1024.0 * 1024.0;
 const KIB: f64 = 1024.0;
 
@@ -189,6 +409,23 @@ mod tests {
         for row in &ROWS {
             assert!(row.keeps(row.aim, row.at_least), "{}", row.title);
             assert!(!row.keeps(row.at_least, row.aim), "{}", row.title);
+        }
+        for row in &REQUEST_ROWS {
+            assert!(row.keeps(row.aim, row.at_least), "{}", row.title);
+            assert!(!row.keeps(row.at_least, row.aim), "{}", row.title);
+        }
+    }
+
+    #[test]
+    fn every_mode_that_is_promised_something_exists() {
+        let exists = |name: &str| crate::modes::ALL.iter().any(|mode| mode.name() == name);
+        for row in &REQUEST_ROWS {
+            let other = row.to.mode();
+            assert!(
+                exists(row.mode) && other.is_none_or(exists),
+                "{}",
+                row.title
+            );
         }
     }
 }

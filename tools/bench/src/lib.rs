@@ -13,6 +13,7 @@ mod progress;
 pub mod push;
 pub mod report;
 pub mod results;
+pub mod routes;
 pub mod run;
 pub mod scale;
 pub mod scenario;

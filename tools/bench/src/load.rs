@@ -9,7 +9,7 @@ mod closed;
 mod connection;
 mod connects;
 mod idle;
-mod message;
+pub(crate) mod message;
 mod paced;
 mod pin;
 mod report;

@@ -8,14 +8,19 @@ pub mod ambient_hbone;
 pub mod ambient_mtls;
 pub mod direct;
 pub mod envoy;
+pub mod hop;
+mod l7;
 pub mod sidecar;
 pub mod sidecar_tcp;
+pub mod waypoint;
+pub mod waypoint_envoy;
 
 use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::Result;
 
+use crate::budget::{FEW_ROUTES, MANY_ROUTES};
 use crate::site::Site;
 
 /// One way.
@@ -62,7 +67,7 @@ pub struct Setup {
 }
 
 /// All modes, in the order of tables.
-pub const ALL: [&dyn Mode; 7] = [
+pub const ALL: [&dyn Mode; 14] = [
     &direct::Direct,
     &ambient::Ambient,
     &ambient_mtls::AmbientMtls,
@@ -70,6 +75,13 @@ pub const ALL: [&dyn Mode; 7] = [
     &ambient_asleep::AmbientAsleep,
     &sidecar::Sidecar,
     &sidecar_tcp::SidecarTcp,
+    &waypoint::Waypoint,
+    &waypoint_envoy::WaypointEnvoy,
+    &hop::Bare,
+    &hop::Keelson(FEW_ROUTES),
+    &hop::Envoy(FEW_ROUTES),
+    &hop::Keelson(MANY_ROUTES),
+    &hop::Envoy(MANY_ROUTES),
 ];
 
 /// The mode that others are compared with.

@@ -44,6 +44,10 @@ pub enum Proxies {
     Agents,
     /// A proxy in each pod: client, server on the same node, server on the other.
     Sidecars(Box<[Process; 3]>),
+    /// The agents, and a proxy for requests in the pod with this `namespace/name`, on the client's node.
+    AgentsAndPod(String),
+    /// A proxy for requests in the pod with this `namespace/name`, on the client's node, without a mesh.
+    Pod(String),
 }
 
 /// A lab in which one mode runs.
@@ -54,6 +58,8 @@ pub struct Site {
     client: Pod,
     servers: [Pod; 2],
     server_pids: [i32; 2],
+    /// What the client dials instead of the servers' own addresses.
+    dialled: Option<[SocketAddr; 2]>,
     lab: Lab,
 }
 
@@ -119,6 +125,7 @@ impl Site {
             client,
             servers,
             server_pids: pids,
+            dialled: None,
             lab,
         })
     }
@@ -127,6 +134,39 @@ impl Site {
     #[must_use]
     pub fn with(self, proxies: Proxies) -> Self {
         Self { proxies, ..self }
+    }
+
+    /// The same, where the client dials these for the server on its node and for that on the other.
+    #[must_use]
+    pub fn dialling(self, near: SocketAddr, far: SocketAddr) -> Self {
+        Self {
+            dialled: Some([near, far]),
+            ..self
+        }
+    }
+
+    /// The servers' own addresses: on the client's node, on the other.
+    ///
+    /// # Errors
+    /// A server has no address of IPv4.
+    pub fn server_addresses(&self) -> Result<[SocketAddr; 2]> {
+        let [near, far] = &self.servers;
+        Ok([
+            SocketAddr::from((near.v4()?, PORT)),
+            SocketAddr::from((far.v4()?, PORT)),
+        ])
+    }
+
+    /// What the client dials for the server on its node.
+    ///
+    /// # Errors
+    /// The server has no address of IPv4.
+    pub fn dialled_near(&self) -> Result<SocketAddr> {
+        let [near, _far] = match self.dialled {
+            Some(dialled) => dialled,
+            None => self.server_addresses()?,
+        };
+        Ok(near)
     }
 
     /// The lab.
@@ -147,13 +187,13 @@ impl Site {
     pub fn mesh_pids(&self, placement: Placement) -> Vec<i32> {
         match (&self.proxies, placement) {
             (Proxies::None, _) => Vec::new(),
-            (Proxies::Agents, Placement::SameNode) => {
-                self.lab.agent_pid("n1").into_iter().collect()
+            (Proxies::Agents, placement) => self.agent_pids(placement),
+            (Proxies::AgentsAndPod(pod), placement) => {
+                let mut pids = self.agent_pids(placement);
+                pids.extend(self.pod_pid(pod));
+                pids
             }
-            (Proxies::Agents, Placement::TwoNodes) => ["n1", "n2"]
-                .iter()
-                .filter_map(|node| self.lab.agent_pid(node))
-                .collect(),
+            (Proxies::Pod(pod), _) => self.pod_pid(pod).into_iter().collect(),
             (Proxies::Sidecars(sidecars), placement) => {
                 let [client, near, far] = &**sidecars;
                 let server = match placement {
@@ -163,6 +203,22 @@ impl Site {
                 vec![client.pid(), server.pid()]
             }
         }
+    }
+
+    fn agent_pids(&self, placement: Placement) -> Vec<i32> {
+        let nodes: &[&str] = match placement {
+            Placement::SameNode => &["n1"],
+            Placement::TwoNodes => &["n1", "n2"],
+        };
+        nodes
+            .iter()
+            .filter_map(|node| self.lab.agent_pid(node))
+            .collect()
+    }
+
+    fn pod_pid(&self, pod: &str) -> Option<i32> {
+        self.lab
+            .containers(pod, |processes| processes.first().map(Process::pid))
     }
 
     /// Sends one kind of traffic and returns what the client saw.
@@ -188,11 +244,11 @@ impl Site {
             Placement::SameNode => 0,
             Placement::TwoNodes => 1,
         };
-        let (Some(server), Some(pid)) = (self.servers.get(index), self.server_pids.get(index))
-        else {
+        let own = self.server_addresses()?;
+        let dialled = self.dialled.as_ref().unwrap_or(&own);
+        let (Some(address), Some(pid)) = (dialled.get(index), self.server_pids.get(index)) else {
             bail!("two servers");
         };
-        let address = SocketAddr::from((server.v4()?, PORT));
         let mut command = Command::new("keelson-bench-load");
         match load {
             Load::Closed { connections } => {
@@ -249,7 +305,10 @@ fn option(command: &mut Command, name: &str, value: impl ToString) {
 }
 
 /// The same network for everybody: cubic, and room for many short connections.
-fn tune(netns: &Netns) -> Result<()> {
+///
+/// # Errors
+/// A setting could not be made.
+pub fn tune(netns: &Netns) -> Result<()> {
     netns.sysctls(&[
         ("net.ipv4.tcp_congestion_control", "cubic"),
         ("net.ipv4.ip_local_port_range", "10000 65000"),

@@ -70,17 +70,54 @@ impl<'a> Cell<'a> {
     /// which nobody disturbed either.
     #[must_use]
     pub fn ratio(self, mode: &str, figure: Figure) -> Option<Spread> {
+        self.ratio_to(mode, BASE, figure)
+    }
+
+    /// The same as a multiple of another mode's.
+    #[must_use]
+    pub fn ratio_to(self, mode: &str, base: &str, figure: Figure) -> Option<Spread> {
+        self.compared([mode, base], |[one, base]| {
+            Some(figure.of(one)? / figure.of(base)?)
+        })
+    }
+
+    /// What a mode adds to the base mode's figure, as a multiple of what another mode adds.
+    #[must_use]
+    pub fn added_to(self, mode: &str, other: &str, figure: Figure) -> Option<Spread> {
+        self.compared([mode, other, BASE], |[one, other, base]| {
+            let base = figure.of(base)?;
+            Some((figure.of(one)? - base) / (figure.of(other)? - base))
+        })
+    }
+
+    /// How much more a mode has than another.
+    #[must_use]
+    pub fn difference(self, mode: &str, other: &str, figure: Figure) -> Option<Spread> {
+        self.compared([mode, other], |[one, other]| {
+            Some(figure.of(one)? - figure.of(other)?)
+        })
+    }
+
+    /// A number made of one run of each mode, all of the same repetition.
+    fn compared<const N: usize>(
+        self,
+        modes: [&str; N],
+        number: impl Fn([&Run; N]) -> Option<f64>,
+    ) -> Option<Spread> {
+        let [first, ..] = modes.as_slice() else {
+            return None;
+        };
         clean_or_all(|disturbed| {
-            Spread::of(
+            let of = |mode: &str, repetition: u32| {
                 self.runs(mode)
-                    .filter(|run| disturbed || !run.disturbed)
-                    .filter_map(|run| {
-                        let base = self.runs(BASE).find(|base| {
-                            base.repetition == run.repetition && (disturbed || !base.disturbed)
-                        })?;
-                        Some(figure.of(run)? / figure.of(base)?)
-                    }),
-            )
+                    .find(|run| run.repetition == repetition && (disturbed || !run.disturbed))
+            };
+            let repetitions = self.runs(first).map(|run| run.repetition);
+            Spread::of(repetitions.filter_map(|repetition| {
+                let runs: Option<Vec<&Run>> =
+                    modes.iter().map(|mode| of(mode, repetition)).collect();
+                number(runs?.try_into().ok()?)
+            }))
         })
     }
 

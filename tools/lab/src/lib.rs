@@ -69,4 +69,4 @@ pub use programs::{
 pub use record::ProcessRecord;
 pub use remove::{all, interrupted, remove, remove_all_stale, unique_id};
 pub use standing::{Standing, StandingNode, StandingPod};
-pub use waypoint::WAYPOINT_NODES;
+pub use waypoint::{WAYPOINT_ARGS, WAYPOINT_NODES};

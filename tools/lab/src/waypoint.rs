@@ -16,8 +16,10 @@ use crate::yaml;
 
 /// The class of gateways that are waypoints, and that of those at the edge of the mesh.
 const CLASSES: [&str; 2] = ["keelson-waypoint", "keelson"];
-/// An annotation of the Gateway: the nodes that get a pod, separated by commas; all if it is not there.
+/// An annotation of the Gateway: the nodes that get a pod, separated by commas; all if it is not there, none if it is empty.
 pub const WAYPOINT_NODES: &str = "keelson.io/waypoint-nodes";
+/// An annotation of the Gateway: further arguments of its pods' program, separated by spaces, instead of `--workers 1`.
+pub const WAYPOINT_ARGS: &str = "keelson.io/waypoint-args";
 const PREFIX: &str = "waypoint-of-";
 const PROGRAM: &str = "keelson-waypoint";
 
@@ -84,36 +86,41 @@ fn make(gateway: &Value, place: &Place<'_>) -> Result<Vec<Value>> {
             "ports": [{"name": "mesh", "port": 15008, "appProtocol": "tcp"}],
         },
     })];
-    let annotation = gateway.pointer("/metadata/annotations");
-    let annotation = annotation.and_then(|all| all.get(WAYPOINT_NODES)?.as_str());
-    let nodes: Vec<String> = match annotation {
-        Some(text) => text.split(',').map(|node| node.trim().to_owned()).collect(),
+    let annotations = gateway.pointer("/metadata/annotations");
+    let annotation = |name: &str| annotations.and_then(|all| all.get(name)?.as_str());
+    let nodes: Vec<String> = match annotation(WAYPOINT_NODES) {
+        // Somebody else makes the pods where no node is named.
+        Some(text) => text
+            .split(',')
+            .map(|node| node.trim().to_owned())
+            .filter(|node| !node.is_empty())
+            .collect(),
         None => place.nodes.to_vec(),
     };
+    let args = annotation(WAYPOINT_ARGS).unwrap_or("--workers 1");
     for node in &nodes {
         let pod = format!("{name}-{node}");
         let token = token(place.run_dir, (namespace, name), node)?;
         let program = programs::find(PROGRAM)?;
         let root = place.run_dir.controller().join("root-cert.pem");
-        let command = json!([
-            program,
-            "--gateway",
-            format!("{namespace}/{name}"),
-            "--pod",
-            pod,
-            "--node",
-            node,
-            "--controller",
-            place.controller,
-            "--controller-ca",
-            root,
-            "--token-file",
-            token,
-            "--workers",
-            "1",
-            "--drain-deadline",
-            "5s",
-        ]);
+        let mut command = vec![
+            json!(program),
+            json!("--gateway"),
+            json!(format!("{namespace}/{name}")),
+            json!("--pod"),
+            json!(pod),
+            json!("--node"),
+            json!(node),
+            json!("--controller"),
+            json!(place.controller),
+            json!("--controller-ca"),
+            json!(root),
+            json!("--token-file"),
+            json!(token),
+            json!("--drain-deadline"),
+            json!("5s"),
+        ];
+        command.extend(args.split_whitespace().map(|arg| json!(arg)));
         made.push(json!({
             "apiVersion": "v1",
             "kind": "Pod",

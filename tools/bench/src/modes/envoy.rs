@@ -1,6 +1,7 @@
 //! Envoys as sidecars: started in the pods, with certificates, behind iptables, as Istio does it.
 
 mod config;
+pub(super) mod hop;
 pub mod install;
 
 use std::fs::{self, Permissions};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::budget::{ROWS, Row};
+use crate::budget::{REQUEST_ROWS, ROWS, RequestRow, Row};
 use crate::modes::BASE;
 use crate::report::quantity;
 use crate::results::{Results, Syscalls};
@@ -60,7 +60,7 @@ pub fn budget(results: &Results) -> String {
     let modes: Vec<&str> = results
         .modes()
         .into_iter()
-        .filter(|mode| *mode != BASE)
+        .filter(|mode| *mode != BASE && !is_for_requests(mode))
         .collect();
     let mut table = Table::default();
     let mut head = vec!["to no mesh, median (min-max)".to_owned()];
@@ -82,7 +82,18 @@ pub fn budget(results: &Results) -> String {
         cells.push(verdict(row, row.measured(results, KEELSON)).to_owned());
         table.row(cells);
     }
-    let mut out = table.print();
+    let mut out = if table.rows.len() > 1 {
+        table.print()
+    } else {
+        String::new()
+    };
+    let requests = requests(results);
+    if requests.rows.len() > 1 {
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out += &requests.print();
+    }
     if out.contains(MARK) {
         let _ = writeln!(
             out,
@@ -90,6 +101,48 @@ pub fn budget(results: &Results) -> String {
         );
     }
     out
+}
+
+/// What was promised of proxies that read requests.
+fn requests(results: &Results) -> Table {
+    let mut table = Table::default();
+    table.row([
+        "requests, median (min-max)",
+        "measured",
+        "at least",
+        "aim",
+        "Keelson",
+    ]);
+    for row in &REQUEST_ROWS {
+        let Some(spread) = row.measured(results) else {
+            continue;
+        };
+        let mark = if spread.disturbed { MARK } else { "" };
+        let unit = row.unit();
+        let [median, min, max] =
+            [spread.median, spread.min, spread.max].map(|one| unit.format(one));
+        let measured = format!("{median} ({min} to {max}){mark}");
+        let kept = |bound| row.keeps(spread.median, bound);
+        let verdict = match (kept(row.aim), kept(row.at_least)) {
+            (true, _) => "aim reached",
+            (false, true) => "ok",
+            (false, false) => "MISSED",
+        };
+        table.row([
+            row.title.to_owned(),
+            measured,
+            unit.format(row.at_least),
+            unit.format(row.aim),
+            verdict.to_owned(),
+        ]);
+    }
+    table
+}
+
+/// Whether a mode has no other promises than those of [`REQUEST_ROWS`].
+fn is_for_requests(mode: &str) -> bool {
+    let named = |row: &RequestRow| row.mode == mode || row.to.mode() == Some(mode);
+    mode != BASE && (REQUEST_ROWS.iter().any(named) || mode.starts_with("hop-envoy"))
 }
 
 fn spread_text(row: &Row, spread: Spread) -> String {

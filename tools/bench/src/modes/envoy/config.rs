@@ -81,16 +81,20 @@ fn to_application() -> Value {
 }
 
 fn original_destination_cluster(name: &str) -> Value {
-    let limits = json!({
-        "max_connections": u32::MAX, "max_pending_requests": u32::MAX,
-        "max_requests": u32::MAX, "max_retries": u32::MAX,
-    });
     json!({
         "name": name,
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "10s",
-        "circuit_breakers": {"thresholds": [limits]},
+        "circuit_breakers": {"thresholds": [generous()]},
+    })
+}
+
+/// No limits.
+pub(super) fn generous() -> Value {
+    json!({
+        "max_connections": u32::MAX, "max_pending_requests": u32::MAX,
+        "max_requests": u32::MAX, "max_retries": u32::MAX,
     })
 }
 
@@ -155,7 +159,7 @@ fn original_destination() -> Value {
     }})
 }
 
-fn address(ip: &str, port: u16) -> Value {
+pub(super) fn address(ip: &str, port: u16) -> Value {
     json!({"socket_address": {"address": ip, "port_value": port}})
 }
 
