@@ -26,6 +26,7 @@ pub mod run;
 mod serve;
 mod tcp;
 mod telemetry;
+pub mod trace;
 mod worker;
 
 pub use worker::Limits;

@@ -60,12 +60,28 @@ pub struct Options {
     /// Bytes of a request's body that are kept to send it again or to mirror it
     #[arg(long, default_value_t = 64 << 10)]
     pub replay_bytes: usize,
+    /// The collector that gets spans of requests by OTLP over gRPC, as http://HOST:PORT; without it there are no spans, and
+    /// headers of traces pass as they are
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")]
+    pub trace_endpoint: Option<String>,
+    /// Of a hundred requests whose client has not decided whether it is traced, how many are
+    #[arg(long, value_name = "PERCENT", env = "KEELSON_TRACE_PERCENT", default_value_t = 1.0, value_parser = percent)]
+    pub trace_percent: f64,
     /// How log lines look
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
     /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`; changeable at /logging
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
     pub log: String,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.0..=100.0).contains(&percent) {
+        Ok(percent)
+    } else {
+        Err("it is between 0 and 100".to_owned())
+    }
 }
 
 /// Whoever reaches it says who calls.

@@ -14,6 +14,7 @@ use crate::accept;
 use crate::active::Newest;
 use crate::balance::state::Registry;
 use crate::telemetry::Telemetry;
+use crate::trace::{MayTrace, Tracer};
 use crate::worker::{self, Limits, Shared, Stage};
 
 /// What the workers, the admin pages and whoever feeds the configuration have in common.
@@ -24,6 +25,7 @@ pub struct Core {
     pub(crate) registry: Arc<Registry>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) pod: Arc<str>,
+    pub(crate) tracer: MayTrace,
 }
 
 impl Core {
@@ -35,6 +37,16 @@ impl Core {
             registry: Arc::default(),
             telemetry: Arc::new(Telemetry::register(metrics)),
             pod: pod.into(),
+            tracer: None,
+        }
+    }
+
+    /// The same, which makes spans of requests.
+    #[must_use]
+    pub fn traced_by(self, tracer: Arc<Tracer>) -> Self {
+        Self {
+            tracer: Some(tracer),
+            ..self
         }
     }
 
@@ -80,6 +92,7 @@ impl Serving {
             registry: core.registry,
             telemetry: core.telemetry,
             pod: core.pod,
+            tracer: core.tracer,
             limits,
             drain: drain.signal(),
             stage: seen,

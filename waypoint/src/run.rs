@@ -16,6 +16,7 @@ use xds_client::{Client, Controller, NodeInfo, Status};
 use crate::feed::Feed;
 use crate::options::Options;
 use crate::program::{Core, Serving};
+use crate::trace::{self, MayTrace, Tracer};
 use crate::worker::Limits;
 use crate::{admin, quota};
 
@@ -36,7 +37,12 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     let mut signals = StopSignals::listen()?;
     let metrics = Metrics::new();
     let pod = format!("{}/{}", namespace(&options)?, options.pod);
+    let tracer = tracer(&options, &pod, &metrics)?;
     let core = Core::new(&pod, &metrics);
+    let core = match &tracer {
+        Some(tracer) => core.traced_by(Arc::clone(tracer)),
+        None => core,
+    };
     let client = Client::new(client_config(&options)?);
     let readiness = Readiness::new();
     let configured = readiness.condition("configuration");
@@ -97,7 +103,27 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     tracing::info!(?end, "drained");
     let _ended = stop.send(());
     drop(tokio::time::timeout(Duration::from_secs(2), subscription).await);
+    if let Some(tracer) = tracer {
+        // Connections to the collector are driven by this thread, so another one has to wait.
+        drop(tokio::task::spawn_blocking(move || tracer.finish()).await);
+    }
     Ok(())
+}
+
+/// Who makes spans, if that is wanted.
+fn tracer(options: &Options, pod: &str, metrics: &Metrics) -> anyhow::Result<MayTrace> {
+    let Some(endpoint) = &options.trace_endpoint else {
+        return Ok(None);
+    };
+    let (namespace, name) = options.gateway.split_once('/').unwrap_or_default();
+    let settings = trace::Settings {
+        endpoint: endpoint.clone(),
+        percent: options.trace_percent,
+        service: format!("{name}.{namespace}"),
+        pod: pod.to_owned(),
+    };
+    let tracer = Tracer::new(&settings, metrics).context("--trace-endpoint")?;
+    Ok(Some(Arc::new(tracer)))
 }
 
 fn namespace(options: &Options) -> anyhow::Result<&str> {

@@ -84,11 +84,13 @@ async fn answer(
     {
         head.headers.insert(headers::X_REQUEST_ID, id);
     }
+    let span = worker.shared.tracer.as_ref();
+    let span = span.map(|tracer| tracer.begin(&mut head.headers));
     let authority = authority(&head);
     let shown = authority.as_deref().unwrap_or_default();
     let telemetry = &worker.shared.telemetry;
     let ends = (caller.client, caller.dialled);
-    let mut record = Box::new(Record::new(telemetry, ends, &head, shown));
+    let mut record = Box::new(Record::new(telemetry, ends, &head, shown, span));
     let active = worker.shared.newest.load();
     let mut known = caller.known(&active);
     record.parties.source = Rc::clone(&known.party);

@@ -19,6 +19,7 @@ use crate::balance::state::Registry;
 use crate::edge::{self, Secured};
 use crate::forward::pool::Pool;
 use crate::telemetry::Telemetry;
+use crate::trace::MayTrace;
 
 /// Bounds of what a client may do.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) telemetry: Arc<Telemetry>,
     /// This pod, `namespace/name`.
     pub(crate) pod: Arc<str>,
+    pub(crate) tracer: MayTrace,
     pub(crate) limits: Limits,
     pub(crate) drain: DrainSignal,
     pub(crate) stage: watch::Receiver<Stage>,

@@ -15,6 +15,7 @@ use super::labels::{Grpc, HttpLabels};
 use super::labels_of;
 use crate::forward::body::BodyError;
 use crate::forward::received::Received;
+use crate::trace::{Span, Told};
 
 /// Who takes part in a request.
 #[derive(Clone, Debug, Default)]
@@ -44,12 +45,14 @@ pub(crate) struct Record {
     pub(crate) reason: Option<(&'static str, String)>,
     pub(crate) body: Received,
     line: Option<Line>,
+    span: Option<Span>,
     told: bool,
 }
 
-/// What only the log needs.
+/// What only the log and a span need.
 #[derive(Debug)]
 struct Line {
+    is_logged: bool,
     method: Method,
     path: String,
     authority: String,
@@ -64,12 +67,14 @@ impl Record {
         (client, dialled): (SocketAddr, SocketAddr),
         head: &http::request::Parts,
         authority: &str,
+        span: Option<Span>,
     ) -> Self {
         let text = |name: http::HeaderName| {
             let value = head.headers.get(name)?.to_str().ok()?;
             Some(value.to_owned())
         };
         let is_logged = tracing::enabled!(target: "access", tracing::Level::INFO);
+        let is_traced = span.as_ref().is_some_and(Span::is_recorded);
         Self {
             telemetry: Arc::clone(telemetry),
             began: Instant::now(),
@@ -87,7 +92,9 @@ impl Record {
             reason: None,
             body: Received::default(),
             told: false,
-            line: is_logged.then(|| Line {
+            span: span.filter(Span::is_recorded),
+            line: (is_logged || is_traced).then(|| Line {
+                is_logged,
                 method: head.method.clone(),
                 path: head
                     .uri
@@ -158,6 +165,31 @@ impl Record {
         let Some(line) = &self.line else {
             return;
         };
+        if let Some(span) = self.span.take() {
+            let asked = self.parties.asked.hostname.known();
+            let port = self.dialled.port();
+            span.end(Told {
+                name: match asked {
+                    Some(host) => format!("{host}:{port}/*"),
+                    None => format!("{}:{port}/*", self.dialled.ip()),
+                },
+                method: line.method.as_str(),
+                url: format!("http://{}{}", line.authority, line.path),
+                status: self.status.as_u16(),
+                grpc_status: self.grpc_status,
+                flags: &labels.response_flags,
+                request_id: line.request_id.as_deref().unwrap_or_default(),
+                user_agent: line.user_agent.as_deref().unwrap_or_default(),
+                cluster: self.cluster.as_deref(),
+                peer: self.client.ip().to_string(),
+                request_bytes,
+                response_bytes,
+                error: self.reason.as_ref().map(|(_, text)| text.as_str()),
+            });
+        }
+        if !line.is_logged {
+            return;
+        }
         let (source, destination) = (&self.parties.source, &self.parties.destination);
         tracing::info!(
             target: "access",

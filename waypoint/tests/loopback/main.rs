@@ -14,3 +14,4 @@ mod protocols;
 mod resilience;
 mod routing;
 mod support;
+mod traces;

@@ -28,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use waypoint::Limits;
 use waypoint::active::Active;
 use waypoint::program::{Core, Serving};
+use waypoint::trace::Tracer;
 
 pub(crate) type Body = BoxBody<Bytes, Infallible>;
 
@@ -122,6 +123,15 @@ impl Mesh {
     pub(crate) fn with(limits: Limits, workers: usize) -> Self {
         let metrics = Metrics::new();
         let core = Core::new("shop/waypoint", &metrics);
+        Self::of(core, metrics, limits, workers)
+    }
+
+    pub(crate) fn traced_by(tracer: Arc<Tracer>, metrics: Metrics) -> Self {
+        let core = Core::new("shop/waypoint", &metrics).traced_by(tracer);
+        Self::of(core, metrics, Limits::default(), 1)
+    }
+
+    fn of(core: Core, metrics: Metrics, limits: Limits, workers: usize) -> Self {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let serving = Serving::start(local, workers, core.clone(), limits).unwrap();
         let mut this = Self {
