@@ -157,9 +157,8 @@ fn run(
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
             tokio::select! {
-                order = orders.recv() => if let Some(cluster) = order {
-                    worker.pool.release(cluster);
-                },
+                // A worker without others gets none: nobody holds a sender, which must not count as news.
+                Some(cluster) = orders.recv() => worker.pool.release(cluster),
                 _ = sweep.tick() => {
                     worker.pool.sweep();
                     let active = shared.newest.load();

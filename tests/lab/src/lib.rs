@@ -181,3 +181,20 @@ pub fn evidence(lab: &Lab) -> String {
         format!("{text}--- {who}, last lines:\n{}\n", tail.join("\n"))
     })
 }
+
+/// Time on processors, in clock ticks of ten milliseconds (proc(5), fields 14 and 15).
+///
+/// # Errors
+/// There is no such process.
+pub fn ticks(pid: i32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("no name")?;
+    let field = |index: usize| -> Result<u64> {
+        let text = fields
+            .split_whitespace()
+            .nth(index)
+            .context("no such field")?;
+        Ok(text.parse()?)
+    };
+    Ok(field(11)? + field(12)?)
+}

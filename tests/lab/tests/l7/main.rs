@@ -3,5 +3,6 @@
 mod bypass;
 mod fixture;
 mod gateway;
+mod idle;
 mod routes;
 mod table;

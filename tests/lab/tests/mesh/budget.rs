@@ -330,20 +330,6 @@ fn soft_limit(pid: i32) -> Result<usize> {
     Ok(value.context("no limit of open files")?.parse()?)
 }
 
-/// Time on processors, in clock ticks of ten milliseconds (proc(5), fields 14 and 15).
-fn ticks(pid: i32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = stat.rsplit_once(')').context("no name")?;
-    let field = |index: usize| -> Result<u64> {
-        let text = fields
-            .split_whitespace()
-            .nth(index)
-            .context("no such field")?;
-        Ok(text.parse()?)
-    };
-    Ok(field(11)? + field(12)?)
-}
-
 /// Should descriptors run out all the same: refused at once, counted, no processor kept busy, and
 /// over as soon as there are some again.
 #[test]
@@ -373,14 +359,14 @@ fn out_of_descriptors_the_agent_refuses_and_rests() -> Result<()> {
                 kept.len()
             );
             // Some wait to be accepted and are not: the time in which a loop would show.
-            let start = ticks(pid)?;
+            let start = tests_lab::ticks(pid)?;
             let late: Vec<TcpStream> = greedy.run(|| {
                 let all = (0..20).filter_map(|_| TcpStream::connect(to).ok());
                 let all = all.collect();
                 std::thread::sleep(Duration::from_secs(1));
                 all
             })?;
-            let spent = ticks(pid)? - start;
+            let spent = tests_lab::ticks(pid)? - start;
             println!("measured: {spent} ticks of 10 ms in one second without descriptors");
             ensure!(spent < 50, "{spent} ticks in one second: a busy loop");
             drop((kept, late));
