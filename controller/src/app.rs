@@ -23,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::captures::Captures;
+use crate::gateways::Keeper;
 use crate::metrics::Metrics;
 use crate::options::{NetworkPolicies, Options};
 use crate::pages;
-use crate::pipeline::{self, Pipeline, Shared};
+use crate::pipeline::{self, Pipeline, Secrets, Shared};
 use crate::root;
 use crate::serve::admission;
 use crate::serve::auth::{Authenticator, NodeTokens, TokenReviews};
@@ -38,6 +39,7 @@ use crate::signer::Signer;
 use crate::source::Source;
 use crate::source::folder::{Folder, Memory, load_last_good};
 use crate::source::kubernetes::Cluster;
+use crate::source::kubernetes::named::Named;
 use crate::status::{self, Replica, Views};
 use crate::taint;
 use crate::webhook;
@@ -181,6 +183,7 @@ impl Prepared {
         let mut shared = None;
         let mut written_by = None;
         let mut client = None;
+        let mut secrets = None;
         let (source, reviews) = match self.from {
             From::Folder(folder) => (tokio::spawn(folder.run(send_batch)), None),
             From::Cluster(config) => {
@@ -212,7 +215,17 @@ impl Prepared {
                         further.push(tokio::spawn(taken_off));
                     }
                 }
+                let (wanted, answered) = (watch::Sender::default(), watch::Sender::default());
+                let named = Named {
+                    wanted: wanted.subscribe(),
+                    answered: answered.clone(),
+                };
+                secrets = Some(Secrets {
+                    wanted,
+                    answered: answered.subscribe(),
+                });
                 let cluster = Cluster::new(client.clone(), &self.options.root_namespace)
+                    .with_secrets(named)
                     .with_network_policies(self.mesh.network_policies);
                 (tokio::spawn(cluster.run(send_batch)), Some(reviews))
             }
@@ -230,7 +243,10 @@ impl Prepared {
         let index = Index::new(mesh.borrow().clone());
         let captured = self.options.state_dir.join("captured.json");
         let (pipeline, published) = Pipeline::new(index, metrics.clone(), captured, complete);
-        let mut pipeline = pipeline.with_shared(shared).with_settings(mesh.clone());
+        let mut pipeline = pipeline
+            .with_shared(shared)
+            .with_secrets(secrets)
+            .with_settings(mesh.clone());
         let diagnostics = pipeline.diagnostics();
         if let Some(settings) = self.settings {
             let findings = Findings {
@@ -250,7 +266,18 @@ impl Prepared {
                 diagnostics: Arc::clone(&diagnostics),
                 sync: Arc::clone(&sync),
             };
-            further.push(tokio::spawn(status::run(client, replica, views)));
+            let leads = watch::Sender::new(false);
+            let keeper = Keeper {
+                client: client.clone(),
+                settings: self.options.gateways.clone(),
+                viewer: pipeline.viewer(),
+                leading: leads.subscribe(),
+                cluster_domain: self.options.cluster_domain.clone(),
+            };
+            let signer = self.signer.clone();
+            let roots = move || signer.now().roots().to_pem();
+            further.push(tokio::spawn(keeper.run(roots)));
+            further.push(tokio::spawn(status::run(client, replica, views, leads)));
         }
 
         let mut admin = pages::add(admin, published.clone(), diagnostics, Arc::clone(&sync))
@@ -267,6 +294,7 @@ impl Prepared {
             bail!("what the mesh consists of could not be read")
         };
         pipeline.start(first).await;
+        pipeline.complete(&mut batches).await;
         let pipeline = tokio::spawn(pipeline.run(batches, reports, taken));
         let renewal = tokio::spawn(Arc::clone(&self.certificates).renew());
         if let Some(address) = self.options.admission {

@@ -7,6 +7,7 @@ pub mod app;
 pub mod captures;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod gateways;
 mod installation;
 pub mod metrics;
 pub mod options;

@@ -8,6 +8,8 @@ use clap::Parser;
 use manifest::NamespacedName;
 use runtime::log::Format;
 
+use crate::gateways::objects::Settings;
+
 /// Turns Kubernetes and Istio objects, of a cluster or of a folder of manifests, into what node agents need, and signs their certificates.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "keelson-controller", version)]
@@ -94,6 +96,11 @@ pub struct Options {
     /// Take the taint keelson.io/agent-not-ready off nodes whose agent is ready (with --namespace)
     #[arg(long, requires = "namespace")]
     pub startup_taint: bool,
+
+    /// How pods of gateways and waypoints are made, as JSON: image, controller (https://HOST:PORT) and audience, and if need be
+    /// pullPolicy, pullSecrets, replicas, resources, log and logFormat. Without it none are made (with --namespace)
+    #[arg(long, value_name = "JSON", requires = "namespace", value_parser = gateways)]
+    pub gateways: Option<Settings>,
 
     /// Address at which the API server asks about objects before it stores them (with --kubernetes); nowhere if it is not given
     #[arg(long, value_name = "ADDR:PORT", requires = "kubernetes")]
@@ -208,6 +215,10 @@ fn account(text: &str) -> Result<NamespacedName, String> {
             Err("write NAMESPACE/ACCOUNT, for example keelson-system/keelson-node-agent".to_owned())
         }
     }
+}
+
+fn gateways(text: &str) -> Result<Settings, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {

@@ -1,5 +1,7 @@
 //! The one task that owns the index: takes batches of objects and reports of nodes, publishes snapshots.
 
+mod gateways;
+
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
+use self::gateways::Look;
+pub use self::gateways::{Ended, Secrets, Viewer};
 use crate::captures::{Captures, Ledger, News};
 use crate::metrics::{Metrics, SeverityLabel, type_label};
 use crate::source::Batch;
@@ -65,12 +69,14 @@ pub struct Pipeline {
     /// Since when pods that leave the mesh wait for nodes.
     waiting_since: Option<Instant>,
     shared: Option<Shared>,
+    secrets: Option<Secrets>,
     settings: Option<watch::Receiver<MeshConfig>>,
     ledger: Ledger,
     told: Told,
     /// Policies that have come since the last snapshot, with uid and generation; nothing for those that are gone.
     fresh: Vec<(ObjectKey, Option<ObjectVersion>)>,
     policies: watch::Sender<Arc<Policies>>,
+    looks: (mpsc::Sender<Look>, mpsc::Receiver<Look>),
 }
 
 /// Uid and generation of an object.
@@ -124,11 +130,13 @@ impl Pipeline {
                 taken: u64::MAX,
                 waiting_since: None,
                 shared: None,
+                secrets: None,
                 settings: None,
                 ledger: Ledger::default(),
                 told: Told::default(),
                 fresh: Vec::new(),
                 policies: watch::Sender::default(),
+                looks: mpsc::channel(QUEUE),
             },
             published,
         )
@@ -138,6 +146,13 @@ impl Pipeline {
     #[must_use]
     pub fn with_shared(mut self, shared: Option<Shared>) -> Self {
         self.shared = shared;
+        self
+    }
+
+    /// With a source that reads the Secrets that it is told to read.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: Option<Secrets>) -> Self {
+        self.secrets = secrets;
         self
     }
 
@@ -199,6 +214,12 @@ impl Pipeline {
                     let Some(report) = report else { return };
                     answers.push(self.report(report));
                 }
+                look = self.looks.1.recv() => {
+                    if let Some(look) = look {
+                        self.show(look);
+                    }
+                    continue;
+                }
                 news = next(&mut self.shared) => {
                     read_at = Instant::now();
                     self.hear(news);
@@ -256,6 +277,9 @@ impl Pipeline {
                 let version = (Arc::clone(uid), *generation);
                 self.fresh.push((key, Some(version)));
             }
+        }
+        if let Some(unreadable) = batch.unreadable {
+            self.index.set_unreadable(unreadable);
         }
         self.objects = batch.objects;
         self.complete.set(batch.unread == 0);
@@ -359,6 +383,7 @@ impl Pipeline {
             log(&new);
         }
         self.count();
+        self.name_secrets();
         if changes.captured {
             self.save_captured();
             self.write_ours();

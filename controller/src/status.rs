@@ -6,6 +6,7 @@
 //! control plane, they are left to it. Losing the Lease, or an API server that cannot be reached, stops nothing but this.
 
 mod conditions;
+pub(crate) mod gateways;
 mod lease;
 mod progress;
 
@@ -65,9 +66,9 @@ pub struct Views {
     pub sync: Arc<Mutex<SyncStatus>>,
 }
 
-/// Notes what this replica's nodes have taken, and writes statuses while this replica holds the Lease.
-pub async fn run(client: Client, replica: Replica, views: Views) {
-    let (leads, leading) = watch::channel(false);
+/// Notes what this replica's nodes have taken, and writes statuses while this replica holds the Lease, which it tells `leads`.
+pub async fn run(client: Client, replica: Replica, views: Views, leads: watch::Sender<bool>) {
+    let leading = leads.subscribe();
     let lease = Lease::new(client.clone(), &replica.namespace, &replica.name);
     let election = tokio::spawn(lease.run(leads));
     let _ends_with_this = AbortOnDrop(election);

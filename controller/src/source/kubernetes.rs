@@ -2,8 +2,11 @@
 //!
 //! While the server cannot be reached what was known stays. A list that is made anew, because the server has forgotten
 //! where the watch stood, takes back what it no longer holds. Nothing is sent before every kind has been listed once.
+//!
+//! Secrets are no such kind: only those that gateways name are read, each by itself ([`named`]).
 
 mod memory;
+pub mod named;
 
 use std::time::Duration;
 
@@ -21,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use self::memory::{Memory, Told};
+use self::named::Named;
 use super::{Batch, Source};
 
 /// The objects of a cluster as a source.
@@ -28,6 +32,7 @@ pub struct Cluster {
     client: Client,
     root_namespace: String,
     kinds: Vec<Kind>,
+    named: Option<Named>,
 }
 
 impl Cluster {
@@ -37,7 +42,15 @@ impl Cluster {
             client,
             root_namespace: root_namespace.to_owned(),
             kinds: KINDS.to_vec(),
+            named: None,
         }
+    }
+
+    /// With the Secrets that are named there, and no others.
+    #[must_use]
+    pub fn with_secrets(mut self, named: Named) -> Self {
+        self.named = Some(named);
+        self
     }
 
     /// With `NetworkPolicy` objects, or without.
@@ -51,7 +64,7 @@ impl Cluster {
 }
 
 /// The kinds that are followed always. Nothing is compiled from service accounts.
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 14] = [
     Kind::Namespace,
     Kind::Node,
     Kind::PeerAuthentication,
@@ -59,7 +72,9 @@ const KINDS: [Kind; 12] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::Pod,
+    Kind::ReferenceGrant,
     Kind::Gateway,
+    Kind::IstioGateway,
     Kind::DestinationRule,
     Kind::VirtualService,
     Kind::HttpRoute,
@@ -73,6 +88,16 @@ impl Source for Cluster {
         for kind in &self.kinds {
             watches.spawn(follow(self.client.clone(), *kind, tell.clone()));
         }
+        let mut answered = None;
+        if let Some(Named {
+            wanted,
+            answered: tell_answered,
+        }) = self.named
+        {
+            let following = named::follow(self.client.clone(), wanted, tell.clone());
+            watches.spawn(following);
+            answered = Some(tell_answered);
+        }
         drop(tell);
         let mut memory = Memory::new(&self.root_namespace, &self.kinds);
         while let Some((kind, news)) = told.recv().await {
@@ -82,6 +107,10 @@ impl Source for Cluster {
                 && batches.send(batch).await.is_err()
             {
                 return;
+            }
+            if let Some(answered) = &answered {
+                // After the batch that has them.
+                answered.send_if_modified(|known| memory.tell_answered(known));
             }
         }
     }
@@ -205,18 +234,23 @@ impl State {
     }
 
     fn failed(&mut self, kind: Kind, error: &watcher::Error) -> Vec<Told> {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(inner) = cause {
-            let inner_text = inner.to_string();
-            if !text.contains(&inner_text) {
-                text = format!("{text}: {inner_text}");
-            }
-            cause = inner.source();
-        }
-        self.becomes(Self::Failing(text), kind);
+        self.becomes(Self::Failing(whole(error)), kind);
         Vec::new()
     }
+}
+
+/// What an error says, with its causes.
+pub(crate) fn whole(error: &watcher::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
 }
 
 fn is_not_found(error: &watcher::Error) -> bool {
@@ -327,10 +361,9 @@ mod tests {
     fn every_kind_that_is_compiled_is_followed() {
         for kind in Kind::ALL {
             let followed = KINDS.contains(&kind);
-            // What only gateways need is read from the folder so far.
-            let only_in_the_folder = [Kind::ReferenceGrant, Kind::IstioGateway, Kind::Secret];
-            let is_asked_for = [Kind::ServiceAccount, Kind::NetworkPolicy].contains(&kind)
-                || only_in_the_folder.contains(&kind);
+            // Of Secrets only those that are named.
+            let is_asked_for =
+                [Kind::ServiceAccount, Kind::NetworkPolicy, Kind::Secret].contains(&kind);
             assert_eq!(followed, !is_asked_for, "{kind:?}");
         }
     }

@@ -1,8 +1,9 @@
 //! What a source of objects has to say at one time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use manifest::{Diagnostic, ObjectKey, Upsert};
+use manifest::{Diagnostic, NamespacedName, ObjectKey, Upsert};
 
 /// What changed since the batch before. The first batch of a source is its whole content.
 #[derive(Clone, Debug, Default)]
@@ -17,4 +18,6 @@ pub struct Batch {
     pub unread: usize,
     /// Everything the source has to say at this moment, old and new; `None` when nothing changed.
     pub diagnostics: Option<Vec<Diagnostic>>,
+    /// Every Secret that is asked for and cannot be read, with the reason; `None` when nothing changed.
+    pub unreadable: Option<BTreeMap<NamespacedName, String>>,
 }

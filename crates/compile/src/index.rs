@@ -30,6 +30,7 @@ use self::holdings::Holdings;
 pub use self::holdings::{Captured, Sandbox, Word};
 pub use self::mesh::{Canary, FixedSetting, MeshConfig};
 use self::selectors::{PodLabels, Selectors};
+pub use self::waypoints::view::{self, Verdict};
 use crate::snapshot::Snapshot;
 use crate::store::{
     NetworkPolicyFacts, PeerAuthenticationFacts, PolicyFacts, ServiceFacts, SliceFacts,

@@ -403,7 +403,6 @@ impl<'a> Reader<'a> {
             self.pod_addresses(node);
             self.pod_weight(node);
         }
-        self.waypoint_label(node);
         if self.failed {
             // What follows from a lost field would only distract.
             return Some(object);
@@ -458,20 +457,6 @@ impl<'a> Reader<'a> {
             self.say(Severity::Error, entry.line, &field, message);
         }
     }
-
-    /// Says what a label asks for that does not exist yet. The same for objects of an API server: `from_server`.
-    fn waypoint_label(&mut self, node: &Node) {
-        let labels = node
-            .get("metadata")
-            .and_then(|metadata| metadata.get("labels"));
-        let Some(entry) = labels.and_then(|labels| labels.entry(USE_WAYPOINT)) else {
-            return;
-        };
-        if entry.value.text().is_some_and(|name| name != "none") {
-            let field = format!("metadata.labels[{USE_WAYPOINT:?}]");
-            self.say(Severity::Warning, entry.line, &field, NO_WAYPOINTS);
-        }
-    }
 }
 
 /// The kind of policy that an unknown kind was most likely meant to be. Policies of other projects have groups of their
@@ -508,7 +493,6 @@ pub(crate) fn namespace_for<'w>(kind: &ObjectKind, written: Option<&'w str>) -> 
 
 /// Istio's label that sends traffic through a waypoint of this name; `none` leaves it out.
 pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
-const NO_WAYPOINTS: &str = "waypoints are not supported yet: connections that have to go through one are refused (waypoint_required)";
 /// Where objects without a namespace go, as with `kubectl`.
 const DEFAULT_NAMESPACE: &str = "default";
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use manifest::{Claim, Diagnostic, Kind, ObjectKey, Severity, Upsert, read_object};
+use manifest::{Claim, Diagnostic, Kind, NamespacedName, ObjectKey, Severity, Upsert, read_object};
 use serde_json::Value;
 
 use crate::source::Batch;
@@ -28,6 +28,10 @@ pub(super) enum Told {
         /// Which of those that had the name.
         uid: String,
     },
+    /// How an object stands that is followed by its name: there, not there, or why that cannot be told.
+    Named(NamespacedName, Result<Option<Value>, String>),
+    /// That one is followed no more.
+    Unnamed(NamespacedName),
 }
 
 /// The objects of the server.
@@ -39,6 +43,9 @@ pub(super) struct Memory {
     /// What has changed since the last batch: the object, or that it is gone.
     pending: BTreeMap<ObjectKey, Option<Arc<Upsert>>>,
     findings_changed: bool,
+    /// Those that are followed by name and of which something is known, with why they cannot be read.
+    named: BTreeMap<NamespacedName, Option<String>>,
+    named_changed: bool,
     /// A batch was given: the first one holds everything.
     started: bool,
 }
@@ -79,6 +86,8 @@ impl Memory {
             held: BTreeMap::new(),
             pending: BTreeMap::new(),
             findings_changed: false,
+            named: BTreeMap::new(),
+            named_changed: false,
             started: false,
         }
     }
@@ -130,12 +139,45 @@ impl Memory {
                     self.remove(key);
                 }
             }
+            Told::Named(name, found) => {
+                let key = ObjectKey::new(kind, &name.namespace, &name.name);
+                let unreadable = match found {
+                    Ok(Some(object)) => {
+                        let _key = self.apply(kind, object, false);
+                        None
+                    }
+                    Ok(None) => {
+                        self.remove(key);
+                        None
+                    }
+                    // What was known stays.
+                    Err(why) => Some(why),
+                };
+                if self.named.get(&name).cloned().flatten() != unreadable {
+                    self.named_changed = true;
+                }
+                self.named.insert(name, unreadable);
+            }
+            Told::Unnamed(name) => {
+                self.remove(ObjectKey::new(kind, &name.namespace, &name.name));
+                self.named_changed |= self.named.remove(&name).flatten().is_some();
+            }
         }
+    }
+
+    /// Brings up to date of which objects that are followed by name something is known; says whether that changed.
+    pub(super) fn tell_answered(&self, known: &mut BTreeSet<NamespacedName>) -> bool {
+        if known.iter().eq(self.named.keys()) {
+            return false;
+        }
+        *known = self.named.keys().cloned().collect();
+        true
     }
 
     /// What changed since the last one; none before everything has been listed once, or where nothing changed.
     pub(super) fn batch(&mut self) -> Option<Batch> {
-        let nothing = self.pending.is_empty() && !self.findings_changed && self.started;
+        let is_same = self.pending.is_empty() && !self.findings_changed && !self.named_changed;
+        let nothing = is_same && self.started;
         if nothing || self.kinds.values().any(|list| !list.complete) {
             return None;
         }
@@ -155,6 +197,12 @@ impl Memory {
                 .collect();
             all.sort();
             batch.diagnostics = Some(all);
+        }
+        if std::mem::take(&mut self.named_changed) {
+            let unreadable = self.named.iter();
+            let unreadable =
+                unreadable.filter_map(|(name, why)| Some((name.clone(), why.clone()?)));
+            batch.unreadable = Some(unreadable.collect());
         }
         self.started = true;
         Some(batch)

@@ -11,6 +11,7 @@ mod never_plain;
 mod pods;
 mod scale;
 mod strictness;
+mod view;
 mod waypoints;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ mod assembly;
 pub(super) mod edge;
 mod policies;
 mod routes;
+pub mod view;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -44,6 +45,9 @@ pub(super) struct Waypoints {
     curious: BTreeSet<Waypoint>,
     /// What is said of gateways at the edge.
     edge: edge::Edge,
+    /// What routes of a cluster refer to.
+    refs: BTreeMap<(Kind, NamespacedName), view::Refs>,
+    view_version: u64,
     marked: BTreeSet<Waypoint>,
     all_marked: bool,
 }
@@ -72,6 +76,11 @@ impl Index {
         };
         let key = upsert.object.key();
         let named = NamespacedName::new(key.namespace(), key.name());
+        if let (manifest::ObjectKind::Known(kind), Some(refs)) =
+            (key.kind(), view::Refs::read(upsert))
+        {
+            waypoints.refs.insert((*kind, named.clone()), refs);
+        }
         let notes = match &upsert.object {
             Object::VirtualService(object) => {
                 let compiled = virtual_service::compile(object, domain);
@@ -123,6 +132,7 @@ impl Index {
             _ => false,
         };
         waypoints.all_marked |= known;
+        waypoints.refs.remove(&(kind, named.clone()));
         let key = ObjectKey::new(kind, &named.namespace, &named.name);
         self.dirty.diagnostics.insert(key, Vec::new());
     }
@@ -181,7 +191,13 @@ impl Index {
             }
         }
         let mut marked = std::mem::take(&mut self.waypoints.marked);
-        if std::mem::take(&mut self.waypoints.all_marked) {
+        let all_marked = std::mem::take(&mut self.waypoints.all_marked);
+        if all_marked || !marked.is_empty() {
+            self.name_secrets();
+        }
+        let is_seen = all_marked || !marked.is_empty() || !dirty.services.is_empty();
+        self.waypoints.view_version += u64::from(is_seen);
+        if all_marked {
             marked.extend(self.waypoints.attached.keys().cloned());
             marked.extend(self.waypoints.pods.keys().cloned());
         }
@@ -245,6 +261,13 @@ impl Index {
         let curious = waypoints.curious.clone();
         waypoints.marked.extend(curious);
         self.mark_knowing(uid);
+        // A pod that a slice names may be no endpoint by that, and is one that waypoints look at.
+        let named = self.slices_by_pod.get(uid).into_iter().flatten();
+        let named = named.filter_map(|slice| Some(self.slices.get(slice)?.service.clone()));
+        let named: Vec<NamespacedName> = named.collect();
+        for service in &named {
+            self.mark_involved(service);
+        }
         if let Some(pod) = pod {
             let addresses = self.addresses_of(uid, &pod);
             let endpoints = self.endpoints_of_pod(uid, &pod, &addresses);

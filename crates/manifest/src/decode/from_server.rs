@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Claim, Decoded, NO_WAYPOINTS, Place, Reader, USE_WAYPOINT, broken};
+use super::{Claim, Decoded, Place, Reader, broken};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::lines::FieldLines;
 use crate::object::{Authorship, Kind, Object, ObjectKey, ObjectKind, Origin, Upsert};
@@ -34,16 +34,6 @@ pub fn read_object(kind: Kind, mut object: Value, root_namespace: &str) -> Decod
         let finding = Diagnostic::new(severity, &origin, Some(&key), message).field(field);
         decoded.findings.push(finding);
     };
-    let label = object
-        .pointer("/metadata/labels")
-        .and_then(|labels| labels.get(USE_WAYPOINT));
-    if label
-        .and_then(Value::as_str)
-        .is_some_and(|name| name != "none")
-    {
-        let field = format!("metadata.labels[{USE_WAYPOINT:?}]");
-        say(Severity::Warning, &field, NO_WAYPOINTS.to_owned());
-    }
     let annotations = object.pointer("/metadata/annotations");
     let weight = annotations
         .and_then(|all| all.get(WEIGHT))

@@ -4,11 +4,11 @@
 //! of which the rules say where requests go.
 
 mod rules;
+mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_api::Secret;
 use k8s_api::gateway::{Gateway, ReferenceGrantSpec};
 use l7::listener::{Certificate, Listener, VirtualHost};
 use l7::route::{Attachment, RouteRule};
@@ -20,9 +20,10 @@ use model::ServiceKey;
 use model::service::{AppProtocol, ServicePort};
 use proto::{l7 as pb, type_url};
 
+use self::secrets::certificate;
 use super::super::Index;
 use super::super::authorization::Note;
-use super::Waypoint;
+use super::{Waypoint, view};
 use crate::l7::gateway::{self, Door, From, IstioServers, Listeners};
 use crate::l7::gateway_route::GatewayParent;
 use crate::resource::Resource;
@@ -31,10 +32,16 @@ use crate::store::{GATEWAY_CLASS_NAME, GATEWAY_NAME, Selector};
 /// Everything that is said of gateways.
 #[derive(Debug, Default)]
 pub(super) struct Edge {
-    listeners: BTreeMap<NamespacedName, Written<Listeners>>,
-    istio: BTreeMap<NamespacedName, Written<IstioServers>>,
+    pub(super) listeners: BTreeMap<NamespacedName, Written<Listeners>>,
+    pub(super) istio: BTreeMap<NamespacedName, Written<IstioServers>>,
     secrets: BTreeMap<NamespacedName, Option<Certificate>>,
+    /// Secrets that cannot be read, with the reason.
+    unreadable: BTreeMap<NamespacedName, String>,
+    /// Secrets that gateways name and may have.
+    named: Arc<BTreeSet<NamespacedName>>,
     grants: BTreeMap<NamespacedName, ReferenceGrantSpec>,
+    /// Gateways of classes whose pods are made, as they are written.
+    pub(super) ours: BTreeMap<NamespacedName, (Arc<Gateway>, manifest::Origin)>,
     /// What was found when a gateway was put together, by the object that it is about.
     found: BTreeMap<Waypoint, Vec<(ObjectKey, Note)>>,
     said: BTreeMap<ObjectKey, Vec<Diagnostic>>,
@@ -42,8 +49,8 @@ pub(super) struct Edge {
 
 /// What an object says, and where it is written.
 #[derive(Debug)]
-struct Written<T> {
-    compiled: T,
+pub(super) struct Written<T> {
+    pub(super) compiled: T,
     origin: manifest::Origin,
     lines: FieldLines,
 }
@@ -124,6 +131,13 @@ impl Index {
         upsert: &Upsert,
     ) {
         let edge = &mut self.waypoints.edge;
+        let class = gateway.spec.gateway_class_name.as_str();
+        if [view::EDGE_CLASS, view::WAYPOINT_CLASS].contains(&class) {
+            let written = (Arc::new(gateway.clone()), upsert.origin.clone());
+            edge.ours.insert(key.clone(), written);
+        } else {
+            edge.ours.remove(key);
+        }
         match gateway::listeners(gateway) {
             Some(compiled) => drop(
                 edge.listeners
@@ -157,7 +171,10 @@ impl Index {
     pub(in crate::index) fn unset_edge(&mut self, kind: Kind, named: &NamespacedName) {
         let edge = &mut self.waypoints.edge;
         match kind {
-            Kind::Gateway => drop(edge.listeners.remove(named)),
+            Kind::Gateway => {
+                edge.listeners.remove(named);
+                edge.ours.remove(named);
+            }
             Kind::IstioGateway => drop(edge.istio.remove(named)),
             Kind::ReferenceGrant => drop(edge.grants.remove(named)),
             Kind::Secret => drop(edge.secrets.remove(named)),
@@ -231,13 +248,7 @@ impl Index {
             }
         }
         for (name, servers) in &edge.istio {
-            let selector = &servers.compiled.selector;
-            let selects = |labels: &&&Labels| {
-                selector
-                    .iter()
-                    .all(|(key, value)| labels.get(key) == Some(value))
-            };
-            if labels.iter().any(|one| selects(&one)) {
+            if labels.iter().any(|one| servers.compiled.selects(one)) {
                 let servers = (name, &servers.compiled);
                 self.serve_istio(waypoint, servers, &mut places, &mut attachments, &mut built);
             }
@@ -316,7 +327,7 @@ impl Index {
         places.insert(place.name.clone(), place);
     }
 
-    fn may_attach(&self, from: &From, own: &Arc<str>, namespace: &Arc<str>) -> bool {
+    pub(super) fn may_attach(&self, from: &From, own: &Arc<str>, namespace: &Arc<str>) -> bool {
         match from {
             From::Same => own == namespace,
             From::All => true,
@@ -407,21 +418,6 @@ impl Index {
                 attachments.redirects.push((origin, redirected));
             }
         }
-    }
-
-    fn certify(
-        &self,
-        secret: &NamespacedName,
-        (about, field): (&ObjectKey, &str),
-        into: &mut Vec<Certificate>,
-        built: &mut Built,
-    ) {
-        let message = match self.waypoints.edge.secrets.get(secret) {
-            Some(Some(certificate)) => return into.push(certificate.clone()),
-            Some(None) => format!("Secret {secret} has no tls.crt and tls.key in PEM"),
-            None => format!("there is no Secret {secret}"),
-        };
-        built.found.push((about.clone(), error(field, message)));
     }
 
     /// Notes what was found when a gateway was put together.
@@ -543,19 +539,6 @@ fn error(field: &str, message: String) -> Note {
         field: field.to_owned(),
         message,
     }
-}
-
-/// The certificate in a Secret: as `kubernetes.io/tls` has it, or as Istio also takes it.
-fn certificate(secret: &Secret) -> Option<Certificate> {
-    let pem = |names: [&str; 2]| {
-        let found = names.into_iter().find_map(|name| secret.get(name))?;
-        let text = std::str::from_utf8(found).ok()?;
-        text.contains("-----BEGIN ").then(|| found.to_vec())
-    };
-    Some(Certificate {
-        chain: pem(["tls.crt", "cert"])?,
-        key: pem(["tls.key", "key"])?,
-    })
 }
 
 fn finish(place: Place, built: &mut Built) {

@@ -20,6 +20,14 @@ pub(crate) struct IstioServers {
     pub(crate) notes: Vec<Note>,
 }
 
+impl IstioServers {
+    /// Whether pods with these labels serve it.
+    pub(crate) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        let mut wanted = self.selector.iter();
+        wanted.all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
 /// One server.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct IstioServer {

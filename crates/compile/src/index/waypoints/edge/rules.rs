@@ -102,7 +102,7 @@ impl Index {
     }
 
     /// Whether a reference from objects of this kind and namespace is allowed where it leads.
-    pub(super) fn is_granted(
+    pub(in crate::index::waypoints) fn is_granted(
         &self,
         (kind, namespace): (Kind, &Arc<str>),
         to: Kind,

@@ -1,0 +1,111 @@
+//! The classes of gateways: made where the cluster has the Gateway API, and said to be accepted.
+
+use std::time::{Duration, Instant};
+
+use compile::index::view::{EDGE_CLASS, WAYPOINT_CLASS};
+use kube::Client;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use serde_json::{Value, json};
+use tracing::{debug, warn};
+
+use super::objects::MANAGER;
+use crate::status::gateways::{CONTROLLER_NAME, conditions};
+use compile::index::Verdict;
+
+/// The classes, and when they were last looked at.
+pub(super) struct Classes {
+    api: Api<DynamicObject>,
+    next: Instant,
+    is_told: bool,
+}
+
+impl Classes {
+    pub(super) fn new(client: Client) -> Self {
+        let resource = ApiResource {
+            group: GROUP.to_owned(),
+            version: "v1".to_owned(),
+            api_version: format!("{GROUP}/v1"),
+            kind: "GatewayClass".to_owned(),
+            plural: "gatewayclasses".to_owned(),
+        };
+        Self {
+            api: Api::all_with(client, &resource),
+            next: Instant::now(),
+            is_told: false,
+        }
+    }
+
+    /// Puts them right from time to time.
+    pub(super) async fn keep(&mut self) {
+        if Instant::now() < self.next {
+            return;
+        }
+        self.next = Instant::now() + EVERY;
+        for (name, description) in [
+            (EDGE_CLASS, "Gateways into the mesh"),
+            (WAYPOINT_CLASS, "Proxies for requests inside the mesh"),
+        ] {
+            match self.one(name, description).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    if !std::mem::replace(&mut self.is_told, true) {
+                        warn!(
+                            class = name,
+                            "the GatewayClass of this name is another controller's"
+                        );
+                    }
+                }
+                // Also where the cluster has no such kind.
+                Err(error) => debug!(class = name, %error, "cannot keep the GatewayClass"),
+            }
+        }
+    }
+
+    /// Whether it is ours.
+    async fn one(&self, name: &str, description: &str) -> kube::Result<bool> {
+        let there = match self.api.get_opt(name).await? {
+            Some(there) => there,
+            None => {
+                let class = json!({
+                    "apiVersion": format!("{GROUP}/v1"),
+                    "kind": "GatewayClass",
+                    "metadata": {"name": name},
+                    "spec": {"controllerName": CONTROLLER_NAME, "description": description},
+                });
+                let params = PatchParams::apply(MANAGER);
+                self.api.patch(name, &params, &Patch::Apply(&class)).await?
+            }
+        };
+        if there.data["spec"]["controllerName"] != CONTROLLER_NAME {
+            return Ok(false);
+        }
+        let generation = there.metadata.generation.unwrap_or_default();
+        let accepted = match &there.data["spec"]["parametersRef"] {
+            Value::Null => Verdict::yes("Accepted"),
+            _ => {
+                let message = "parametersRef of a class is not supported".to_owned();
+                Verdict::no("InvalidParameters", message)
+            }
+        };
+        let known = there.data["status"]["conditions"].as_array();
+        let wanted = conditions(
+            known.map_or(&[][..], Vec::as_slice),
+            &[("Accepted", accepted)],
+            generation,
+        );
+        if known != Some(&wanted) {
+            let patch = json!({
+                "metadata": {"resourceVersion": there.metadata.resource_version},
+                "status": {"conditions": wanted},
+            });
+            let params = PatchParams::default();
+            self.api
+                .patch_status(name, &params, &Patch::Merge(&patch))
+                .await?;
+        }
+        Ok(true)
+    }
+}
+
+const GROUP: &str = "gateway.networking.k8s.io";
+const EVERY: Duration = Duration::from_secs(10);
