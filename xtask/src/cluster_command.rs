@@ -1,5 +1,6 @@
 //! A real Kubernetes for a person or for tests: put up, used, taken down.
 
+mod crds;
 mod debian;
 mod images;
 mod programs;
@@ -23,7 +24,7 @@ pub(crate) enum Command {
     /// The first time Kubernetes itself is compiled, which takes some minutes and needs Go; the programs are kept in
     /// `target/cluster`.
     Up(up::Args),
-    /// Only build what is missing, with Helm and kube-router.
+    /// Only build what is missing, with Helm, kube-router and the kinds that tests apply.
     Build,
     /// Show machines, nodes and pods.
     Status(Id),
@@ -116,7 +117,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Up(args) => up::run(&args),
         Command::Build => {
             let all = programs::KUBERNETES.iter().chain(&programs::OTHERS);
-            programs::build(&all.collect::<Vec<_>>())
+            programs::build(&all.collect::<Vec<_>>())?;
+            crds::fetch()
         }
         Command::Status(args) => status(&place(&args)?),
         Command::Exec(args) => exec(&args),
@@ -148,9 +150,10 @@ pub(crate) fn place(id: &Id) -> Result<Place> {
     Place::new(&base()?, &id.id)
 }
 
-/// Builds Helm if it is missing.
+/// Builds Helm if it is missing, and fetches the definitions of kinds that tests apply.
 pub(crate) fn build_helm() -> Result<()> {
-    programs::build(&[&programs::HELM])
+    programs::build(&[&programs::HELM])?;
+    crds::fetch()
 }
 
 /// Takes a cluster down, whether it stands or not.

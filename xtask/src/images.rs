@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Where the archives go; `target/images` if nothing is said.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// The part of the images' names before `node-agent` and `controller`.
+    /// The part of the images' names before `node-agent`, `controller` and `waypoint`.
     #[arg(long, default_value = REGISTRY)]
     registry: String,
     /// The images' tag.
@@ -57,6 +57,7 @@ fn write(args: &Args) -> Result<Vec<PathBuf>> {
     for (name, image) in [
         ("node-agent", node_agent(&programs)),
         ("controller", controller(&programs)),
+        ("waypoint", waypoint(&programs)),
     ] {
         let image = Image {
             name: format!("{}/{name}:{}", args.registry, args.tag),
@@ -126,6 +127,19 @@ fn controller(programs: &Path) -> Image {
     }
 }
 
+/// Nobody's rights, and a directory for what it knew last.
+fn waypoint(programs: &Path) -> Image {
+    Image {
+        entrypoint: vec!["/keelson-waypoint".to_owned()],
+        user: "65532:65532".to_owned(),
+        entries: vec![
+            program(programs, "keelson-waypoint"),
+            directory("/etc", 0o755),
+        ],
+        ..Image::default()
+    }
+}
+
 fn program(programs: &Path, name: &str) -> Entry {
     Entry::File {
         path: format!("/{name}"),
@@ -142,4 +156,4 @@ fn directory(path: &str, mode: u32) -> Entry {
 
 /// Nobody has to be asked for images that are on the node already.
 const REGISTRY: &str = "keelson.io";
-const PACKAGES: [&str; 3] = ["node-agent", "controller", "cni"];
+const PACKAGES: [&str; 4] = ["node-agent", "controller", "waypoint", "cni"];
