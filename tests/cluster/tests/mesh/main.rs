@@ -5,7 +5,9 @@
 
 mod away;
 mod command_line;
+mod gateway;
 mod installed;
+mod kinds;
 mod lifecycle;
 mod live;
 mod network_policy;
@@ -14,3 +16,4 @@ mod rendered;
 mod replicas;
 mod root;
 mod taint;
+mod waypoint;
