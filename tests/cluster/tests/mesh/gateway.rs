@@ -196,7 +196,7 @@ fn a_gateway_that_is_asked_for_is_reached_swaps_its_certificate_and_goes() -> Re
         );
         Ok(())
     })?;
-    ensure!(ask("/elsewhere")?.ends_with(" 404"));
+    ensure!(ask("/elsewhere")?.ends_with("404"));
     let secure = |certificate: &Certificate| {
         let ask = format!(
             "cat > /tmp/ca.pem <<'END'\n{}END\ncurl -s -S -m 5 --cacert /tmp/ca.pem --resolve shop.example.com:{https}:{to} https://shop.example.com:{https}/cgi-bin/who",

@@ -142,6 +142,8 @@ fn a_waypoint_that_is_asked_for_is_made_decides_and_goes_with_its_gateway() -> R
     };
     until_said(of_route("split"), "Accepted", ("True", "Accepted"))?;
     until_said(of_route("split"), "ResolvedRefs", ("True", "ResolvedRefs"))?;
+    // The status is written beside what waypoints are told.
+    std::thread::sleep(std::time::Duration::from_secs(2));
     let ask = format!("for i in $(seq 200); do {GET} || echo failed; done");
     let answers = namespace.exec("client", &ask)?;
     let count = |word: &str| {
