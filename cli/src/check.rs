@@ -1,6 +1,8 @@
 //! `keelson check`: can this node run an agent, and does the mesh do what is wanted.
 
 mod cluster;
+mod network_policies;
+mod probe;
 pub(crate) mod rights;
 
 use std::fs;
@@ -10,8 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin_api::page;
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::install::Given;
 use crate::output::Answer;
 use crate::reach::{Mesh, Page, Where};
 use crate::status;
@@ -20,9 +23,9 @@ use crate::version::{OWN, is_apart};
 /// Check a cluster before the mesh is installed, a machine, or the mesh that runs.
 ///
 /// With --before the API server is asked: its version, the caller's rights, the nodes' kernels, others that work in the same
-/// places, the namespace, Istio's kinds. With --this-machine the files of this machine are looked at: kernel, BTF, cgroups,
+/// places, the namespace, Istio's kinds; with --probe a pod on each node tries what an agent needs there. With --this-machine the files of this machine are looked at: kernel, BTF, cgroups,
 /// bpf file system. With neither every agent is asked: ready, in step, of which version, what its clock says, pods wanted
-/// against pods captured, certificates.
+/// against pods captured, certificates; and in a cluster, which NetworkPolicy keeps the mesh's tunnels away from captured pods.
 ///
 /// Exit codes: 0, all is well; 1, something is not; 2, nobody could be asked.
 #[derive(Debug, clap::Args)]
@@ -36,10 +39,16 @@ pub(crate) struct Args {
     /// With --before: the namespace that is to be installed into.
     #[arg(short, long, value_name = "NAMESPACE", default_value = crate::reach::USUAL_NAMESPACE)]
     pub(crate) namespace: String,
+    /// With --before: have the kernel of each node look at the programs, find cgroups, and name others' programs on the same
+    /// hooks, by a pod with the agent's image and rights in a namespace that is removed again.
+    #[arg(long, requires = "before")]
+    pub(crate) probe: bool,
+    #[command(flatten)]
+    given: Given,
 }
 
 /// One thing that was looked at.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Finding {
     pub(crate) what: String,
     pub(crate) good: bool,
@@ -69,13 +78,20 @@ pub(crate) fn answer(args: &Args, at: &Where) -> Result<Answer> {
         return show(machine(Path::new("/")));
     }
     if args.before {
-        return show(cluster::before(&at.api()?, &args.namespace)?);
+        let api = at.api()?;
+        let mut findings = cluster::before(&api, &args.namespace)?;
+        if args.probe {
+            findings.extend(probe::nodes(&api, &args.given.read()?)?);
+        }
+        return show(findings);
     }
-    after(&at.open()?)
+    let mesh = at.open()?;
+    let blocking = network_policies::look(&mesh, at);
+    after(&mesh, blocking)
 }
 
 /// Asks the mesh.
-fn after(mesh: &Mesh) -> Result<Answer> {
+fn after(mesh: &Mesh, more: Vec<Finding>) -> Result<Answer> {
     let status = status::look(mesh, None)?;
     let complaints = status.complaints().into_iter();
     let mut findings: Vec<Finding> = complaints.map(|said| Finding::bad("mesh", said)).collect();
@@ -92,6 +108,7 @@ fn after(mesh: &Mesh) -> Result<Answer> {
             },
         );
     }
+    findings.extend(more);
     show(findings)
 }
 

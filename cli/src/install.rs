@@ -64,18 +64,8 @@ struct What {
     /// The release's name, as Helm calls it. If none is named, the one that is there, or keelson.
     #[arg(long, value_name = "NAME")]
     release: Option<String>,
-    /// A file of values, - for standard input. Can be given several times; later ones win.
-    #[arg(short = 'f', long = "values", value_name = "FILE")]
-    files: Vec<PathBuf>,
-    /// One value: a.b.c=value. Can be given several times; wins over files.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
-    /// A set of values to begin with.
-    #[arg(long, value_enum, default_value_t)]
-    profile: Profile,
-    /// Values for a kind of cluster: folders of the CNI, the kubelet's cgroup, rights.
-    #[arg(long, value_name = "NAME", value_parser = chart::platform_names())]
-    platform: Option<String>,
+    #[command(flatten)]
+    given: Given,
     /// Make the kinds of Istio's security API too where the cluster has none. They are never changed or removed.
     #[arg(long)]
     crds: bool,
@@ -88,6 +78,23 @@ struct What {
     /// How long to wait.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     timeout: Duration,
+}
+
+/// Values of the chart.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Given {
+    /// A file of values, - for standard input. Can be given several times; later ones win.
+    #[arg(short = 'f', long = "values", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// One value: a.b.c=value. Can be given several times; wins over files.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// A set of values to begin with.
+    #[arg(long, value_enum, default_value_t)]
+    profile: Profile,
+    /// Values for a kind of cluster: folders of the CNI, the kubelet's cgroup, rights.
+    #[arg(long, value_name = "NAME", value_parser = chart::platform_names())]
+    platform: Option<String>,
 }
 
 /// A set of values to begin with.
@@ -119,7 +126,7 @@ struct Report {
 pub(crate) fn install(args: &Args, at: &Where) -> Result<Answer> {
     let api = at.api()?;
     let found = release::find(&api, &args.what.namespace)?;
-    let given = args.what.given()?;
+    let given = args.what.given.read()?;
     put(&api, &args.what, found.as_ref(), given)
 }
 
@@ -130,7 +137,7 @@ pub(crate) fn upgrade(args: &UpgradeArgs, at: &Where) -> Result<Answer> {
     let found = found.with_context(|| {
         format!("there is nothing to upgrade in namespace {namespace}: `keelson install` installs")
     })?;
-    let given = args.what.given()?;
+    let given = args.what.given.read()?;
     let mut values = Vec::new();
     if !args.reset_values {
         match (&found.values, found.by_helm) {
@@ -147,9 +154,9 @@ pub(crate) fn upgrade(args: &UpgradeArgs, at: &Where) -> Result<Answer> {
     put(&api, &args.what, Some(&found), values)
 }
 
-impl What {
+impl Given {
     /// The values that are given here, in the order in which they win.
-    fn given(&self) -> Result<Vec<Value>> {
+    pub(crate) fn read(&self) -> Result<Vec<Value>> {
         let mut all = Vec::new();
         if self.profile == Profile::Minimal {
             all.push(chart::read(chart::MINIMAL)?);

@@ -80,6 +80,11 @@ impl Where {
         Ok(Mesh { programs })
     }
 
+    /// Whether a lab is asked, which has no API server.
+    pub(crate) fn is_lab(&self) -> bool {
+        self.lab.is_some()
+    }
+
     /// The API server of the cluster that is meant.
     pub(crate) fn api(&self) -> Result<Api> {
         if self.lab.is_some() {

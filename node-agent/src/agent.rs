@@ -17,6 +17,7 @@ mod leave;
 pub mod plugin;
 mod prepared;
 pub mod presence;
+pub mod probe;
 mod setup;
 mod unservable;
 

@@ -6,6 +6,7 @@ use clap::Parser;
 use node_agent::agent::{
     self, cleanup,
     config::{Cli, Command},
+    probe,
 };
 
 fn main() -> ExitCode {
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match (cli.command, cli.run) {
         (Some(Command::Cleanup(args)), _) => cleanup::run(&args),
+        (Some(Command::Probe(args)), _) => probe::run(&args),
         (None, Some(args)) => agent::run(args),
         (None, None) => return ExitCode::from(2),
     };

@@ -62,24 +62,28 @@ fn values_come_from_profile_platform_files_and_settings_in_this_order() {
     let what = What {
         namespace: "mesh-system".to_owned(),
         release: None,
-        files: vec![file],
-        settings: vec!["agent.logLevel=warn".to_owned()],
-        profile: Profile::Minimal,
-        platform: Some("k3s".to_owned()),
+        given: Given {
+            files: vec![file],
+            settings: vec!["agent.logLevel=warn".to_owned()],
+            profile: Profile::Minimal,
+            platform: Some("k3s".to_owned()),
+        },
         crds: false,
         dry_run: false,
         wait: false,
         timeout: Duration::from_secs(1),
     };
-    let values = chart::values(&what.given().expect("readable")).expect("allowed");
+    let values = chart::values(&what.given.read().expect("readable")).expect("allowed");
     assert_eq!(values["agent"]["logLevel"], "warn");
     assert_eq!(values["agent"]["cgroup"]["kubelet"], "/a");
     assert_eq!(values["cni"]["binDir"], "/var/lib/rancher/k3s/data/cni");
     assert_eq!(values["controller"]["resources"]["requests"]["cpu"], "10m");
-    let wrong = What {
+    let wrong = Given {
+        files: Vec::new(),
         settings: vec!["agent.logLevle=warn".to_owned()],
-        ..what
+        profile: Profile::Default,
+        platform: None,
     };
-    let error = chart::values(&wrong.given().expect("readable")).expect_err("refused");
+    let error = chart::values(&wrong.read().expect("readable")).expect_err("refused");
     assert!(error.to_string().starts_with("agent.logLevle"), "{error}");
 }

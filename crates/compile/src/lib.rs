@@ -5,6 +5,7 @@
 //! controller runs it on and on, the command line once: [`validate`]. It is synchronous, and knows neither network nor clock.
 
 mod batch;
+pub mod blocked;
 pub mod diagnostics;
 pub mod index;
 mod l7;

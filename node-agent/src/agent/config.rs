@@ -30,6 +30,19 @@ pub enum Command {
     /// Release all pods of this node and remove every program, map and rule. For uninstalling: while
     /// no agent runs, captured pods are otherwise refused, never released.
     Cleanup(CleanupArgs),
+    /// Try what an agent needs of this node, and write what was found as JSON. Nothing is attached and nothing stays.
+    Probe(ProbeArgs),
+}
+
+/// Where things are on the node.
+#[derive(Clone, Debug, Args)]
+pub struct ProbeArgs {
+    /// Where cgroup2 is mounted.
+    #[arg(long, default_value = "/sys/fs/cgroup")]
+    pub cgroup_root: PathBuf,
+    /// A BPF file system.
+    #[arg(long, default_value = "/sys/fs/bpf")]
+    pub bpf_fs: PathBuf,
 }
 
 /// Where the agent kept its state.

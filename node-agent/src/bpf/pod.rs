@@ -82,6 +82,32 @@ impl Constants {
     }
 }
 
+/// Has the kernel look at the programs of a pod, and attaches none.
+///
+/// # Errors
+/// When the kernel refuses one; the error says which.
+pub fn try_pod_programs(kernel: &Kernel) -> Result<(), KernelError> {
+    let load = |object, bytes, guard| {
+        let constants = Constants::keep(0, 0, [0; 4]);
+        let loaded = constants.set(&mut kernel.loader(), guard).load(bytes);
+        loaded.map_err(|source| KernelError::Load {
+            object,
+            source: Box::new(source),
+        })
+    };
+    let mut ebpf = load("pod", POD_OBJECT, false)?;
+    let hook = ebpf
+        .program_mut(LOOKUP)
+        .ok_or(KernelError::NoProgram(LOOKUP))?;
+    let hook: &mut SkLookup = hook.try_into().map_err(program_error(LOOKUP))?;
+    hook.load().map_err(program_error(LOOKUP))?;
+    let mut ebpf = load("veth", VETH_OBJECT, true)?;
+    for name in [GUARD, WALL] {
+        classifier(&mut ebpf, name)?;
+    }
+    Ok(())
+}
+
 /// Attaches and removes the programs of one pod. The links are pinned: they outlive this value.
 #[derive(Clone, Debug)]
 pub struct PodPrograms {

@@ -43,6 +43,24 @@ pub fn enter_own(root: &Path) -> io::Result<u64> {
     Ok(std::fs::metadata(&own).map_err(fail)?.ino())
 }
 
+/// Whether an agent could make its cgroup, without staying in it; says where.
+///
+/// # Errors
+/// As [`enter_own`].
+pub fn try_own(root: &Path) -> io::Result<String> {
+    let directory = own_directory(root)?;
+    let own = directory.join(format!("{OWN_PREFIX}probe-{}", std::process::id()));
+    std::fs::create_dir(&own)
+        .and_then(|()| std::fs::remove_dir(&own))
+        .map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("cannot make the cgroup {}: {error}", own.display()),
+            )
+        })?;
+    Ok(format!("cgroup2 at {}, writable", root.display()))
+}
+
 /// Of the cgroups that agents make for themselves.
 const OWN_PREFIX: &str = "keelson-agent-";
 
