@@ -191,6 +191,10 @@ impl Index {
             }
         }
         let mut marked = std::mem::take(&mut self.waypoints.marked);
+        if !dirty.services.is_empty() {
+            // A route at the edge may lead to one that was not there, and that no rule names therefore.
+            marked.extend(self.waypoints.edge.listeners.keys().cloned());
+        }
         let all_marked = std::mem::take(&mut self.waypoints.all_marked);
         if all_marked || !marked.is_empty() {
             self.name_secrets();

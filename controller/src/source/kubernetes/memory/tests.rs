@@ -214,3 +214,301 @@ fn a_late_word_of_an_object_that_is_gone_takes_its_successor_nothing() {
         assert_eq!(receiver.0.len(), usize::from(uid == "u6"));
     }
 }
+
+/// Every kind that gateways and routes are made of, as an API server has them.
+fn edge() -> Vec<(Kind, Value)> {
+    let meta = |namespace: &str, name: &str| {
+        json!({
+            "name": name, "namespace": namespace, "uid": format!("{namespace}-{name}"), "generation": 1,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        })
+    };
+    let namespace = |name: &str| {
+        let labels = json!({"keelson.io/mesh": "enabled", "kubernetes.io/metadata.name": name});
+        let metadata = json!({"name": name, "uid": name, "labels": labels});
+        (Kind::Namespace, json!({"metadata": metadata}))
+    };
+    let pod = |(namespace, name): (&str, &str), address: &str, labels: Value| {
+        let mut metadata = meta(namespace, name);
+        metadata["labels"] = labels;
+        // A folder has no status.
+        metadata["annotations"] = json!({"keelson.io/pod-ips": address});
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let status = json!({"phase": "Running", "podIPs": [{"ip": address}], "conditions": ready});
+        let spec = json!({"nodeName": "n1", "serviceAccountName": "default", "containers": []});
+        let pod = json!({"metadata": metadata, "spec": spec, "status": status});
+        (Kind::Pod, pod)
+    };
+    let of = |kind, (namespace, name): (&str, &str), spec: Value| {
+        (
+            kind,
+            json!({"metadata": meta(namespace, name), "spec": spec}),
+        )
+    };
+    let secret = |(namespace, name): (&str, &str)| {
+        // "-----BEGIN CERTIFICATE-----"
+        let pem = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t";
+        let data = json!({"tls.crt": pem, "tls.key": pem});
+        let secret =
+            json!({"metadata": meta(namespace, name), "type": "kubernetes.io/tls", "data": data});
+        (Kind::Secret, secret)
+    };
+    let gateway = json!({
+        "gateway.networking.k8s.io/gateway-name": "gw", "gateway.networking.k8s.io/gateway-class-name": "keelson",
+        "istio": "ingressgateway",
+    });
+    let parent = json!([{"name": "gw", "namespace": "edge"}]);
+    let backend = json!([{"backendRefs": [{"name": "cart", "namespace": "shop", "port": 80}]}]);
+    vec![
+        namespace("edge"),
+        namespace("shop"),
+        pod(("edge", "gw-1"), "10.0.0.1", gateway),
+        pod(("shop", "cart-1"), "10.0.0.2", json!({"app": "cart"})),
+        of(
+            Kind::Service,
+            ("shop", "cart"),
+            json!({"clusterIP": "10.96.0.1", "selector": {"app": "cart"}, "ports": [{"name": "http", "port": 80}]}),
+        ),
+        of(
+            Kind::Gateway,
+            ("edge", "gw"),
+            json!({"gatewayClassName": "keelson", "listeners": [
+                {"name": "http", "port": 80, "protocol": "HTTP", "allowedRoutes": {"namespaces": {"from": "All"}}},
+                {"name": "https", "port": 443, "protocol": "HTTPS", "allowedRoutes": {"namespaces": {"from": "All"}},
+                 "tls": {"certificateRefs": [{"name": "own"}, {"name": "granted", "namespace": "shop"}]}},
+            ]}),
+        ),
+        of(
+            Kind::IstioGateway,
+            ("edge", "istio"),
+            json!({"selector": {"istio": "ingressgateway"}, "servers": [
+                {"port": {"number": 8443, "name": "https", "protocol": "HTTPS"}, "hosts": ["*"], "tls": {"mode": "SIMPLE", "credentialName": "istios"}},
+                {"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]},
+            ]}),
+        ),
+        of(
+            Kind::VirtualService,
+            ("edge", "to-cart"),
+            json!({"hosts": ["*"], "gateways": ["istio"], "http": [{"route": [{"destination": {"host": "cart.shop.svc.cluster.local"}}]}]}),
+        ),
+        of(
+            Kind::DestinationRule,
+            ("shop", "cart"),
+            json!({"host": "cart", "trafficPolicy": {"loadBalancer": {"simple": "RANDOM"}}}),
+        ),
+        of(
+            Kind::HttpRoute,
+            ("edge", "r"),
+            json!({"parentRefs": parent, "rules": backend}),
+        ),
+        of(
+            Kind::GrpcRoute,
+            ("edge", "g"),
+            json!({"parentRefs": parent, "hostnames": ["grpc.example.com"], "rules": backend}),
+        ),
+        of(
+            Kind::ReferenceGrant,
+            ("shop", "all"),
+            json!({
+                "from": [
+                    {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "edge"},
+                    {"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "edge"},
+                    {"group": "gateway.networking.k8s.io", "kind": "GRPCRoute", "namespace": "edge"},
+                ],
+                "to": [{"group": "", "kind": "Secret", "name": "granted"}, {"group": "", "kind": "Service"}],
+            }),
+        ),
+        secret(("edge", "own")),
+        secret(("shop", "granted")),
+        secret(("edge", "istios")),
+    ]
+}
+
+fn add(index: &mut compile::index::Index, batch: Batch) {
+    for key in &batch.removals {
+        index.remove(key);
+    }
+    for upsert in &batch.upserts {
+        index.apply(upsert);
+    }
+    if let Some(unreadable) = batch.unreadable {
+        index.set_unreadable(unreadable);
+    }
+    index.flush();
+}
+
+/// Everything that gateways are told, and which Secrets they name.
+fn told(index: &compile::index::Index) -> String {
+    let all = index.snapshot().waypoints.iter();
+    let all = all.map(|(name, entry)| {
+        let of = |resources: &compile::snapshot::Resources| {
+            let bodies = resources
+                .iter()
+                .map(|(name, one)| format!("{name} {:?}", one.body()));
+            bodies.collect::<Vec<_>>().join("\n")
+        };
+        let parts = [
+            &entry.services,
+            &entry.endpoints,
+            &entry.backends,
+            &entry.policies,
+            &entry.routes,
+            &entry.listeners,
+        ];
+        format!("{name}:\n{}", parts.map(of).join("\n"))
+    });
+    let all: Vec<String> = all.collect();
+    format!("{}\n{:?}", all.join("\n"), index.named_secrets())
+}
+
+#[derive(Clone, Debug)]
+enum Happens {
+    /// An object is there, changed or anew.
+    There(usize),
+    Gone(usize),
+    /// A kind is listed anew.
+    Listed(usize),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Issue 12 B4, B8: whatever comes in whatever order from an API server, gateways are told what a folder with the same
+    /// objects tells them; Secrets are read as far as they are named, and forgotten when they are not.
+    #[test]
+    fn gateways_are_told_the_same_from_a_cluster_and_from_a_folder(
+        steps in prop::collection::vec((0_u8..6, 0_usize..15), 0..60)
+    ) {
+        let steps = steps.into_iter().map(|(what, which)| match what {
+            0 => Happens::Gone(which),
+            1 => Happens::Listed(which),
+            _ => Happens::There(which),
+        });
+        let objects = edge();
+        prop_assert_eq!(objects.len(), 15);
+        let kinds: Vec<Kind> = super::super::KINDS.to_vec();
+        let mut memory = Memory::new("istio-system", &kinds);
+        let mut index = compile::index::Index::new(compile::index::MeshConfig::default());
+        for kind in &kinds {
+            memory.take(*kind, Told::ListStarts);
+            memory.take(*kind, Told::ListDone);
+        }
+        let mut there: BTreeMap<usize, u64> = BTreeMap::new();
+        let mut asked: BTreeSet<NamespacedName> = BTreeSet::new();
+        let mut revision = 0;
+        let written = |which: usize, revision: u64| {
+            let (kind, mut object) = objects[which].clone();
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+            (kind, object)
+        };
+        let name = |which: usize| {
+            let text = |pointer| objects[which].1.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            NamespacedName::new(text("/metadata/namespace"), text("/metadata/name"))
+        };
+        // At last all that is there is a fact for long.
+        for step in steps.chain([Happens::Listed(0)]) {
+            revision += 1;
+            match step {
+                Happens::There(which) => {
+                    there.insert(which, revision);
+                    let (kind, object) = written(which, revision);
+                    if kind != Kind::Secret {
+                        memory.take(kind, Told::Applied(object));
+                    } else if asked.contains(&name(which)) {
+                        memory.take(kind, Told::Named(name(which), Ok(Some(object))));
+                    }
+                }
+                Happens::Gone(which) => if there.remove(&which).is_some() {
+                    let (kind, object) = written(which, revision);
+                    let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+                    let NamespacedName { namespace, name: own } = name(which);
+                    if kind != Kind::Secret {
+                        let (namespace, name) = (namespace.to_string(), own.to_string());
+                        memory.take(kind, Told::Deleted { namespace, name, uid });
+                    } else if asked.contains(&name(which)) {
+                        memory.take(kind, Told::Named(name(which), Ok(None)));
+                    }
+                },
+                Happens::Listed(which) => {
+                    let kind = objects[which].0;
+                    if kind != Kind::Secret {
+                        memory.take(kind, Told::ListStarts);
+                        for (which, revision) in &there {
+                            let (of, object) = written(*which, *revision);
+                            if of == kind {
+                                memory.take(kind, Told::Listed(object));
+                            }
+                        }
+                        memory.take(kind, Told::ListDone);
+                    }
+                }
+            }
+            // As often as it takes until nobody is asked for more.
+            loop {
+                if let Some(batch) = memory.batch() {
+                    add(&mut index, batch);
+                }
+                let named = BTreeSet::clone(index.named_secrets());
+                if named == asked {
+                    break;
+                }
+                for gone in asked.difference(&named) {
+                    memory.take(Kind::Secret, Told::Unnamed(gone.clone()));
+                }
+                for new in named.difference(&asked) {
+                    let is_it = |which: &&usize| objects[**which].0 == Kind::Secret && name(**which) == *new;
+                    let found = there.keys().find(is_it).map(|which| written(*which, there[which]).1);
+                    memory.take(Kind::Secret, Told::Named(new.clone(), Ok(found)));
+                }
+                asked = named;
+            }
+        }
+        let mut known = BTreeSet::new();
+        memory.tell_answered(&mut known);
+        prop_assert_eq!(&known, &asked);
+        // Of Secrets that nobody names nothing is kept.
+        let held = memory.held.keys().filter(|key| is_of(key, Kind::Secret)).count();
+        let named_and_there = there.keys().filter(|which| objects[**which].0 == Kind::Secret && asked.contains(&name(**which)));
+        prop_assert_eq!(held, named_and_there.count());
+
+        let folder = tempfile::tempdir().unwrap();
+        for which in there.keys() {
+            let (kind, mut object) = objects[*which].clone();
+            let (group, version) = (kind.group(), kind.versions()[0]);
+            object["apiVersion"] = if group.is_empty() { version.into() } else { format!("{group}/{version}").into() };
+            object["kind"] = kind.as_str().into();
+            std::fs::write(folder.path().join(format!("{which}.json")), object.to_string()).unwrap();
+        }
+        let mut from_folder = compile::index::Index::new(compile::index::MeshConfig::default());
+        let mut files = compile::memory::Memory::new("istio-system");
+        add(&mut from_folder, files.scan(folder.path()).batch);
+        prop_assert_eq!(told(&index), told(&from_folder));
+    }
+}
+
+/// Issue 11 B4: a Secret that may not be read says so where it is named, and what was read before stays.
+#[test]
+fn a_secret_that_may_not_be_read_says_why_and_keeps_what_was_known() {
+    let mut memory = Memory::new("istio-system", &[]);
+    let mut index = compile::index::Index::new(compile::index::MeshConfig::default());
+    let secret = edge().into_iter().nth(12).unwrap().1;
+    let name = NamespacedName::new("edge", "own");
+    let take = |memory: &mut Memory, found| {
+        memory.take(Kind::Secret, Told::Named(name.clone(), found));
+        memory.batch()
+    };
+    let batch = take(&mut memory, Err("secrets is forbidden".to_owned())).unwrap();
+    let why = batch.unreadable.clone().unwrap();
+    assert_eq!(why.get(&name).unwrap(), "secrets is forbidden");
+    add(&mut index, batch);
+    let batch = take(&mut memory, Ok(Some(secret))).unwrap();
+    assert_eq!(batch.unreadable, Some(BTreeMap::new()));
+    assert_eq!(batch.upserts.len(), 1);
+    let batch = take(&mut memory, Err("gone for a while".to_owned())).unwrap();
+    assert!(batch.removals.is_empty(), "{batch:?}");
+    assert!(take(&mut memory, Err("gone for a while".to_owned())).is_none());
+    memory.take(Kind::Secret, Told::Unnamed(name.clone()));
+    let batch = memory.batch().unwrap();
+    assert_eq!(batch.removals.len(), 1);
+    assert_eq!(batch.unreadable, Some(BTreeMap::new()));
+}
