@@ -13,6 +13,8 @@ pub struct Request {
     pub method: String,
     /// The path with its query.
     pub path: String,
+    /// Names and values of its headers, as they were written.
+    pub headers: Vec<(String, String)>,
     /// The body; empty without `Content-Length`.
     pub body: Vec<u8>,
     /// The client's address as the server sees it.
@@ -28,6 +30,39 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
+impl Request {
+    /// The first value of a header, whatever the case of its name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self
+            .headers
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        Some(value)
+    }
+}
+
+/// What a server answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// Headers beside those of the body.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl From<(u16, Vec<u8>)> for Answer {
+    fn from((status, body): (u16, Vec<u8>)) -> Self {
+        Self {
+            status,
+            headers: Vec::new(),
+            body,
+        }
+    }
+}
+
 /// A server that answers each request with what a function returns.
 #[derive(Debug)]
 pub struct HttpServer;
@@ -37,9 +72,10 @@ impl HttpServer {
     ///
     /// # Errors
     /// The listener fails.
-    pub fn serve<F>(listener: &TcpListener, answer: F) -> io::Result<()>
+    pub fn serve<F, A>(listener: &TcpListener, answer: F) -> io::Result<()>
     where
-        F: Fn(&Request) -> (u16, Vec<u8>) + Clone + Send + 'static,
+        F: Fn(&Request) -> A + Clone + Send + 'static,
+        A: Into<Answer>,
     {
         loop {
             let (stream, peer) = listener.accept()?;
@@ -50,32 +86,49 @@ impl HttpServer {
     }
 }
 
-fn converse(
+fn converse<A: Into<Answer>>(
     stream: &TcpStream,
     peer: SocketAddr,
-    answer: impl Fn(&Request) -> (u16, Vec<u8>),
+    answer: impl Fn(&Request) -> A,
 ) -> Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream);
     let mut writer = stream;
-    while let Some((first, body)) = read_message(&mut reader)? {
+    while let Some(Message {
+        first,
+        headers,
+        body,
+    }) = read_message(&mut reader)?
+    {
         let mut words = first.split(' ').map(str::to_owned);
         let (Some(method), Some(path)) = (words.next(), words.next()) else {
             bail!("{first:?} is no request");
         };
-        let (status, body) = answer(&Request {
+        let request = Request {
             method,
             path,
+            headers,
             body,
             peer,
-        });
+        };
+        let Answer {
+            status,
+            headers,
+            body,
+        } = answer(&request).into();
         let mut out = format!(
-            "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n",
             if status == 200 { "OK" } else { "Error" },
             body.len()
-        )
-        .into_bytes();
-        out.extend(body);
+        );
+        for (name, value) in headers {
+            out.push_str(&format!("{name}: {value}\r\n"));
+        }
+        out.push_str("\r\n");
+        let mut out = out.into_bytes();
+        if request.method != "HEAD" {
+            out.extend(body);
+        }
         writer.write_all(&out)?;
     }
     Ok(())
@@ -101,7 +154,7 @@ pub fn write_request(mut out: impl Write, host: &str, path: &str, body: &[u8]) -
 /// # Errors
 /// The connection ends first, or what comes is not HTTP.
 pub fn read_response(reader: &mut impl BufRead) -> Result<Response> {
-    let Some((first, body)) = read_message(reader)? else {
+    let Some(Message { first, body, .. }) = read_message(reader)? else {
         bail!("the connection ended without an answer");
     };
     let status = first.split(' ').nth(1).unwrap_or_default();
@@ -111,13 +164,21 @@ pub fn read_response(reader: &mut impl BufRead) -> Result<Response> {
     Ok(Response { status, body })
 }
 
-/// The first line and the body; `None` where the connection ends between two messages.
-fn read_message(reader: &mut impl BufRead) -> Result<Option<(String, Vec<u8>)>> {
+/// A request or an answer.
+struct Message {
+    first: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+/// `None` where the connection ends between two messages.
+fn read_message(reader: &mut impl BufRead) -> Result<Option<Message>> {
     let mut first = String::new();
     if reader.read_line(&mut first)? == 0 {
         return Ok(None);
     }
     let mut length = 0;
+    let mut headers = Vec::new();
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
@@ -127,10 +188,12 @@ fn read_message(reader: &mut impl BufRead) -> Result<Option<(String, Vec<u8>)>> 
         if line.is_empty() {
             break;
         }
-        if let Some((name, value)) = line.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = value.trim().parse().context("Content-Length")?;
+        if let Some((name, value)) = line.split_once(':') {
+            let value = value.trim();
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.parse().context("Content-Length")?;
+            }
+            headers.push((name.to_owned(), value.to_owned()));
         }
     }
     let mut body = Vec::new();
@@ -138,7 +201,11 @@ fn read_message(reader: &mut impl BufRead) -> Result<Option<(String, Vec<u8>)>> 
     if body.len() as u64 != length {
         bail!("the connection ended within a body");
     }
-    Ok(Some((first.trim_end().to_owned(), body)))
+    Ok(Some(Message {
+        first: first.trim_end().to_owned(),
+        headers,
+        body,
+    }))
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@
 
 mod http;
 mod latency;
+mod page;
 mod peer;
 mod transfer;
 mod wait;
 
-pub use http::{HttpServer, Request, Response, read_response, write_request};
+pub use http::{Answer, HttpServer, Request, Response, read_response, write_request};
 pub use latency::{Latencies, measure_round_trips};
+pub use page::{Call, Page};
 pub use peer::{Behaviour, Peer};
 pub use transfer::{Pattern, duplex, receive, send};
 pub use wait::{eventually, eventually_every, free_port, patient};

@@ -2,13 +2,14 @@
 
 use std::io::{BufReader, Write as _};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use serde_json::json;
-use testkit::{Behaviour, HttpServer, Peer, read_response, write_request};
+use testkit::{Behaviour, Call, HttpServer, Page, Peer, read_response, write_request};
 
 /// Small servers and clients for the lab's pods.
 #[derive(Debug, Parser)]
@@ -46,6 +47,30 @@ enum App {
         #[arg(long)]
         keep: bool,
     },
+    /// A page in the place of an image: it calls others, knows its user, and fails when it is told to.
+    Page {
+        /// Ports, on all addresses of both families.
+        #[arg(long, default_value = "8080", value_delimiter = ',')]
+        ports: Vec<u16>,
+        /// The application.
+        #[arg(long)]
+        service: String,
+        /// Its version.
+        #[arg(long, default_value = "v1")]
+        version: String,
+        /// The replica.
+        #[arg(long, default_value = "")]
+        pod: String,
+        /// What it calls, as `/prefix=host:port/path`; may be given again.
+        #[arg(long = "call")]
+        calls: Vec<Call>,
+        /// A call that failed is the page's failure.
+        #[arg(long)]
+        strict: bool,
+        /// A file with `status N` or `delay MILLISECONDS`, read for each request.
+        #[arg(long)]
+        mood: Option<PathBuf>,
+    },
     /// Send back whatever comes over TCP.
     TcpEcho {
         /// The port, on all addresses of both families.
@@ -82,6 +107,31 @@ fn main() -> Result<()> {
                 connection: None,
             };
             client.run(interval, count)
+        }
+        App::Page {
+            ports,
+            service,
+            version,
+            pod,
+            calls,
+            strict,
+            mood,
+        } => {
+            let page = Page {
+                service,
+                version,
+                pod,
+                calls,
+                strict,
+                mood,
+            };
+            for port in ports {
+                let listener = listen(port)?;
+                let page = page.clone();
+                thread::spawn(move || page.serve(&listener));
+                say(&format!("serving pages on port {port}"))?;
+            }
+            sleep()
         }
         App::TcpEcho { port, greeting } => {
             let behaviour = match greeting {
