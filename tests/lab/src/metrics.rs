@@ -17,6 +17,12 @@ pub struct Sample<'a> {
 }
 
 impl Metrics {
+    /// A page that somebody has fetched.
+    #[must_use]
+    pub fn new(page: String) -> Self {
+        Self(page)
+    }
+
     /// The page of the agent of a node.
     ///
     /// # Errors

@@ -56,6 +56,13 @@ pub(crate) fn free_pod_ips(node: u8, used: &BTreeSet<IpAddr>) -> [IpAddr; 2] {
         .unwrap_or_else(|| pod(node, 255))
 }
 
+/// The first address that is not used of those for services that ask for none: the upper half of the range.
+pub(crate) fn free_service_ip(is_used: impl Fn(&str) -> bool) -> Option<String> {
+    let all = (128..=255u8).flat_map(|third| (1..=254u8).map(move |last| (third, last)));
+    all.map(|(third, last)| Ipv4Addr::new(10, 96, third, last).to_string())
+        .find(|ip| !is_used(ip))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

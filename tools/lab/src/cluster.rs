@@ -95,6 +95,7 @@ impl Cluster {
             waypoint::complete(&folder, &place)?;
         }
         objects::complete_pods(&folder, &names)?;
+        objects::complete_services(&folder)?;
         let objects = Objects::read(&folder)?;
         let mut wanted = BTreeMap::new();
         for manifest in &objects.pods {

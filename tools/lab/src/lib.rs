@@ -70,3 +70,4 @@ pub use record::ProcessRecord;
 pub use remove::{all, interrupted, remove, remove_all_stale, unique_id};
 pub use standing::{Standing, StandingNode, StandingPod};
 pub use waypoint::{WAYPOINT_ARGS, WAYPOINT_NODES};
+pub use yaml::parse as parse_yaml;

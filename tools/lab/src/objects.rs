@@ -188,6 +188,36 @@ pub(crate) fn complete_pods(folder: &Path, nodes: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Gives every Service that selects pods an address of its own if it asks for none, as the API server does.
+pub(crate) fn complete_services(folder: &Path) -> Result<()> {
+    let mut used = BTreeSet::new();
+    for file in files(folder)? {
+        for document in documents(&file).unwrap_or_default() {
+            used.extend(text(&document, "/spec/clusterIP").map(str::to_owned));
+        }
+    }
+    edit(folder, |document| {
+        let asks = ["/spec/clusterIP", "/spec/clusterIPs"];
+        let asks = asks.iter().any(|field| document.pointer(field).is_some());
+        let is_external = text(document, "/spec/type") == Some("ExternalName");
+        if kind(document) != "Service"
+            || asks
+            || is_external
+            || document.pointer("/spec/selector").is_none()
+        {
+            return false;
+        }
+        let Some(ip) = address::free_service_ip(|ip| used.contains(ip)) else {
+            return false;
+        };
+        set(document, &["spec", "clusterIP"], json!(ip));
+        set(document, &["spec", "clusterIPs"], json!([ip]));
+        used.insert(ip);
+        true
+    })?;
+    Ok(())
+}
+
 /// The addresses that a Pod's annotation states.
 pub(crate) fn parse_ips(pod: &Pod) -> Result<Vec<IpAddr>> {
     let annotations = pod.metadata.annotations.as_ref();
@@ -315,6 +345,26 @@ mod tests {
         }
         assert_eq!(uids[0], uids[1]);
         assert_eq!(uids[0].len(), 36);
+    }
+
+    #[test]
+    fn services_that_ask_for_no_address_get_free_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = "kind: Service\nspec: {clusterIP: 10.96.128.1, selector: {app: a}}\n";
+        let open = "kind: Service\nspec: {selector: {app: b}}\n";
+        let headless = "kind: Service\nspec: {clusterIP: None, selector: {app: c}}\n";
+        let text = [taken, open, headless].join("---\n");
+        fs::write(folder.path().join("s.yaml"), text).unwrap();
+        complete_services(folder.path()).unwrap();
+        let services = Objects::read(folder.path()).unwrap().services;
+        let ips = services
+            .iter()
+            .map(|one| one.spec.as_ref()?.cluster_ip.as_deref());
+        let ips: Vec<Option<&str>> = ips.collect();
+        assert_eq!(
+            ips,
+            [Some("10.96.128.1"), Some("10.96.128.2"), Some("None")]
+        );
     }
 
     #[test]

@@ -30,6 +30,37 @@ impl PodSpec {
         }
     }
 
+    /// The pod that a Deployment makes of its template, on the node `node`; every container runs `command` in the place
+    /// of its image.
+    #[must_use]
+    pub fn from_template(
+        (namespace, name): (&str, &str),
+        node: &str,
+        template: &Value,
+        command: &[String],
+    ) -> Self {
+        let mut this = Self::new(namespace, name, node);
+        for part in ["labels", "annotations"] {
+            if let Some(given) = template.pointer(&format!("/metadata/{part}")) {
+                this = this.with(&["metadata", part], given.clone());
+            }
+        }
+        if let Some(spec) = template.get("spec") {
+            this = this.with(&["spec"], spec.clone());
+            this = this.with(&["spec", "nodeName"], json!(node));
+        }
+        let containers = this.manifest.pointer_mut("/spec/containers");
+        for container in containers
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            crate::objects::set(container, &["command"], json!(command));
+            crate::objects::set(container, &["args"], json!([]));
+        }
+        this
+    }
+
     /// Its service account; `default` if not said.
     #[must_use]
     pub fn service_account(self, name: &str) -> Self {

@@ -7,7 +7,10 @@ use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Number, Value};
 
 /// The documents of one file; empty ones are left out.
-pub(crate) fn parse(text: &str) -> Result<Vec<Value>> {
+///
+/// # Errors
+/// It is no YAML, or has aliases.
+pub fn parse(text: &str) -> Result<Vec<Value>> {
     let mut documents = Vec::new();
     let mut stack: Vec<Open> = Vec::new();
     let mut parser = Parser::new_from_str(text);
