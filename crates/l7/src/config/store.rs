@@ -249,6 +249,12 @@ impl Store {
         let uids = self.endpoints_of.get(&service.key).into_iter().flatten();
         let endpoints: Vec<&Arc<Endpoint>> =
             uids.filter_map(|uid| self.endpoints.get(uid)).collect();
+        // At a gateway the address of a service that has a waypoint stands for all its endpoints.
+        let is_service = |endpoint: &Endpoint| {
+            let mut addresses = endpoint.addresses.iter();
+            addresses.any(|address| service.addresses.contains(address))
+        };
+        let has_address = endpoints.iter().any(|endpoint| is_service(endpoint));
         let names = rule.subsets.keys().map(|name| Some(Arc::clone(name)));
         let names: Vec<Option<Arc<str>>> = std::iter::once(None).chain(names).collect();
         let mut clusters = HashMap::new();
@@ -260,7 +266,10 @@ impl Store {
                 let subset = name.as_ref().and_then(|name| rule.subsets.get(name));
                 let members = endpoints
                     .iter()
-                    .filter(|e| subset.is_none_or(|subset| subset.selects(&e.labels)))
+                    .filter(|e| match subset {
+                        Some(subset) => !is_service(e) && subset.selects(&e.labels),
+                        None => is_service(e) || !has_address,
+                    })
                     .flat_map(|endpoint| members(endpoint, &service.key, port.port));
                 let cluster = Cluster {
                     key: ClusterKey {

@@ -389,6 +389,29 @@ fn a_service_with_a_waypoint_is_reached_through_it() {
     assert_eq!(decided(&mesh, 80, false, "x", "/"), "10.96.0.1:80");
 }
 
+/// A13 at a gateway: a VirtualService for a gateway names a subset whether the service has a waypoint or not.
+#[test]
+fn a_subset_of_a_service_with_a_waypoint_has_its_own_endpoints() {
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: wp}}\nspec: {clusterIP: 10.96.0.1, selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
+    mesh.apply("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: old, namespace: shop}\nspec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n");
+    mesh.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: cart, namespace: shop}\nspec: {host: cart, subsets: [{name: one, labels: {app: cart}}, {name: none, labels: {app: other}}]}\n");
+    let to = |destination: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: cart, namespace: shop}}\nspec: {{hosts: ['*'], gateways: [old], http: [{{route: [{{destination: {destination}}}]}}]}}\n"
+        )
+    };
+    for (destination, expected) in [
+        ("{host: cart}", "10.96.0.1:80"),
+        ("{host: cart, subset: one}", "10.244.1.1:8080"),
+    ] {
+        mesh.apply(&to(destination));
+        assert_eq!(decided(&mesh, 80, false, "x", "/"), expected);
+    }
+    mesh.apply(&to("{host: cart, subset: none}"));
+    assert!(!decided(&mesh, 80, false, "x", "/").contains("10."));
+}
+
 /// A listener's name is its author's choice, and a plain server of Istio's is named by its port.
 #[test]
 fn a_listener_of_one_api_takes_no_rules_of_another_that_has_its_name() {

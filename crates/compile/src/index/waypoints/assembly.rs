@@ -231,14 +231,13 @@ impl Index {
         let mut addresses: BTreeSet<(NamespacedName, IpAddr)> = BTreeSet::new();
         let mut built = Vec::new();
         for service in &need.services {
-            match self.by_its_waypoint(service).filter(|_| need.edge) {
-                Some(endpoint) => {
-                    let message = pb::Endpoint::from(&endpoint);
-                    let name = endpoint.uid.to_string();
-                    built.push(Resource::new(type_url::L7_ENDPOINT, name, &message));
-                }
-                None => self.members_of(service, &mut pods, &mut addresses),
+            if let Some(endpoint) = self.by_its_waypoint(service).filter(|_| need.edge) {
+                let message = pb::Endpoint::from(&endpoint);
+                let name = endpoint.uid.to_string();
+                built.push(Resource::new(type_url::L7_ENDPOINT, name, &message));
             }
+            // Where a waypoint stands for the service, these are the endpoints of its subsets.
+            self.members_of(service, &mut pods, &mut addresses);
         }
         if need.clients {
             pods.extend(self.pods.keys().cloned());
