@@ -18,6 +18,8 @@ pub struct Listener {
     pub host: HostPattern,
     /// TLS ends here, with one of these certificates; `None` for plain HTTP.
     pub tls: Option<Vec<Certificate>>,
+    /// Clients have to show a certificate that leads to one of these roots, in PEM; `None` asks for none.
+    pub client_roots: Option<Vec<u8>>,
     /// What is served, by host.
     pub hosts: Vec<VirtualHost>,
 }
@@ -179,6 +181,7 @@ mod tests {
                 port: 80,
                 host: HostPattern::new(host),
                 tls: tls.then(Vec::new),
+                client_roots: None,
                 hosts: vec![
                     VirtualHost {
                         host: HostPattern::new("*"),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use l7::Listener;
 use l7::listener::Certificate;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ConfigBuilder, ServerConfig, WantsVerifier};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -26,6 +26,8 @@ pub(crate) enum Unusable {
     Pem(#[from] rustls_pki_types::pem::Error),
     #[error("a certificate cannot be used")]
     Tls(#[from] rustls::Error),
+    #[error("the roots of clients cannot be used")]
+    Roots(#[from] VerifierBuilderError),
     #[error("there is no certificate")]
     None,
 }
@@ -59,9 +61,20 @@ fn config(listener: &Listener) -> Result<ServerConfig, Unusable> {
     }
     let builder: ConfigBuilder<ServerConfig, WantsVerifier> =
         ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let mut config = builder
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Certificates(keys)));
+    let builder = match &listener.client_roots {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let mut roots = RootCertStore::empty();
+            for root in CertificateDer::pem_slice_iter(pem) {
+                roots.add(root?)?;
+            }
+            let provider = Arc::clone(builder.crypto_provider());
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(Certificates(keys)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -50,6 +50,7 @@ async fn listen(mesh: &mut Mesh, hosts: &[&str], tls: Option<Vec<Certificate>>) 
         port,
         host: HostPattern::Any,
         tls,
+        client_roots: None,
         hosts,
     };
     mesh.apply(Resource::Listener("http".into(), listener));
@@ -166,6 +167,7 @@ async fn tls_ends_with_the_certificate_of_the_listener_and_a_new_one_counts_at_o
         port: address.port(),
         host: HostPattern::Any,
         tls: Some(vec![second]),
+        client_roots: None,
         hosts: vec![VirtualHost {
             host: HostPattern::new(name),
             key: host_key(name),

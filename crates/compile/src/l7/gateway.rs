@@ -10,7 +10,7 @@ use k8s_api::gateway::{AllowedRoutes, Gateway, Listener};
 use l7::HostPattern;
 use manifest::NamespacedName;
 
-pub(crate) use self::istio::{IstioServers, istio};
+pub(crate) use self::istio::{ClientRoots, IstioServers, istio};
 use super::notes::Notes;
 use crate::index::authorization::Note;
 

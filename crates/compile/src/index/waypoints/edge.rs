@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_api::gateway::{Gateway, ReferenceGrantSpec};
-use l7::listener::{Certificate, Listener, VirtualHost};
+use l7::listener::{Listener, VirtualHost};
 use l7::route::{Attachment, RouteRule};
 use l7::{HostPattern, Origin, Service};
 use manifest::{
@@ -20,7 +20,7 @@ use model::ServiceKey;
 use model::service::{AppProtocol, ServicePort};
 use proto::{l7 as pb, type_url};
 
-use self::secrets::certificate;
+use self::secrets::{Kept, kept};
 use super::super::Index;
 use super::super::authorization::Note;
 use super::{Waypoint, view};
@@ -34,7 +34,7 @@ use crate::store::{GATEWAY_CLASS_NAME, GATEWAY_NAME, Selector};
 pub(super) struct Edge {
     pub(super) listeners: BTreeMap<NamespacedName, Written<Listeners>>,
     pub(super) istio: BTreeMap<NamespacedName, Written<IstioServers>>,
-    secrets: BTreeMap<NamespacedName, Option<Certificate>>,
+    secrets: BTreeMap<NamespacedName, Kept>,
     /// Secrets that cannot be read, with the reason.
     unreadable: BTreeMap<NamespacedName, String>,
     /// Secrets that gateways name and may have.
@@ -161,7 +161,7 @@ impl Index {
             Object::ReferenceGrant(object) => {
                 edge.grants.insert(named, object.spec.clone());
             }
-            Object::Secret(secret) => drop(edge.secrets.insert(named, certificate(secret))),
+            Object::Secret(secret) => drop(edge.secrets.insert(named, kept(secret))),
             _ => return,
         }
         self.waypoints.all_marked = true;
@@ -290,6 +290,7 @@ impl Index {
             port: door.port,
             host: door.host.clone(),
             tls: door.tls.as_ref().map(|_| certificates),
+            client_roots: None,
             hosts: Vec::new(),
         };
         let mut place = Place::new(Api::Gateway, listener);
@@ -361,6 +362,21 @@ impl Index {
             if server.tls.is_some() && certificates.is_empty() {
                 continue;
             }
+            let client_roots = match &server.mutual {
+                None => None,
+                Some(named) => match self.client_roots(waypoint, named) {
+                    Some(roots) => Some(roots),
+                    None => {
+                        let message = format!(
+                            "none of the Secrets {} of {} has ca.crt in PEM, so that no client can be believed",
+                            named.0.join(", "),
+                            waypoint.namespace
+                        );
+                        built.found.push((about.clone(), error(&field, message)));
+                        continue;
+                    }
+                },
+            };
             let mut redirected = BTreeSet::new();
             for served in &server.hosts {
                 // Plain servers of a port are one; of those with TLS the name that is asked for chooses.
@@ -376,6 +392,7 @@ impl Index {
                     port: server.port,
                     host,
                     tls,
+                    client_roots: client_roots.clone(),
                     hosts: Vec::new(),
                 };
                 let place = Place::new(Api::Istio, listener);
@@ -472,7 +489,8 @@ impl Index {
             .collect()
     }
 
-    /// Stands for the endpoints of a service that has a waypoint: its address, which leads there.
+    /// Stands for the endpoints of a service that has a waypoint: its address, which leads there. A subset has its own
+    /// endpoints all the same, since the waypoint cannot be told which subset the gateway has chosen.
     pub(super) fn by_its_waypoint(&self, name: &NamespacedName) -> Option<l7::Endpoint> {
         let facts = self.services.get(name)?;
         self.waypoint_of(facts)?;

@@ -39,9 +39,15 @@ pub(crate) struct IstioServer {
     pub(crate) hosts: Vec<ServerHost>,
     /// Names of Secrets in the namespace of the gateway's pods; `None` for plain HTTP.
     pub(crate) tls: Option<Vec<String>>,
+    /// Clients have to show a certificate.
+    pub(crate) mutual: Option<ClientRoots>,
     /// What comes here is told to come by HTTPS.
     pub(crate) redirect: bool,
 }
+
+/// Where the roots of clients' certificates are: Secrets of which the first that has them counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ClientRoots(pub(crate) Vec<String>);
 
 /// A host of a server.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +101,7 @@ pub(crate) fn istio(gateway: &IstioGateway, namespace: &str) -> IstioServers {
                 .iter()
                 .map(|one| host(one, namespace))
                 .collect(),
+            mutual: server.tls.as_ref().and_then(client_roots),
             redirect: server.tls.as_ref().is_some_and(|tls| tls.https_redirect),
             tls,
         });
@@ -118,6 +125,21 @@ fn host(written: &str, own: &str) -> ServerHost {
         namespace: namespace.map(str::to_owned),
         host: HostPattern::new(host),
     }
+}
+
+/// As Istio has them: a Secret that is named for it, else that of the certificate, else the one of its name with `-cacert`.
+fn client_roots(tls: &ServerTls) -> Option<ClientRoots> {
+    if tls.mode != MUTUAL {
+        return None;
+    }
+    let named = &tls.ca_cert_credential_name;
+    if !named.is_empty() {
+        return Some(ClientRoots(vec![named.clone()]));
+    }
+    let own = tls.credential_names.iter().chain([&tls.credential_name]);
+    let own = own.filter(|name| !name.is_empty());
+    let both = own.flat_map(|name| [name.clone(), format!("{name}-cacert")]);
+    Some(ClientRoots(both.collect()))
 }
 
 fn protocol(field: &str, server: &Server, notes: &mut Notes) -> Option<Vec<String>> {
@@ -145,12 +167,12 @@ fn protocol(field: &str, server: &Server, notes: &mut Notes) -> Option<Vec<Strin
 fn credentials(field: &str, tls: &ServerTls, notes: &mut Notes) -> Vec<String> {
     let field = format!("{field}.tls");
     // Without a word the mode is PASSTHROUGH, number 0 of upstream's enum.
-    if tls.mode != "SIMPLE" {
+    if !["SIMPLE", MUTUAL].contains(&tls.mode.as_str()) {
         let mode = match tls.mode.as_str() {
             "" => "PASSTHROUGH",
             mode => mode,
         };
-        let message = format!("{mode} is not supported; SIMPLE is");
+        let message = format!("{mode} is not supported; SIMPLE and MUTUAL are");
         notes.error(format!("{field}.mode"), message);
     }
     for (name, is_there) in [
@@ -168,7 +190,7 @@ fn credentials(field: &str, tls: &ServerTls, notes: &mut Notes) -> Vec<String> {
         ("tlsCertificates", tls.tls_certificates.is_some()),
         (
             "caCertCredentialName",
-            !tls.ca_cert_credential_name.is_empty(),
+            tls.mode != MUTUAL && !tls.ca_cert_credential_name.is_empty(),
         ),
         ("subjectAltNames", !tls.subject_alt_names.is_empty()),
         (
@@ -201,3 +223,6 @@ fn credentials(field: &str, tls: &ServerTls, notes: &mut Notes) -> Vec<String> {
     }
     names
 }
+
+/// The mode in which clients show certificates.
+const MUTUAL: &str = "MUTUAL";

@@ -67,15 +67,33 @@ fn istios_servers_that_cannot_be_carried_out_are_left_out_with_their_field() {
             {"hosts": ["*"], "port": {"number": 444, "protocol": "HTTPS"},
              "tls": {"mode": "SIMPLE", "serverCertificate": "/etc/x.pem", "privateKey": "/etc/k.pem"}},
             {"hosts": ["*"], "port": {"number": 445, "protocol": "HTTPS"},
-             "tls": {"mode": "MUTUAL", "credentialName": "cert"}},
+             "tls": {"mode": "MUTUAL", "credentialName": "cert", "subjectAltNames": ["a"]}},
             {"hosts": ["*"], "port": {"number": 446, "protocol": "TCP"}},
             {"hosts": ["*"], "port": {"number": 447, "protocol": "HTTPS"}, "tls": {"credentialName": "cert"}},
+            {"hosts": ["*"], "port": {"number": 448, "protocol": "HTTPS"},
+             "tls": {"mode": "MUTUAL", "credentialName": "cert"}},
+            {"hosts": ["*"], "port": {"number": 449, "protocol": "HTTPS"},
+             "tls": {"mode": "MUTUAL", "credentialName": "cert", "caCertCredentialName": "roots"}},
         ]}
     }))
     .unwrap();
     let compiled = istio(&gateway, "edge");
     let ports: Vec<u16> = compiled.all.iter().map(|one| one.port).collect();
-    assert_eq!(ports, [80, 443]);
+    assert_eq!(ports, [80, 443, 448, 449]);
+    let roots: Vec<_> = compiled
+        .all
+        .iter()
+        .map(|one| one.mutual.as_ref().map(|roots| roots.0.join(" ")))
+        .collect();
+    assert_eq!(
+        roots,
+        [
+            None,
+            None,
+            Some("cert cert-cacert".into()),
+            Some("roots".into())
+        ]
+    );
     let hosts: Vec<_> = compiled.all[0]
         .hosts
         .iter()
@@ -94,7 +112,7 @@ fn istios_servers_that_cannot_be_carried_out_are_left_out_with_their_field() {
         [
             "spec.servers[2].tls.serverCertificate",
             "spec.servers[2].tls.privateKey",
-            "spec.servers[3].tls.mode",
+            "spec.servers[3].tls.subjectAltNames",
             "spec.servers[4].port.protocol",
             "spec.servers[5].tls.mode",
         ]

@@ -18,6 +18,7 @@ pub(super) fn listener(from: pb::Listener) -> Result<Listener, ConvertError> {
         port: port(from.port).map_err(|e| at("port", e))?,
         host: HostPattern::new(&from.host),
         tls: from.tls.then_some(certificates),
+        client_roots: from.client_roots,
         hosts: each_message("hosts", from.hosts, |one| {
             Ok(VirtualHost {
                 host: HostPattern::new(&one.host),
@@ -43,6 +44,7 @@ impl From<&Listener> for pb::Listener {
             host: from.host.to_string(),
             tls: from.tls.is_some(),
             certificates: certificates.collect(),
+            client_roots: from.client_roots.clone(),
             hosts: hosts.collect(),
         }
     }

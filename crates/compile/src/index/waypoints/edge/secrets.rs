@@ -1,4 +1,4 @@
-//! The Secrets of gateways: which are named, and whether they are certificates.
+//! The Secrets of gateways: which are named, and the certificates and roots that they hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,8 +7,18 @@ use k8s_api::Secret;
 use l7::listener::Certificate;
 use manifest::{Kind, Labels, NamespacedName, ObjectKey};
 
+use super::super::Waypoint;
 use super::{Built, error, is_gateway};
 use crate::index::Index;
+use crate::l7::gateway::ClientRoots;
+
+/// What a Secret holds for listeners.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) certificate: Option<Certificate>,
+    /// Roots of clients' certificates, in PEM.
+    pub(super) roots: Option<Vec<u8>>,
+}
 
 impl Index {
     /// Takes in which Secrets cannot be read, and why.
@@ -44,15 +54,24 @@ impl Index {
                 .collect();
             let servers = edge.istio.values().map(|servers| &servers.compiled);
             let servers = servers.filter(|servers| labels.iter().any(|one| servers.selects(one)));
-            let secrets = servers
-                .flat_map(|servers| &servers.all)
-                .flat_map(|server| server.tls.iter().flatten());
+            let secrets = servers.flat_map(|servers| &servers.all).flat_map(|server| {
+                let certificates = server.tls.iter().flatten();
+                certificates.chain(server.mutual.iter().flat_map(|roots| &roots.0))
+            });
             named.extend(secrets.map(|secret| NamespacedName::new(&gateway.namespace, secret)));
         }
         let edge = &mut self.waypoints.edge;
         if *edge.named != named {
             edge.named = Arc::new(named);
         }
+    }
+
+    /// The roots of clients' certificates, from the first of these Secrets that has some.
+    pub(super) fn client_roots(&self, waypoint: &Waypoint, named: &ClientRoots) -> Option<Vec<u8>> {
+        named.0.iter().find_map(|name| {
+            let name = NamespacedName::new(&waypoint.namespace, name);
+            self.waypoints.edge.secrets.get(&name)?.roots.clone()
+        })
     }
 
     pub(super) fn certify(
@@ -62,7 +81,8 @@ impl Index {
         into: &mut Vec<Certificate>,
         built: &mut Built,
     ) {
-        if let Some(Some(certificate)) = self.waypoints.edge.secrets.get(secret) {
+        let kept = self.waypoints.edge.secrets.get(secret);
+        if let Some(certificate) = kept.and_then(|kept| kept.certificate.as_ref()) {
             return into.push(certificate.clone());
         }
         let message = self.wrong_secret(secret).unwrap_or_default();
@@ -76,23 +96,24 @@ impl Index {
     ) -> Option<String> {
         let edge = &self.waypoints.edge;
         match (edge.secrets.get(secret), edge.unreadable.get(secret)) {
-            (Some(Some(_)), _) => None,
-            (Some(None), _) => Some(format!("Secret {secret} has no tls.crt and tls.key in PEM")),
+            (Some(kept), _) if kept.certificate.is_some() => None,
+            (Some(_), _) => Some(format!("Secret {secret} has no tls.crt and tls.key in PEM")),
             (None, Some(why)) => Some(format!("Secret {secret} cannot be read: {why}")),
             (None, None) => Some(format!("there is no Secret {secret}")),
         }
     }
 }
 
-/// The certificate in a Secret: as `kubernetes.io/tls` has it, or as Istio also takes it.
-pub(super) fn certificate(secret: &Secret) -> Option<Certificate> {
+/// What a Secret holds: a certificate as `kubernetes.io/tls` has it, or as Istio also takes it, and roots of clients'.
+pub(super) fn kept(secret: &Secret) -> Kept {
     let pem = |names: [&str; 2]| {
         let found = names.into_iter().find_map(|name| secret.get(name))?;
         let text = std::str::from_utf8(found).ok()?;
         text.contains("-----BEGIN ").then(|| found.to_vec())
     };
-    Some(Certificate {
-        chain: pem(["tls.crt", "cert"])?,
-        key: pem(["tls.key", "key"])?,
-    })
+    let both = pem(["tls.crt", "cert"]).zip(pem(["tls.key", "key"]));
+    Kept {
+        certificate: both.map(|(chain, key)| Certificate { chain, key }),
+        roots: pem(["ca.crt", "cacert"]),
+    }
 }
