@@ -115,7 +115,7 @@ async fn begin(worker: Rc<Worker>, mut stream: TcpStream) {
     match spoken {
         Spoken::Tcp => {
             telemetry.connections.inc();
-            tcp::serve(&worker, &caller, stream, before.freeze()).await;
+            tcp::serve(&worker, &caller, stream, before).await;
             telemetry.connections.dec();
         }
         spoken => converse(&worker, &caller, (before, stream), spoken).await,

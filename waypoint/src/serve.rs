@@ -9,7 +9,9 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use l7::backend::{Endpoint, Member};
 use l7::rewrite::{self, Taken};
-use l7::route::{Action, Backend, DirectResponse, Forward, HeaderOperations, Redirect, Retries};
+use l7::route::{
+    Action, Backend, DirectResponse, Forward, HeaderOperations, Redirect, Retries, WeightedBackend,
+};
 use l7::{ClusterKey, Decision, NoRoute, Path, Rule};
 use rand::RngExt as _;
 use telemetry::{Asked, Text};
@@ -313,6 +315,18 @@ fn redirect(
     }
 }
 
+/// One of the backends, in proportion to their weights; `None` if none has one.
+pub(crate) fn draw(to: &Forward) -> Option<&WeightedBackend> {
+    let total: u64 = to.backends.iter().map(|one| u64::from(one.weight)).sum();
+    let mut ticket = (total > 0).then(|| rand::rng().random_range(0..total))?;
+    to.backends.iter().find(|one| {
+        let weight = u64::from(one.weight);
+        let here = ticket < weight;
+        ticket = ticket.saturating_sub(weight);
+        here
+    })
+}
+
 /// Where a rule sends this request.
 fn plan<'c>(
     exchange: &Exchange<'_>,
@@ -320,20 +334,9 @@ fn plan<'c>(
     to: &'c Forward,
     taken: Taken,
 ) -> Result<Plan<'c>, Reply> {
-    let total: u64 = to.backends.iter().map(|one| u64::from(one.weight)).sum();
-    if total == 0 {
+    let Some(drawn) = draw(to) else {
         let text = format!("{} has no backend with a weight", rule.origin);
         return Err(Reply::failed(StatusCode::INTERNAL_SERVER_ERROR, text));
-    }
-    let mut ticket = rand::rng().random_range(0..total);
-    let drawn = to.backends.iter().find(|one| {
-        let weight = u64::from(one.weight);
-        let here = ticket < weight;
-        ticket = ticket.saturating_sub(weight);
-        here
-    });
-    let Some(drawn) = drawn else {
-        return Err(Reply::no_cluster("no backend was drawn"));
     };
     let key = match &drawn.backend {
         Backend::Cluster(key) => key,

@@ -1,4 +1,7 @@
-//! What is not HTTP passes as TCP, to an endpoint that policy lets the client reach.
+//! What is not HTTP passes as TCP, to an endpoint that policy lets the client reach: where a rule for connections says, or
+//! to the service that was dialled.
+
+mod hello;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -6,10 +9,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use admin_api::{ConnectionEnd, Description, Direction};
-use bytes::Bytes;
+use bytes::BytesMut;
 use http::{HeaderMap, Method};
 use l7::backend::Member;
-use l7::{ClusterKey, Path};
+use l7::route::{Action, Backend};
+use l7::{ClusterKey, Decision, NoRoute, Path};
 use model::service::AppProtocol;
 use model::{Ending, Reason};
 use telemetry::{Closed, Party, Refusal, TcpLabels};
@@ -24,7 +28,7 @@ use crate::balance::count::Held;
 use crate::balance::state::Outcome;
 use crate::balance::{Candidate, Resolved};
 use crate::caller::{Caller, Dialled, Known};
-use crate::serve::asked;
+use crate::serve::{self, asked};
 use crate::telemetry::{Flag, labels_of, security_of};
 use crate::worker::Worker;
 
@@ -33,11 +37,12 @@ pub(crate) async fn serve(
     worker: &Rc<Worker>,
     caller: &Caller,
     mut client: TcpStream,
-    before: Bytes,
+    mut before: BytesMut,
 ) {
+    let name = asked_name(worker, caller, &mut client, &mut before).await;
     let active = worker.shared.newest.load();
     let known = caller.known(&active);
-    let opened = match open(worker, &active, caller, &known).await {
+    let opened = match open(worker, &active, caller, &known, name.as_deref()).await {
         Ok(opened) => opened,
         Err(refused) => return refuse(worker, &active, caller, &known, refused),
     };
@@ -93,6 +98,26 @@ pub(crate) async fn serve(
     recorder.closed(&described, closed);
 }
 
+/// What TLS asks for on a connection, where a rule may ask for it.
+async fn asked_name(
+    worker: &Worker,
+    caller: &Caller,
+    client: &mut TcpStream,
+    before: &mut BytesMut,
+) -> Option<String> {
+    let active = worker.shared.newest.load();
+    let known = caller.known(&active);
+    let destination = known.dialled.as_destination();
+    let matters = active
+        .l7
+        .asks_for_names(caller.as_client(&known), destination);
+    drop(active);
+    if !matters {
+        return None;
+    }
+    hello::server_name(client, before, worker.shared.limits.detect_timeout).await
+}
+
 fn reset_when_dropped(stream: &TcpStream) {
     if let Err(error) = stream.set_zero_linger() {
         tracing::debug!(%error, "a connection that was cut is closed in order");
@@ -123,8 +148,9 @@ async fn open(
     active: &Active,
     caller: &Caller,
     known: &Known,
+    name: Option<&str>,
 ) -> Result<Opened, Refused> {
-    let (resolved, mut tries) = find(worker, active, caller, known)?;
+    let (resolved, mut tries) = find(worker, active, caller, known, name)?;
     let mut tried = Vec::new();
     loop {
         let asked = Asked {
@@ -184,13 +210,17 @@ fn find(
     active: &Active,
     caller: &Caller,
     known: &Known,
+    name: Option<&str>,
 ) -> Result<(Rc<Resolved>, u32), Refused> {
     match &known.dialled {
         Dialled::Service { key, port } => {
-            let key = ClusterKey {
-                service: key.clone(),
-                port: *port,
-                subset: None,
+            let key = match by_rule(active, caller, known, name)? {
+                Some(key) => key,
+                None => ClusterKey {
+                    service: key.clone(),
+                    port: *port,
+                    subset: None,
+                },
             };
             let resolved = worker
                 .clusters
@@ -219,6 +249,34 @@ fn find(
             );
             Ok((Rc::new(resolved), 1))
         }
+    }
+}
+
+/// Where a rule for connections leads, if there are such rules for what was dialled.
+fn by_rule(
+    active: &Active,
+    caller: &Caller,
+    known: &Known,
+    name: Option<&str>,
+) -> Result<Option<ClusterKey>, Refused> {
+    let (client, destination) = (caller.as_client(known), known.dialled.as_destination());
+    let address = caller.dialled.ip();
+    let refused = |text: String| Err(Refused::new(Flag::NoRoute, Reason::NoEndpoint, text));
+    let rule = match active
+        .l7
+        .decide_connection(client, destination, address, name)
+    {
+        Decision::Rule { rule, .. } => rule,
+        Decision::None(NoRoute::NoMatch) => return refused("no rule matches".to_owned()),
+        _ => return Ok(None),
+    };
+    let Action::Forward(to) = &rule.action else {
+        return refused(format!("{} leads nowhere", rule.origin));
+    };
+    match serve::draw(to).map(|drawn| &drawn.backend) {
+        Some(Backend::Cluster(key)) => Ok(Some(key.clone())),
+        Some(Backend::Invalid { reason, .. }) => refused(reason.to_string()),
+        None => refused(format!("{} has no backend with a weight", rule.origin)),
     }
 }
 

@@ -11,9 +11,10 @@ use model::service::AppProtocol;
 
 pub use self::store::{Resource, ResourceName, Store};
 use crate::backend::{Cluster, ClusterKey, Endpoint, Member};
+use crate::connections::Connections;
 use crate::listener::{self, Listener};
 use crate::policy::{Action, Denial, Policy, Target, Verdict, verdict};
-use crate::request::{Destination, Request};
+use crate::request::{Client, Destination, Request};
 use crate::rewrite::Taken;
 use crate::route::Rule;
 use crate::service::Service;
@@ -50,9 +51,16 @@ struct Routes {
 /// The routes of a port.
 #[derive(Debug, Default)]
 struct PortRoutes {
-    everybody: Table,
+    everybody: Rules,
     /// By the client's namespace; stands in the place of `everybody`.
-    clients: BTreeMap<Arc<str>, Table>,
+    clients: BTreeMap<Arc<str>, Rules>,
+}
+
+/// The rules for one kind of clients.
+#[derive(Debug, Default)]
+struct Rules {
+    requests: Table,
+    connections: Connections,
 }
 
 /// All policies.
@@ -179,7 +187,7 @@ impl Config {
         let Some(served) = self.served.get(key) else {
             return Decision::None(NoRoute::UnknownDestination);
         };
-        let table = served.routes.table(port, request.client.namespace);
+        let table = &served.routes.rules(port, request.client.namespace).requests;
         if !table.is_empty() {
             return table
                 .find(request)
@@ -192,6 +200,58 @@ impl Config {
             Decision::None(NoRoute::UnknownDestination),
             Decision::Service,
         )
+    }
+
+    /// Whether the name that TLS asks for decides where connections of a client to a destination go.
+    pub fn asks_for_names(&self, client: Client<'_>, destination: Destination<'_>) -> bool {
+        self.connections(client, destination)
+            .is_some_and(Connections::ask_for_names)
+    }
+
+    /// What becomes of a connection whose bytes are not read as HTTP. `address` is what was dialled, and `server_name` what
+    /// TLS asks for on it.
+    pub fn decide_connection(
+        &self,
+        client: Client<'_>,
+        destination: Destination<'_>,
+        address: IpAddr,
+        server_name: Option<&str>,
+    ) -> Decision<'_> {
+        let (key, port) = match destination {
+            Destination::Service { key, port } => (key, port),
+            Destination::Workload { address, .. } => {
+                return self.endpoint_at(address).map_or(
+                    Decision::None(NoRoute::UnknownDestination),
+                    Decision::Workload,
+                );
+            }
+        };
+        let connections = self.connections(client, destination);
+        if let Some(connections) = connections.filter(|all| !all.is_empty()) {
+            return connections
+                .find(client, (address, port), server_name)
+                .map_or(Decision::None(NoRoute::NoMatch), |rule| Decision::Rule {
+                    rule,
+                    taken: Taken::default(),
+                });
+        }
+        let clusters = self.served.get(key).map(|served| &served.clusters);
+        clusters.and_then(|all| all.get(&(port, None))).map_or(
+            Decision::None(NoRoute::UnknownDestination),
+            Decision::Service,
+        )
+    }
+
+    fn connections(
+        &self,
+        client: Client<'_>,
+        destination: Destination<'_>,
+    ) -> Option<&Connections> {
+        let Destination::Service { key, port } = destination else {
+            return None;
+        };
+        let served = self.served.get(key)?;
+        Some(&served.routes.rules(port, client.namespace).connections)
     }
 
     /// Whether the client may send the request to the endpoint that was chosen. `port` is the endpoint's own.
@@ -255,7 +315,7 @@ impl Config {
 }
 
 impl Routes {
-    fn table(&self, port: u16, client_namespace: Option<&str>) -> &Table {
+    fn rules(&self, port: u16, client_namespace: Option<&str>) -> &Rules {
         let routes = self.by_port.get(&port).unwrap_or(&self.other_ports);
         client_namespace
             .and_then(|namespace| routes.clients.get(namespace))

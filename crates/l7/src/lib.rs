@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod config;
+mod connections;
 pub mod listener;
 mod matching;
 mod origin;

@@ -1,6 +1,8 @@
 //! Whether the conditions of a match hold, the path apart. Nothing is allocated, but for headers of several lines.
 
-use crate::request::Request;
+use std::net::IpAddr;
+
+use crate::request::{Client, Request};
 use crate::route::{HeaderMatch, Match, PathMatch, QueryMatch};
 
 /// Everything but the path.
@@ -16,8 +18,10 @@ pub(crate) fn rest_holds(m: &Match, request: &Request<'_>) -> bool {
         port,
         client_labels,
         client_namespace,
+        connection,
     } = m;
-    port.is_none_or(|port| port == request.destination.port())
+    connection.is_none()
+        && port.is_none_or(|port| port == request.destination.port())
         && method
             .as_ref()
             .is_none_or(|m| m.holds(request.method.as_str()))
@@ -28,9 +32,25 @@ pub(crate) fn rest_holds(m: &Match, request: &Request<'_>) -> bool {
         && client_namespace
             .as_deref()
             .is_none_or(|namespace| request.client.namespace == Some(namespace))
-        && labels_hold(client_labels, request)
+        && labels_hold(client_labels, request.client)
         && headers.iter().all(|m| header_holds(m, request))
         && query.iter().all(|m| query_holds(m, request))
+}
+
+/// Whether a match is for a connection of a client to a port, and its conditions hold; `address` is what was dialled.
+pub(crate) fn connection_holds(
+    m: &Match,
+    client: Client<'_>,
+    (address, port): (IpAddr, u16),
+    server_name: Option<&str>,
+) -> bool {
+    let of_connection = m.connection.as_ref();
+    of_connection.is_some_and(|one| one.holds(address, server_name))
+        && m.port.is_none_or(|wanted| wanted == port)
+        && m.client_namespace
+            .as_deref()
+            .is_none_or(|namespace| client.namespace == Some(namespace))
+        && labels_hold(&m.client_labels, client)
 }
 
 /// Whether there is nothing but the path.
@@ -42,12 +62,9 @@ pub(crate) fn is_path_alone(m: &Match) -> bool {
 }
 
 /// A client that is not known has no labels.
-fn labels_hold(
-    wanted: &[(std::sync::Arc<str>, std::sync::Arc<str>)],
-    request: &Request<'_>,
-) -> bool {
+fn labels_hold(wanted: &[(std::sync::Arc<str>, std::sync::Arc<str>)], client: Client<'_>) -> bool {
     wanted.is_empty()
-        || request.client.labels.is_some_and(|labels| {
+        || client.labels.is_some_and(|labels| {
             wanted
                 .iter()
                 .all(|(name, value)| labels.get(name) == Some(value))

@@ -1,12 +1,15 @@
 //! Rules: when one applies, and what happens then.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
 use model::ServiceKey;
 
 use crate::backend::ClusterKey;
+use crate::listener::HostPattern;
 use crate::origin::Origin;
 use crate::text::{Regex, TextMatch};
 
@@ -43,6 +46,13 @@ pub enum Precedence {
     Specific(Arc<str>),
 }
 
+impl RouteRule {
+    /// Whether it is for connections, and not for requests.
+    pub fn is_for_connections(&self) -> bool {
+        self.matches.iter().any(|m| m.connection.is_some())
+    }
+}
+
 /// Conditions that must all hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Match {
@@ -64,6 +74,28 @@ pub struct Match {
     pub client_labels: Vec<(Arc<str>, Arc<str>)>,
     /// The client's namespace.
     pub client_namespace: Option<Arc<str>>,
+    /// It is for connections whose bytes are not read as HTTP, and for no request (F22).
+    pub connection: Option<ConnectionMatch>,
+}
+
+/// Conditions on a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionMatch {
+    /// Names of which TLS asks for one; none at all is for every connection, whether it speaks TLS or not.
+    pub server_names: Vec<HostPattern>,
+    /// Ranges of which one holds the address that was dialled; none at all is for every address.
+    pub subnets: Vec<IpNet>,
+}
+
+impl ConnectionMatch {
+    /// Whether they hold for a connection to an address, on which TLS asks for a name.
+    pub fn holds(&self, address: IpAddr, server_name: Option<&str>) -> bool {
+        let is_named = self.server_names.is_empty()
+            || server_name.is_some_and(|name| self.server_names.iter().any(|one| one.holds(name)));
+        let is_there =
+            self.subnets.is_empty() || self.subnets.iter().any(|subnet| subnet.contains(&address));
+        is_named && is_there
+    }
 }
 
 /// A condition on the path in normal form.

@@ -4,7 +4,7 @@
 //! conditions hold decides. Candidates come from a map of exact paths, from the prefixes of the path, and from the few
 //! entries that neither finds; each is a list in the order of ranks, left at the first rank that cannot win any more.
 
-mod order;
+pub(crate) mod order;
 mod prefixes;
 
 use std::collections::HashMap;

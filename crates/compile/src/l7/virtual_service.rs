@@ -2,6 +2,7 @@
 
 mod action;
 mod conditions;
+mod connections;
 pub(crate) mod delegate;
 
 use std::collections::BTreeMap;
@@ -25,9 +26,9 @@ pub(crate) struct Compiled {
     pub(crate) export: Export,
     /// Whether it is for clients in the mesh at all, and not only for gateways (F37).
     pub(crate) mesh: bool,
-    /// Its rules for HTTP, in their order, for clients in the mesh.
+    /// Its rules for HTTP, then those for connections, each in their order, for clients in the mesh.
     pub(crate) rules: Vec<Parts>,
-    /// The same at each gateway that it is bound to.
+    /// Those for HTTP at each gateway that it is bound to.
     pub(crate) gateways: BTreeMap<NamespacedName, Vec<Parts>>,
     /// What its author should know.
     pub(crate) notes: Vec<Note>,
@@ -42,18 +43,26 @@ pub(crate) fn compile(object: &VirtualService, domain: &str) -> Compiled {
     let hosts = hosts.map(|host| Host::read(host, &key.namespace, domain));
     let hosts: Vec<Host> = hosts.collect();
     let mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|name| name == MESH);
-    for (field, is_there) in [
+    let for_connections = [
         ("spec.tls", !spec.tls.is_empty()),
         ("spec.tcp", !spec.tcp.is_empty()),
-    ] {
-        if is_there {
-            notes.error(
-                field,
-                "is not supported yet: such connections go to the service's own endpoints",
-            );
-        }
+    ];
+    let at_gateways = spec.gateways.iter().any(|name| name != MESH);
+    for (field, _) in for_connections
+        .into_iter()
+        .filter(|(_, is_there)| *is_there && at_gateways)
+    {
+        let message = "is not supported at gateways, which speak HTTP alone";
+        notes.error(field, message);
     }
-    let rules = rules(object, &key, MESH, domain, &mut notes);
+    let mut rules = rules(object, &key, MESH, domain, &mut notes);
+    if mesh {
+        let names = action::Names {
+            namespace: &key.namespace,
+            domain,
+        };
+        rules.extend(connections::rules(spec, &key, names, &mut notes));
+    }
     let bound = spec.gateways.iter().filter(|name| *name != MESH);
     let gateways = bound.map(|written| {
         // What there is to say about the rules has been said.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use model::ServiceKey;
 
-use super::{Config, Policies, PortRoutes, Routes, Served};
+use super::{Config, Policies, PortRoutes, Routes, Rules, Served};
 use crate::backend::{BackendRule, Cluster, ClusterKey, Endpoint, Member};
+use crate::connections::Connections;
 use crate::listener::Listener;
 use crate::policy::{Policy, Scope};
 use crate::route::RouteRule;
@@ -217,21 +218,28 @@ impl Store {
             .filter_map(|a| a.client_namespace.as_ref())
             .collect();
         // Rules for this port and these clients, each once however often it is attached.
-        let table = |port: Option<u16>, client: Option<&Arc<str>>| {
-            Table::compile(rules.iter().copied().filter(|rule| {
+        let compiled = |port: Option<u16>, client: Option<&Arc<str>>| {
+            let here = |rule: &&RouteRule| {
                 rule.attachments.iter().any(|a| {
                     a.service == *key
                         && (a.port.is_none() || a.port == port)
                         && a.client_namespace.as_ref() == client
                 })
-            }))
+            };
+            let here: Vec<&RouteRule> = rules.iter().copied().filter(here).collect();
+            let (connections, requests): (Vec<_>, Vec<_>) =
+                here.into_iter().partition(|rule| rule.is_for_connections());
+            Rules {
+                requests: Table::compile(requests),
+                connections: Connections::compile(connections),
+            }
         };
         let of_port = |port: Option<u16>| PortRoutes {
-            everybody: table(port, None),
+            everybody: compiled(port, None),
             clients: clients
                 .iter()
-                .map(|client| (Arc::clone(client), table(port, Some(client))))
-                .filter(|(_, table)| !table.is_empty())
+                .map(|client| (Arc::clone(client), compiled(port, Some(client))))
+                .filter(|(_, rules)| !rules.requests.is_empty() || !rules.connections.is_empty())
                 .collect(),
         };
         Routes {

@@ -228,3 +228,71 @@ fn a_policy_that_an_endpoint_names_and_nobody_delivered_denies() {
     store.apply(Resource::Policy("shop/q".into(), elsewhere));
     assert_eq!(verdict(&store.config()), "allow");
 }
+
+/// F22, Y48: connections have rules of their own, by port, by the address that was dialled, and by what TLS asks for.
+#[test]
+fn f22_connections_are_led_by_port_address_and_the_name_that_tls_asks_for() {
+    let mut store = Store::default();
+    let mut both = service();
+    both.ports.push(ServicePort {
+        port: 9090,
+        target_port: 0,
+        app_protocol: AppProtocol::Tcp,
+    });
+    store.apply(Resource::Service(both));
+    let connection = |index: u32, port: Option<u16>, names: &[&str], subnets: &[&str]| {
+        let (name, mut rule) = route(&format!("rule-{index}"), None);
+        rule.precedence = Precedence::Listed(format!("{index}").as_str().into());
+        let names = names.iter().map(|name| crate::HostPattern::new(name));
+        let subnets = subnets.iter().map(|text| text.parse().unwrap());
+        rule.matches = vec![crate::route::Match {
+            port,
+            connection: Some(crate::route::ConnectionMatch {
+                server_names: names.collect(),
+                subnets: subnets.collect(),
+            }),
+            ..crate::route::Match::default()
+        }];
+        Resource::Route(name, rule)
+    };
+    store.apply(connection(0, Some(9090), &[], &["10.128.0.0/16"]));
+    store.apply(connection(1, Some(9090), &[], &[]));
+    let config = store.config();
+    let client = Client {
+        address: [10, 0, 0, 9].into(),
+        identity: None,
+        namespace: None,
+        labels: None,
+    };
+    let decided = |config: &Config, port: u16, address: [u8; 4], name: Option<&str>| {
+        let key = key();
+        let destination = Destination::Service { key: &key, port };
+        match config.decide_connection(client, destination, address.into(), name) {
+            Decision::Rule { rule, .. } => rule.origin.name.to_string(),
+            Decision::Service(_) => "service".to_owned(),
+            other => format!("{other:?}"),
+        }
+    };
+    let key = key();
+    let asks = |config: &Config| {
+        let destination = Destination::Service {
+            key: &key,
+            port: 9090,
+        };
+        config.asks_for_names(client, destination)
+    };
+    assert_eq!(decided(&config, 9090, [10, 128, 3, 4], None), "rule-0");
+    assert_eq!(decided(&config, 9090, [10, 129, 3, 4], None), "rule-1");
+    assert_eq!(decided(&config, 80, [10, 128, 3, 4], None), "None(NoMatch)");
+    assert!(!asks(&config));
+    // Rules for connections are none for requests.
+    assert_eq!(self::decided(&config, "a", 80), "0 members");
+    // A name goes before what asks for none, wherever it is written.
+    store.apply(connection(9, None, &["example.api.company.com"], &[]));
+    let config = store.config();
+    assert!(asks(&config));
+    let named = Some("example.api.company.com");
+    assert_eq!(decided(&config, 9090, [10, 129, 3, 4], named), "rule-9");
+    let other = Some("other.company.com");
+    assert_eq!(decided(&config, 9090, [10, 129, 3, 4], other), "rule-1");
+}

@@ -7,7 +7,7 @@ use crate::route::{Match, PathMatch, Precedence, RouteRule, Rule};
 use crate::text::TextMatch;
 
 /// Every match of every rule with its rule, the one that goes first in front.
-pub(super) fn sorted<'r>(
+pub(crate) fn sorted<'r>(
     rules: impl IntoIterator<Item = &'r RouteRule>,
 ) -> Vec<(Match, &'r Arc<Rule>)> {
     let mut all = Vec::new();

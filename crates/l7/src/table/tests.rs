@@ -242,6 +242,7 @@ fn any_match() -> impl Strategy<Value = Match> {
     )
         .prop_map(
             |(path, method, authority, headers, query, port, client)| Match {
+                connection: None,
                 path,
                 method: method.map(|m| TextMatch::Exact(m.into())),
                 authority,

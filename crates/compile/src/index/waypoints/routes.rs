@@ -207,9 +207,14 @@ impl Index {
         let created = aged.created.as_deref().unwrap_or("~");
         for parts in rules {
             let index = parts.rule.origin.rule;
+            let is_for_connections = parts.matches.iter().any(|m| m.connection.is_some());
             // The oldest object first; numbers of one width, so that text is in their order.
             let rank = format!("{created} {name} {index:010}");
-            let resource = format!("VirtualService/{name}/{index}");
+            let section = match &parts.rule.origin.rule_name {
+                Some(section) if is_for_connections => format!("{section}"),
+                _ => index.to_string(),
+            };
+            let resource = format!("VirtualService/{name}/{section}");
             let to = parts.delegate.as_ref().and_then(|to| {
                 let other = self.waypoints.virtual_services.get(to)?;
                 let is_for_others = other.compiled.hosts.is_empty();
@@ -220,7 +225,12 @@ impl Index {
                 listed.push((resource, rank, parts.clone()));
                 continue;
             };
-            for inner in &other.compiled.rules {
+            // Requests alone are delegated.
+            let requests = other.compiled.rules.iter().filter(|inner| {
+                let mut matches = inner.matches.iter();
+                matches.all(|m| m.connection.is_none())
+            });
+            for inner in requests {
                 if let Some(matches) = of_both(&parts.matches, &inner.matches) {
                     let resource = format!("{resource}/{to}/{}", inner.rule.origin.rule);
                     let inner = Parts {

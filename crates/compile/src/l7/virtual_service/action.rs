@@ -112,7 +112,7 @@ fn action(field: &str, http: &HttpRoute, names: Names<'_>, notes: &mut Notes) ->
     })
 }
 
-fn backends(
+pub(super) fn backends(
     field: &str,
     route: &[HttpDestination],
     names: Names<'_>,

@@ -16,7 +16,11 @@ pub(crate) fn both(outer: &Match, inner: &Match) -> Option<Match> {
         port,
         client_labels,
         client_namespace,
+        connection,
     } = outer;
+    if connection.is_some() || inner.connection.is_some() {
+        return None;
+    }
     let mut both = inner.clone();
     both.path = path_of_both(path, &inner.path)?;
     both.method = one_of(method, &inner.method)?;

@@ -291,3 +291,63 @@ fn a64_a_bad_rule_fails_alone_and_names_its_field() {
         assert_eq!(last.origin.rule, 1, "the index in the object");
     }
 }
+
+/// F22, A21: Y48.
+#[test]
+fn f22_tcp_and_tls_become_rules_for_connections() {
+    let compiled = compiled(
+        "{hosts: [api.company.com],
+          tcp: [{match: [{port: 9090, destinationSubnets: [10.128.0.0/16]}], route: [{destination: {host: database.test.svc.cluster.local}}]},
+                {match: [{port: 9090}], route: [{destination: {host: database.prod.svc.cluster.local}}]}],
+          tls: [{match: [{sniHosts: [example.api.company.com]}], route: [{destination: {host: example.prod.svc.cluster.local}}]}]}",
+    );
+    assert_eq!(errors(&compiled), [""; 0]);
+    let told = compiled.rules.iter().map(|parts| {
+        let [only] = &parts.matches[..] else {
+            panic!("{parts:?}");
+        };
+        let connection = only.connection.as_ref().unwrap();
+        let names: Vec<String> = connection
+            .server_names
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let subnets: Vec<String> = connection.subnets.iter().map(ToString::to_string).collect();
+        let Action::Forward(to) = &parts.rule.action else {
+            panic!("{parts:?}");
+        };
+        let Backend::Cluster(key) = &to.backends[0].backend else {
+            panic!("{to:?}");
+        };
+        let port = only.port.unwrap_or_default();
+        let (names, subnets) = (names.join(","), subnets.join(","));
+        format!("{port} {names} {subnets} {}", key.service.hostname)
+    });
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [
+            "0 example.api.company.com  example.prod.svc.cluster.local",
+            "9090  10.128.0.0/16 database.test.svc.cluster.local",
+            "9090   database.prod.svc.cluster.local",
+        ]
+    );
+}
+
+#[test]
+fn f22_what_cannot_be_read_of_connections_is_left_out_with_its_field() {
+    let route = "route: [{destination: {host: cart}}]";
+    let compiled = compiled(&format!(
+        "{{hosts: [cart], tcp: [{{match: [{{destinationSubnets: [here]}}], {route}}}, {{match: [{{sourceSubnet: 10.0.0.1}}], {route}}}, {{{route}}}],
+          tls: [{{{route}}}, {{match: [{{port: 443}}], {route}}}]}}"
+    ));
+    assert_eq!(
+        errors(&compiled),
+        [
+            "spec.tls[0].match",
+            "spec.tls[1].match[0].sniHosts",
+            "spec.tcp[0].match[0].destinationSubnets[0]",
+            "spec.tcp[1].match[0].sourceSubnet",
+        ]
+    );
+    assert_eq!(compiled.rules.len(), 1, "what can be read counts");
+}

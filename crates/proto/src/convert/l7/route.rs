@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use l7::ClusterKey;
 use l7::route::{
-    Abort, Action, Attachment, Backend, Cors, DirectResponse, Fault, Forward, HeaderMatch,
-    HeaderOperations, Match, Mirror, PathMatch, PathRewrite, Precedence, QueryMatch, Redirect,
-    RedirectPort, Retries, RetryOn, Rewrite, RouteRule, Rule, Share, Substitution, WeightedBackend,
+    Abort, Action, Attachment, Backend, ConnectionMatch, Cors, DirectResponse, Fault, Forward,
+    HeaderMatch, HeaderOperations, Match, Mirror, PathMatch, PathRewrite, Precedence, QueryMatch,
+    Redirect, RedirectPort, Retries, RetryOn, Rewrite, RouteRule, Rule, Share, Substitution,
+    WeightedBackend,
 };
 use l7::text::Regex;
+use l7::{ClusterKey, HostPattern};
 
 use super::{
     duration, header_name, header_value, key, key_out, labels, labels_out, microseconds, optional,
@@ -106,6 +107,18 @@ fn match_in(from: pb::Match) -> Result<Match, ConvertError> {
         port: optional_port("port", from.port)?,
         client_labels: labels(from.client_labels).into_iter().collect(),
         client_namespace: optional(from.client_namespace),
+        connection: from.connection.map(connection_in).transpose()?,
+    })
+}
+
+fn connection_in(from: pb::ConnectionMatch) -> Result<ConnectionMatch, ConvertError> {
+    let names = from.server_names.iter();
+    Ok(ConnectionMatch {
+        server_names: names.map(|name| HostPattern::new(name)).collect(),
+        subnets: each("connection.subnets", from.subnets, |text| {
+            let read = text.parse().ok();
+            read.ok_or(Problem::Unsupported("no range of addresses"))
+        })?,
     })
 }
 
@@ -375,6 +388,17 @@ fn match_out(from: &Match) -> pb::Match {
         port: from.port.unwrap_or_default().into(),
         client_labels: labels_out(from.client_labels.iter().map(|(n, v)| (n, v))),
         client_namespace: text_or_none(from.client_namespace.as_ref()),
+        connection: from
+            .connection
+            .as_ref()
+            .map(|connection| pb::ConnectionMatch {
+                server_names: connection
+                    .server_names
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+                subnets: connection.subnets.iter().map(ToString::to_string).collect(),
+            }),
     }
 }
 

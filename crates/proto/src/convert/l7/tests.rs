@@ -94,6 +94,16 @@ fn rule(action: Action, path: PathMatch) -> RouteRule {
         port: Some(80),
         client_labels: vec![("app".into(), "web".into())],
         client_namespace: Some("web".into()),
+        connection: Some(l7::route::ConnectionMatch {
+            server_names: vec![
+                l7::HostPattern::new("*.example.com"),
+                l7::HostPattern::new("a.b"),
+            ],
+            subnets: vec![
+                "10.128.0.0/16".parse().unwrap(),
+                "fd00::/8".parse().unwrap(),
+            ],
+        }),
     };
     RouteRule {
         attachments: vec![Attachment {
