@@ -70,17 +70,15 @@ impl Feed {
 
     fn publish(&mut self) {
         let (namespace, name) = &self.own;
-        let own = self
-            .mesh
-            .workloads()
-            .find(|one| one.namespace == *namespace && one.name == *name);
-        let own = own.map(|one| l7::backend::Locality {
-            region: Arc::clone(&one.locality.region),
-            zone: Arc::clone(&one.locality.zone),
-            subzone: Arc::clone(&one.locality.subzone),
-        });
+        let l7 = self.l7.config();
+        // The controller tells a waypoint of its own pods too.
+        let end = format!("/Pod/{namespace}/{name}");
+        let own = l7
+            .endpoints()
+            .find(|one| one.uid.as_str().ends_with(&end))
+            .map(|one| one.locality.clone());
         self.newest.store(Active {
-            l7: self.l7.config(),
+            l7,
             mesh: self.mesh.clone(),
             own: own.unwrap_or_default(),
             generation: 0,

@@ -135,6 +135,11 @@ impl Config {
         self.endpoints.get(&address.to_canonical())
     }
 
+    /// All workloads, in no order; one with several addresses comes as often.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.endpoints.values()
+    }
+
     /// What is spoken on what was dialled, as declared.
     pub fn protocol(&self, destination: Destination<'_>) -> AppProtocol {
         match destination {

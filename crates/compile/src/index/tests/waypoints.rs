@@ -152,6 +152,8 @@ fn a_waypoint_knows_its_services_and_what_these_lead_to_and_nothing_else() {
         "shop/cart.shop.svc.cluster.local",
         "Kubernetes//Pod/shop/cart-1",
         "Kubernetes//Pod/shop/cart-2",
+        // Its own pod, by which it knows where it is.
+        "Kubernetes//Pod/shop/wp-1",
     ];
     assert_eq!(names(&mesh), before);
     assert_eq!(decided(&mesh, "x", "/"), "10.244.1.1:8080 10.244.1.2:8080");
@@ -160,7 +162,7 @@ fn a_waypoint_knows_its_services_and_what_these_lead_to_and_nothing_else() {
         "{hosts: [cart], http: [{match: [{uri: {prefix: /web}}], route: [{destination: {host: web}}]}]}",
     );
     mesh.apply(&leads_to_web);
-    assert_eq!(names(&mesh).len(), 5);
+    assert_eq!(names(&mesh).len(), 6);
     assert_eq!(
         decided(&mesh, "x", "/web"),
         "VirtualService shop/cart rule 0: 10.244.1.3:80"

@@ -73,8 +73,10 @@ impl Index {
         for (_, rule) in &rules {
             self.look_at(rule, &mut need);
         }
-        let behind = self.waypoints.behind.get(waypoint);
-        let (endpoints, uids) = self.endpoints_for(&mut need, behind);
+        let behind = self.waypoints.behind.get(waypoint).into_iter().flatten();
+        // A waypoint learns from its own pods where it is itself.
+        let known = behind.chain(pods.iter().flatten()).cloned().collect();
+        let (endpoints, uids) = self.endpoints_for(&mut need, known);
         let policies = match need.edge {
             true => self.policies_of_gateway(waypoint, pods.as_ref()),
             false => self.policies_at(waypoint, &need),
@@ -220,14 +222,12 @@ impl Index {
         built
     }
 
-    /// The endpoints of all services and the pods that are behind the waypoint themselves, with what they name; and who
-    /// they are.
+    /// The endpoints of all services, and of pods that are known for themselves, with what they name; and who they are.
     fn endpoints_for(
         &self,
         need: &mut Need,
-        behind: Option<&BTreeSet<Arc<str>>>,
+        mut pods: BTreeSet<Arc<str>>,
     ) -> (Vec<Resource>, BTreeSet<Arc<str>>) {
-        let mut pods = behind.cloned().unwrap_or_default();
         let mut addresses: BTreeSet<(NamespacedName, IpAddr)> = BTreeSet::new();
         let mut built = Vec::new();
         for service in &need.services {
