@@ -1,5 +1,6 @@
 //! Waypoints in the mesh: attached by a label, driven by Istio's own objects, asked with curl.
 
+mod acceptance;
 mod bypass;
 mod fixture;
 mod gateway;
