@@ -5,12 +5,15 @@
 
 use std::env;
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use faults::Upstream;
 use serde_json::{Value, json};
 
 /// Runs kubectl and returns what it prints.
@@ -82,6 +85,34 @@ pub fn get(words: &[&str]) -> Result<Value> {
     let mut all = vec!["get", "-o", "json"];
     all.extend(words);
     Ok(serde_json::from_str(&kubectl(&all)?)?)
+}
+
+/// The API server that KUBECONFIG names, for a proxy before it.
+///
+/// # Errors
+/// As [`kubectl`], or it is not named by its address.
+pub fn upstream() -> Result<Upstream> {
+    let words = [
+        "config",
+        "view",
+        "--raw",
+        "--minify",
+        "--flatten",
+        "-o",
+        "json",
+    ];
+    let config: Value = serde_json::from_str(&kubectl(&words)?)?;
+    let cluster = &config["clusters"][0]["cluster"];
+    let ca = cluster["certificate-authority-data"].as_str();
+    let ca = String::from_utf8(STANDARD.decode(ca.context("an authority")?)?)?;
+    let server = cluster["server"].as_str().context("a server")?;
+    let server = server.strip_prefix("https://").context("by TLS")?;
+    let address: SocketAddr = server.parse().context("by its address")?;
+    Ok(Upstream {
+        address,
+        name: address.ip().to_string(),
+        ca,
+    })
 }
 
 /// The names of the nodes that take pods.

@@ -10,7 +10,7 @@ use crate::shell;
 
 /// Who may depend on whom within the workspace (ARCHITECTURE.md). A member that is not listed
 /// may depend on nothing here; tests' dependencies are free.
-const ARROWS: [(&str, &[&str]); 28] = [
+const ARROWS: [(&str, &[&str]); 29] = [
     ("abi", &[]),
     ("model", &[]),
     ("l7", &["model"]),
@@ -65,6 +65,7 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ("lab", &["testkit"]),
     ("chart", &[]),
     ("cluster", &["lab"]),
+    ("faults", &[]),
     ("bench", &["lab"]),
     ("subscribers", &["bench", "proto", "xds-client"]),
     ("testkit", &[]),
@@ -85,7 +86,7 @@ const ARROWS: [(&str, &[&str]); 28] = [
             "xds-client",
         ],
     ),
-    ("tests-cluster", &["cluster", "lab", "testkit"]),
+    ("tests-cluster", &["cluster", "faults", "lab", "testkit"]),
     ("xtask", &["bench", "cluster", "lab", "testkit"]),
 ];
 

@@ -2,19 +2,23 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use cluster::{Place, Standing};
 use tests_cluster::{Namespace, SERVER, eventually, pod, who_at};
 
-/// The cluster that these tests were started for.
-fn standing() -> Result<Standing> {
+/// The cluster that these tests were started for, for one of them at a time: a machine that is restarted is gone to the others.
+fn standing() -> Result<(Standing, MutexGuard<'static, ()>)> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let base = env::var_os("KEELSON_CLUSTER_BASE");
     let id = env::var("KEELSON_CLUSTER");
     let (base, id) = base.zip(id.ok()).context(
         "no cluster of this machine is named: `cargo xtask test --cluster` puts one up for these tests",
     )?;
-    Standing::open(&Place::new(&PathBuf::from(base), &id)?)
+    let standing = Standing::open(&Place::new(&PathBuf::from(base), &id)?)?;
+    Ok((standing, alone))
 }
 
 fn run(standing: &Standing, machine: &str, command: &str) -> Result<String> {
@@ -27,7 +31,7 @@ fn run(standing: &Standing, machine: &str, command: &str) -> Result<String> {
 
 #[test]
 fn a_reboot_keeps_the_files_of_etc_and_var_and_nothing_else_and_pods_come_back() -> Result<()> {
-    let standing = standing()?;
+    let (standing, _alone) = standing()?;
     let node = "node1";
     let namespace = Namespace::create("reboot")?;
     let other = standing.machines().pop().unwrap();
@@ -70,7 +74,7 @@ fn a_reboot_keeps_the_files_of_etc_and_var_and_nothing_else_and_pods_come_back()
 
 #[test]
 fn a_program_of_a_node_that_is_killed_is_started_again() -> Result<()> {
-    let standing = standing()?;
+    let (standing, _alone) = standing()?;
     let node = standing.machines().pop().unwrap();
     let before = run(&standing, &node, "cat /run/services/kube-proxy")?;
     run(&standing, &node, &format!("kill -9 {before}"))?;
@@ -84,7 +88,7 @@ fn a_program_of_a_node_that_is_killed_is_started_again() -> Result<()> {
 
 #[test]
 fn settings_of_the_whole_kernel_stay_as_they_are() -> Result<()> {
-    let standing = standing()?;
+    let (standing, _alone) = standing()?;
     for (file, pretended) in [("vm/overcommit_memory", "1"), ("kernel/panic", "10")] {
         let path = format!("/proc/sys/{file}");
         assert_eq!(run(&standing, "node1", &format!("cat {path}"))?, pretended);

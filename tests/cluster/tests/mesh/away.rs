@@ -56,6 +56,7 @@ fn patch(change: &serde_json::Value) -> Result<()> {
 
 /// F12: only those who need an agent wait for one.
 #[test]
+#[ignore = "nightly"]
 fn while_no_agent_runs_pods_of_the_mesh_wait_with_an_event_and_all_others_start() -> Result<()> {
     let mesh = Installed::install()?;
     let (inside, outside) = (Namespace::create("inside")?, Namespace::create("beside")?);
@@ -139,6 +140,7 @@ fn an_agent_whose_pod_is_deleted_by_force_leaves_its_pods_captured() -> Result<(
 
 /// The first promise, never bypassed: who cannot be asked has not said yes.
 #[test]
+#[ignore = "nightly"]
 fn an_agent_that_cannot_ask_whether_it_was_removed_leaves_its_pods_captured() -> Result<()> {
     let mesh = Installed::install()?;
     let pair = Pair::create(&mesh, "deaf")?;

@@ -11,6 +11,7 @@ use tests_cluster::{CLIENT, Namespace, eventually, get, helm, helm_with, kubectl
 use tests_cluster::{nodes, pod};
 
 use crate::installed::{AGENT, CONTROLLER, Installed, NAMESPACE, RELEASE, chart_directory};
+use crate::network_policy::blocking;
 use crate::pair::Pair;
 
 /// Runs the program with the caller's kubeconfig.
@@ -28,7 +29,7 @@ fn keelson(args: &[&str], input: &str) -> Result<Output> {
 }
 
 /// The same, with its exit code, its answer for programs, and what it says to people beside.
-fn asked(args: &[&str], input: &str) -> Result<(i32, Value, String)> {
+pub(crate) fn asked(args: &[&str], input: &str) -> Result<(i32, Value, String)> {
     let output = keelson(&[args, &["-o", "json"]].concat(), input)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let code = output.status.code().context("it was killed")?;
@@ -96,6 +97,7 @@ fn keelson_installs_asks_upgrades_and_leaves_nothing() -> Result<()> {
     let namespace = kubectl(&["get", "namespace", NAMESPACE]);
     ensure!(namespace.is_err(), "the namespace was made");
 
+    let anothers = another_ones_kinds()?;
     let began = Instant::now();
     let first = good(&["install", "--crds", "--wait", "-f", "-"], &values)?;
     println!(
@@ -158,6 +160,10 @@ fn keelson_installs_asks_upgrades_and_leaves_nothing() -> Result<()> {
     println!("keelson uninstall: {:.1} s", began.elapsed().as_secs_f64());
     ensure!(gone["left"] == json!([]), "{gone:#}");
     nothing_is_left(&mesh)?;
+    ensure!(
+        another_ones_kinds()? == anothers,
+        "kinds of another's were written over or removed"
+    );
     // And at once: the agents are gone when the command is.
     ensure!(pair.is_readable()?, "pods talk on, without the mesh");
     ensure!(pair.restarts()? == 0, "nothing is restarted");
@@ -166,6 +172,77 @@ fn keelson_installs_asks_upgrades_and_leaves_nothing() -> Result<()> {
         "",
         "nothing of the release keelson is in namespace",
     )?;
+    Ok(())
+}
+
+/// Istio's kinds as somebody else has made them, B5 of issue 11: with a mark, and what the API server counts at each change.
+fn another_ones_kinds() -> Result<Value> {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../deploy/crds/istio-security.yaml"
+    );
+    let name = "peerauthentications.security.istio.io";
+    if kubectl(&["get", "crd", name]).is_err() {
+        kubectl(&["create", "-f", file])?;
+    }
+    kubectl(&[
+        "annotate",
+        "crd",
+        name,
+        "--overwrite",
+        "example.org/owner=another",
+    ])?;
+    let kind = get(&["crd", name])?;
+    Ok(json!([
+        kind["spec"],
+        kind["metadata"]["generation"],
+        kind["metadata"]["uid"],
+        kind["metadata"]["annotations"]
+    ]))
+}
+
+/// Issue 11, B16: kernel, cgroups and others' programs of each node, by trying; nothing stays.
+#[test]
+#[ignore = "nightly"]
+fn nodes_are_tried_before_anything_is_there_and_nothing_of_it_stays() -> Result<()> {
+    let mesh = Installed::nothing()?;
+    let values = mesh.values()?.to_string();
+    let tried = good(&["check", "--before", "--probe", "-f", "-"], &values)?;
+    let findings = tried.as_array().context("a list")?;
+    for node in nodes()? {
+        for (what, expected) in [
+            ("kernel", "with BTF"),
+            ("cgroup v2", "writable"),
+            ("programs", "the kernel takes every program"),
+            ("hooks", "programs"),
+        ] {
+            let what = format!("node {node}: {what}");
+            let found = findings.iter().find(|one| one["what"] == *what);
+            let found = found.with_context(|| format!("{what}: {tried:#}"))?;
+            let said = found["said"].as_str().unwrap_or_default();
+            ensure!(found["good"] == true && said.contains(expected), "{found}");
+        }
+        mesh.on(&node, "test -z \"$(ls /sys/fs/bpf | grep keelson)\"")?;
+    }
+    let namespace = kubectl(&["get", "namespace", "keelson-probe"]);
+    ensure!(namespace.is_err(), "the namespace of the probes is left");
+    // A node that no agent can serve is known before one tries.
+    let (code, tried, _) = asked(
+        &[
+            "check",
+            "--before",
+            "--probe",
+            "-f",
+            "-",
+            "--set",
+            "agent.cgroup.root=/nowhere",
+        ],
+        &values,
+    )?;
+    ensure!(
+        code == 1 && tried.to_string().contains("--cgroup-root"),
+        "{tried:#}"
+    );
     Ok(())
 }
 
@@ -235,6 +312,7 @@ fn answers_are_true(pair: &Pair) -> Result<()> {
     good(&["explain", &client, &at], "")?;
     ensure!(!pair.is_readable()?, "the mesh's own go on");
 
+    tunnels_that_a_policy_of_the_network_blocks(pair)?;
     let workloads = good(&["proxy-config", "workload", "-n", namespace], "")?.to_string();
     ensure!(workloads.contains("server"), "{workloads}");
     let certificates = good(&["proxy-config", "certificate"], "")?.to_string();
@@ -267,6 +345,34 @@ fn answers_are_true(pair: &Pair) -> Result<()> {
         "",
         "there is no pod shop/nobody",
     )
+}
+
+/// Issue 11, B12: `check` names the policy, with a connection that it lets pass without the mesh.
+fn tunnels_that_a_policy_of_the_network_blocks(pair: &Pair) -> Result<()> {
+    let namespace = pair.namespace.name();
+    let policy = |name: &str, port: u16| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name},
+            "spec": {
+                "podSelector": {"matchLabels": {"app": "server"}},
+                "ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": port}]}],
+            },
+        })
+    };
+    pair.namespace.apply(&[policy("allow-8080", 8080)])?;
+    let said = blocking()?;
+    let expected = format!(
+        "NetworkPolicy {namespace}/allow-8080 allows {namespace}/client to connect to {namespace}/server at port 8080"
+    );
+    ensure!(
+        said.len() == 1 && said[0].starts_with(&expected),
+        "{said:?}"
+    );
+    pair.namespace.apply(&[policy("tunnels", 15008)])?;
+    let said = blocking()?;
+    ensure!(said.is_empty(), "{said:?}");
+    let words = ["delete", "networkpolicy", "allow-8080", "tunnels"];
+    pair.namespace.kubectl(&words).map(drop)
 }
 
 /// A66, F134.
@@ -302,6 +408,7 @@ fn nothing_is_left(mesh: &Installed) -> Result<()> {
 
 /// F133, issue 15: one release, whoever comes next.
 #[test]
+#[ignore = "nightly: Helm"]
 fn helm_takes_over_what_keelson_has_installed_and_keelson_what_helm_has() -> Result<()> {
     let mesh = Installed::nothing()?;
     let values = mesh.values()?;
@@ -362,6 +469,7 @@ fn helm_takes_over_what_keelson_has_installed_and_keelson_what_helm_has() -> Res
 
 /// Issue 10: a node that cannot be served is said, and makes no crash loop; the command ends; run again it mends.
 #[test]
+#[ignore = "nightly"]
 fn a_node_that_cannot_be_served_is_said_in_readiness_event_metric_and_by_wait() -> Result<()> {
     let mesh = Installed::nothing()?;
     let mut values = mesh.values()?;
@@ -415,6 +523,7 @@ fn a_node_that_cannot_be_served_is_said_in_readiness_event_metric_and_by_wait() 
 
 /// Least rights: what somebody may not do is named, and half of it is not done.
 #[test]
+#[ignore = "nightly"]
 fn who_has_no_rights_is_told_which_and_nothing_is_changed() -> Result<()> {
     let _mesh = Installed::nothing()?;
     let namespace = Namespace::create("rights")?;

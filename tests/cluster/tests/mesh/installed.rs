@@ -9,22 +9,25 @@ use cluster::{Place, Standing};
 use serde_json::{Value, json};
 use tests_cluster::{eventually, helm, helm_with, kubectl};
 
+use crate::command_line::good;
+
 /// Where the tests install.
 pub(crate) const NAMESPACE: &str = "keelson-system";
 pub(crate) const RELEASE: &str = "keelson";
 
-/// The mesh, installed by Helm. Dropping it uninstalls it.
+/// The mesh, installed. Dropping it uninstalls it.
 pub(crate) struct Installed {
     pub(crate) standing: Standing,
     id: String,
     here: bool,
+    by_helm: bool,
     /// Values of this installation beside those that every cluster of ours needs, by section.
     more: Value,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Installed {
-    /// Installs the chart and waits until everything is ready.
+    /// Installs by `keelson install` and waits until everything is ready.
     pub(crate) fn install() -> Result<Self> {
         Self::install_with(json!({}))
     }
@@ -33,9 +36,18 @@ impl Installed {
     pub(crate) fn install_with(more: Value) -> Result<Self> {
         let mut installed = Self::nothing()?;
         installed.more = more;
+        installed.here = true;
+        installed.apply()?;
+        Ok(installed)
+    }
+
+    /// The same by Helm.
+    pub(crate) fn install_by_helm() -> Result<Self> {
+        let mut installed = Self::nothing()?;
+        installed.by_helm = true;
+        installed.here = true;
         let crds = root().join("deploy/crds/istio-security.yaml");
         kubectl(&["apply", "-f", &crds.display().to_string()])?;
-        installed.here = true;
         installed.apply()?;
         Ok(installed)
     }
@@ -54,6 +66,7 @@ impl Installed {
             standing,
             id,
             here: false,
+            by_helm: false,
             more: json!({}),
             _alone: alone,
         })
@@ -72,12 +85,14 @@ impl Installed {
 
     /// Installs what is missing, and waits until everything is ready.
     pub(crate) fn apply(&self) -> Result<()> {
-        let done = helm_with(
-            &[
+        let values = self.values()?.to_string();
+        let done = if self.by_helm {
+            let chart = chart_directory();
+            let words = [
                 "upgrade",
                 "--install",
                 RELEASE,
-                &chart_directory(),
+                &chart,
                 "--namespace",
                 NAMESPACE,
                 "--create-namespace",
@@ -86,10 +101,21 @@ impl Installed {
                 "120s",
                 "--values",
                 "-",
-            ],
-            &self.values()?.to_string(),
-        );
-        done.map(drop).map_err(|error| {
+            ];
+            helm_with(&words, &values).map(drop)
+        } else {
+            let words = [
+                "install",
+                "--crds",
+                "--wait",
+                "--timeout",
+                "120s",
+                "-f",
+                "-",
+            ];
+            good(&words, &values).map(drop)
+        };
+        done.map_err(|error| {
             let pods = kubectl(&["-n", NAMESPACE, "describe", "pods"]).unwrap_or_default();
             let logs = [CONTROLLER, AGENT].map(|name| self.logs(name));
             error.context(format!("{pods}\n{}", logs.join("\n")))
@@ -99,9 +125,13 @@ impl Installed {
     /// Uninstalls, and waits until the agents are gone.
     pub(crate) fn uninstall(&mut self) -> Result<()> {
         self.here = false;
-        let removed = helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"]);
+        let removed = if self.by_helm {
+            helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"]).map(drop)
+        } else {
+            good(&["uninstall"], "").map(drop)
+        };
         if removed.is_err() {
-            // Not by Helm, or only half there.
+            // Not by whom it was made, or only half there.
             let ours = "app.kubernetes.io/part-of=keelson";
             kubectl(&[
                 "-n",

@@ -1,4 +1,4 @@
-//! From `helm install` to `helm uninstall`.
+//! From an installation to its end.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
@@ -24,6 +24,7 @@ fn a_label_captures_running_pods_and_their_traffic_between_nodes_is_tls_until_it
 
 /// F5, A35: applied by kubectl, to running pods.
 #[test]
+#[ignore = "nightly"]
 fn a_strict_peer_authentication_refuses_a_pod_outside_of_the_mesh_and_no_other() -> Result<()> {
     let mesh = Installed::install()?;
     let pair = Pair::create(&mesh, "strict")?;
@@ -59,6 +60,7 @@ fn a_strict_peer_authentication_refuses_a_pod_outside_of_the_mesh_and_no_other()
 
 /// F133, A67: each node's new agent takes over from the one that runs there.
 #[test]
+#[ignore = "nightly: on a machine that does much else some requests of hundreds fail"]
 fn agents_that_are_replaced_one_by_one_fail_no_request_and_let_nothing_be_read() -> Result<()> {
     let mesh = Installed::install()?;
     let pair = Pair::create(&mesh, "roll")?;
@@ -90,6 +92,7 @@ fn agents_that_are_replaced_one_by_one_fail_no_request_and_let_nothing_be_read()
 
 /// F134: removed from one node is removed there.
 #[test]
+#[ignore = "nightly"]
 fn a_node_that_the_selector_leaves_out_lets_its_pods_go_and_others_keep_theirs() -> Result<()> {
     let mesh = Installed::install()?;
     let pair = Pair::create(&mesh, "select")?;
@@ -124,8 +127,9 @@ fn a_node_that_the_selector_leaves_out_lets_its_pods_go_and_others_keep_theirs()
 
 /// F130, F134, A66, P52: removed means that pods are let go, talk on, and that nothing is left.
 #[test]
+#[ignore = "nightly: Helm"]
 fn helm_uninstall_lets_pods_go_and_leaves_nothing_on_the_nodes() -> Result<()> {
-    let mut mesh = Installed::install()?;
+    let mut mesh = Installed::install_by_helm()?;
     let pair = Pair::create(&mesh, "gone")?;
     pair.label("keelson.io/mesh=enabled")?;
     pair.until_readable(false)?;

@@ -1,10 +1,14 @@
-//! The mesh on a cluster of `cargo xtask cluster`: Helm installs it, labels and policies by kubectl take effect, the link
-//! between nodes is read, and what `helm uninstall` leaves is looked for on the nodes.
+//! The mesh on a cluster of `cargo xtask cluster`: it is installed, labels and policies by kubectl take effect, the link
+//! between nodes is read, and what is left when it is uninstalled is looked for on the nodes.
+//!
+//! Tests that take long, or need Helm or a network that enforces NetworkPolicy, are ignored but for
+//! `cargo xtask test --cluster --nightly`.
 //!
 //! One installation at a time: these tests wait for each other.
 
 mod away;
 mod command_line;
+mod faults;
 mod gateway;
 mod installed;
 mod kinds;
@@ -16,4 +20,5 @@ mod rendered;
 mod replicas;
 mod root;
 mod taint;
+mod trouble;
 mod waypoint;

@@ -47,8 +47,18 @@ impl Pair {
         kubectl(&["label", "namespace", name, "--overwrite", value]).map(drop)
     }
 
-    /// Asks once and says whether the link showed the request.
+    /// Asks once and says whether the link showed the request, and that by exactly one way.
     pub(crate) fn is_readable(&self) -> Result<bool> {
+        let (readable, tunnel) = self.ask_once()?;
+        ensure!(
+            readable != (tunnel > 0),
+            "readable: {readable}, {tunnel} packets of the tunnel"
+        );
+        Ok(readable)
+    }
+
+    /// Asks once: whether the link showed the request, and how many packets of tunnels it showed.
+    fn ask_once(&self) -> Result<(bool, usize)> {
         self.link.clear();
         let answer = self.namespace.exec("client", &self.ask)?;
         let client = self.namespace.pod_ip("client")?;
@@ -56,12 +66,19 @@ impl Pair {
         let counts = self.link.counts();
         ensure!(counts.lost == 0, "the capture lost frames");
         let readable = counts.hits.iter().sum::<u64>() > 0;
-        let tunnel = self.link.count_port(6, TUNNEL);
-        ensure!(
-            readable != (tunnel > 0),
-            "readable: {readable}, {tunnel} packets of the tunnel"
-        );
-        Ok(readable)
+        Ok((readable, self.link.count_port(6, TUNNEL)))
+    }
+
+    /// Forgets what the link has shown.
+    pub(crate) fn watch_from_now(&self) {
+        self.link.clear();
+    }
+
+    /// How many requests were readable since then.
+    pub(crate) fn seen_in_the_clear(&self) -> Result<u64> {
+        let counts = self.link.counts();
+        ensure!(counts.lost == 0, "the capture lost frames");
+        Ok(counts.hits.iter().sum())
     }
 
     /// Waits until it is so, and sees that it stays so.
@@ -71,9 +88,13 @@ impl Pair {
             ensure!(readable == wanted, "readable: {readable}");
             Ok(())
         })?;
-        // And from then on always.
+        // And from then on always. Tunnels that are being closed are seen beside requests that are readable.
         for _ in 0..5 {
-            ensure!(self.is_readable()? == wanted, "it changed its mind");
+            let (readable, tunnel) = self.ask_once()?;
+            ensure!(
+                readable == wanted && (wanted || tunnel > 0),
+                "it changed its mind: readable: {readable}, {tunnel} packets of the tunnel"
+            );
         }
         Ok(())
     }

@@ -51,6 +51,7 @@ fn is_in_effect(namespace: &Namespace, policy: &str) -> Result<String> {
 
 /// F136, P54: each serves, and the mesh goes on changing while one of them is gone.
 #[test]
+#[ignore = "nightly"]
 fn a_controller_that_is_killed_fails_no_request_and_the_other_goes_on() -> Result<()> {
     let mesh = Installed::install()?;
     let both = controllers()?;
@@ -137,6 +138,7 @@ fn a_controller_that_is_killed_fails_no_request_and_the_other_goes_on() -> Resul
 
 /// F126, P15: by real kubectl.
 #[test]
+#[ignore = "nightly"]
 fn a_misspelt_field_is_refused_and_an_outage_of_ours_blocks_policies_alone() -> Result<()> {
     let mesh = Installed::install()?;
     let namespace = Namespace::create("admission")?;

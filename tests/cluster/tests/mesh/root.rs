@@ -58,6 +58,7 @@ fn until_renewed(pair: &Pair) -> Result<()> {
 
 /// Issue 8: a root's end is no flag day. The steps follow the times in the Secret, which are moved here.
 #[test]
+#[ignore = "nightly"]
 fn a_root_follows_another_without_a_failed_request_and_the_old_one_is_trusted_no_more() -> Result<()>
 {
     let mesh = Installed::install_with(json!({"mesh": {"certificateLife": "40s"}}))?;

@@ -56,6 +56,7 @@ fn may_patch_nodes() -> Result<bool> {
 
 /// Issue 9: what starts on a new node before its agent would be outside of the mesh for a while.
 #[test]
+#[ignore = "nightly"]
 fn a_new_node_takes_pods_when_its_agent_is_ready_and_not_before() -> Result<()> {
     let mesh = Installed::install_with(json!({"agent": {"startupTaint": true}}))?;
     ensure!(may_patch_nodes()?);

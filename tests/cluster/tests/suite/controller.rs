@@ -42,15 +42,24 @@ impl Controller {
 
     /// The same with further flags.
     pub(crate) fn start_with(agents: &str, more: &[&str]) -> Result<Self> {
+        let kubeconfig = std::env::var("KUBECONFIG").context("KUBECONFIG names no cluster")?;
+        Self::start_by(&kubeconfig, agents, more)
+    }
+
+    /// The same, by another way to the API server.
+    pub(crate) fn start_at(kubeconfig: &str, agents: &str) -> Result<Self> {
+        Self::start_by(kubeconfig, agents, &[])
+    }
+
+    fn start_by(kubeconfig: &str, agents: &str, more: &[&str]) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let path = |name: &str| home.path().join(name).display().to_string();
-        let kubeconfig = std::env::var("KUBECONFIG").context("KUBECONFIG names no cluster")?;
         let (state, root) = (path("state"), path("root.pem"));
         let mut words = vec![
             "x",
             "--kubernetes",
             "--kubeconfig",
-            &kubeconfig,
+            kubeconfig,
             "--agent-accounts",
             agents,
             "--state-dir",

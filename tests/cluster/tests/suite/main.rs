@@ -2,5 +2,6 @@
 
 mod control_plane;
 mod controller;
+mod faults;
 mod replicas;
 mod smoke;

@@ -5,9 +5,22 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, bail, ensure};
 use proto::agent::{CapturedPod, NodeReport};
 use serde_json::{Value, json};
-use tests_cluster::{Namespace, SERVER, eventually, get, nodes, pod};
+use tests_cluster::{Namespace, SERVER, eventually, get, kubectl, nodes, pod};
 
 use crate::controller::Controller;
+
+/// Istio's kinds, where the cluster has none: others' are not written over.
+pub(crate) fn define_policies() -> Result<()> {
+    if kubectl(&["get", "crd", "peerauthentications.security.istio.io"]).is_ok() {
+        return Ok(());
+    }
+    let crds = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../deploy/crds/istio-security.yaml"
+    );
+    // Another test may be first.
+    kubectl(&["apply", "-f", crds]).map(drop)
+}
 
 /// An agent's account, its pod and its token, and a pod of the mesh on its node.
 struct Node {
@@ -144,13 +157,10 @@ fn a_pod_that_is_reported_to_one_replica_is_announced_by_the_other_also_when_the
 
 /// F127, F136: one of the replicas writes what becomes of a policy, and another goes on when it is gone.
 #[test]
+#[ignore = "nightly"]
 fn policies_say_in_their_status_whether_they_are_accepted_and_who_is_broken_says_why() -> Result<()>
 {
-    let crds = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../deploy/crds/istio-security.yaml"
-    );
-    tests_cluster::kubectl(&["apply", "-f", crds])?;
+    define_policies()?;
     let namespace = Namespace::create("status")?;
     let name = namespace.name();
     let start = |replica: &str| {
