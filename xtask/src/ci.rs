@@ -13,6 +13,7 @@ pub(crate) fn run() -> Result<()> {
     lint::run(&lint::Args::default())?;
     shell::heading("test");
     test::run(&test::Args::default())?;
+    test::run(&test::Args::on_a_cluster())?;
     for kernel in [Kernel::V6_1, Kernel::V6_12] {
         test::run(&test::Args::elsewhere(kernel))?;
     }

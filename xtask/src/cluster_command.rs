@@ -25,7 +25,7 @@ pub(crate) enum Command {
     /// `target/cluster`.
     Up(up::Args),
     /// Only build what is missing, with Helm, kube-router and the kinds that tests apply.
-    Build,
+    Build(Build),
     /// Show machines, nodes and pods.
     Status(Id),
     /// Run a program on a machine: node1, node2, ..., or control.
@@ -59,6 +59,13 @@ pub(crate) struct Id {
     /// Which cluster, if several stand.
     #[arg(long, default_value = STANDING)]
     pub(crate) id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Build {
+    /// Only what `cargo xtask test --cluster` needs without `--nightly`: neither Helm nor kube-router.
+    #[arg(long)]
+    for_tests: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -115,11 +122,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
     }
     match command {
         Command::Up(args) => up::run(&args),
-        Command::Build => {
-            let all = programs::KUBERNETES.iter().chain(&programs::OTHERS);
-            programs::build(&all.collect::<Vec<_>>())?;
-            crds::fetch()
-        }
+        Command::Build(args) => build_for_tests(!args.for_tests),
         Command::Status(args) => status(&place(&args)?),
         Command::Exec(args) => exec(&args),
         Command::Kubectl(args) => kubectl(&args),
@@ -150,9 +153,14 @@ pub(crate) fn place(id: &Id) -> Result<Place> {
     Place::new(&base()?, &id.id)
 }
 
-/// Builds Helm if it is missing, and fetches the definitions of kinds that tests apply.
-pub(crate) fn build_helm() -> Result<()> {
-    programs::build(&[&programs::HELM])?;
+/// Builds what tests on a cluster need and fetches the definitions of kinds that they apply, and, where `nightly`, builds
+/// what only some of them need.
+///
+/// # Errors
+/// There is no Go here, or something cannot be built.
+pub(crate) fn build_for_tests(nightly: bool) -> Result<()> {
+    let more = if nightly { &programs::OTHERS[..] } else { &[] };
+    programs::build(&programs::KUBERNETES.iter().chain(more).collect::<Vec<_>>())?;
     crds::fetch()
 }
 

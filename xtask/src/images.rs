@@ -1,10 +1,13 @@
 //! Container images of the programs that run in a cluster, as archives that container runtimes import. No engine is needed.
 //!
-//! The programs are linked statically: nothing but them and a few empty directories is inside.
+//! The programs are linked statically: nothing but them and a few empty directories is inside. Tests take them as they are
+//! built anyhow, with the libraries that they load.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use cluster::{Entry, Image};
@@ -29,40 +32,54 @@ pub(crate) struct Args {
     release: bool,
 }
 
+/// Which programs are in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// Those of `cargo xtask images`, without `--release`.
+    Static,
+    /// Those of the last `cargo xtask build`, and the libraries that they load.
+    AsBuilt,
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
-    write(args).map(drop)
+    let programs = build(args.release)?;
+    write(args, &programs, Made::Static).map(drop)
 }
 
 /// Makes the images of the chart's defaults; says where they are.
 ///
 /// # Errors
 /// A program cannot be built, or an archive not written.
-pub(crate) fn make(release: bool) -> Result<Vec<PathBuf>> {
-    write(&Args {
+pub(crate) fn make(made: Made) -> Result<Vec<PathBuf>> {
+    let args = Args {
         out: None,
         registry: REGISTRY.to_owned(),
         tag: env!("CARGO_PKG_VERSION").to_owned(),
-        release,
-    })
+        release: false,
+    };
+    let programs = match made {
+        Made::Static => build(false)?,
+        Made::AsBuilt => build::programs(false)?,
+    };
+    write(&args, &programs, made)
 }
 
-fn write(args: &Args) -> Result<Vec<PathBuf>> {
+fn write(args: &Args, programs: &Path, made: Made) -> Result<Vec<PathBuf>> {
     let out = match &args.out {
         Some(out) => out.clone(),
         None => shell::root()?.join("target/images"),
     };
     let mut archives = Vec::new();
     fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
-    let programs = build(args.release)?;
-    for (name, image) in [
-        ("node-agent", node_agent(&programs)),
-        ("controller", controller(&programs)),
-        ("waypoint", waypoint(&programs)),
+    for (name, mut image) in [
+        ("node-agent", node_agent(programs)),
+        ("controller", controller(programs)),
+        ("waypoint", waypoint(programs)),
     ] {
-        let image = Image {
-            name: format!("{}/{name}:{}", args.registry, args.tag),
-            ..image
-        };
+        image.name = format!("{}/{name}:{}", args.registry, args.tag);
+        if made == Made::AsBuilt {
+            add_libraries(&mut image)?;
+        }
         let archive = out.join(format!("{name}.tar"));
         image.write(&archive)?;
         let size = fs::metadata(&archive)?.len() >> 20;
@@ -94,6 +111,28 @@ fn build(release: bool) -> Result<PathBuf> {
     let profile = profiles.file_name().context("a profile has a name")?;
     let cargo = profiles.parent().context("and lies in a directory")?;
     Ok(cargo.join(target).join(profile))
+}
+
+/// Adds what the programs of an image load when they start, where they look for it.
+fn add_libraries(image: &mut Image) -> Result<()> {
+    let mut libraries = BTreeSet::new();
+    for entry in &image.entries {
+        if let Entry::File { source, .. } = entry {
+            let loaded = shell::read(Command::new("ldd").arg(source))?;
+            libraries.extend(loaded.lines().filter_map(library).map(str::to_owned));
+        }
+    }
+    image.entries.extend(libraries.into_iter().map(|path| {
+        let source = PathBuf::from(&path);
+        Entry::File { path, source }
+    }));
+    Ok(())
+}
+
+/// The file in a line of `ldd`: `libc.so.6 => /lib/libc.so.6 (0x1)`, or `/lib64/ld-linux-x86-64.so.2 (0x1)`. The kernel's own
+/// library has none.
+fn library(line: &str) -> Option<&str> {
+    line.split_whitespace().find(|word| word.starts_with('/'))
 }
 
 /// Root, as whoever loads programs into the kernel. The plugin is in the image since the agent installs it.

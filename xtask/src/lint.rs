@@ -74,7 +74,9 @@ fn run_one(check: Check) -> Result<()> {
             "warnings",
         ])?),
         Check::Docs => {
+            // With examples it takes the features that clippy has looked at everything with.
             let mut doc = shell::cargo(&["doc", "--workspace", "--no-deps"])?;
+            doc.args(["--lib", "--bins", "--examples"]);
             shell::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
         }
     }

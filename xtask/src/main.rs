@@ -76,7 +76,7 @@ enum Command {
     Lint(lint::Args),
     /// Give arbitrary bytes to everything that reads what strangers write.
     Fuzz(fuzz::Args),
-    /// What CI runs: setup, lint, test, fuzz briefly.
+    /// What CI runs: setup, lint, test, also on a cluster and on other kernels, fuzz briefly.
     Ci,
 }
 

@@ -31,6 +31,12 @@ pub(crate) struct Args {
     /// KUBECONFIG names. The first time Kubernetes is compiled, which takes some minutes and needs Go.
     #[arg(long, conflicts_with_all = ["packages", "kernel", "keep"])]
     cluster: bool,
+    /// With `--cluster`: also the tests that take long, those of Helm and of a network that enforces NetworkPolicy.
+    #[arg(long, requires = "cluster")]
+    nightly: bool,
+    /// With `--cluster`: images as `cargo xtask images` makes them, which compiles everything anew for them.
+    #[arg(long, requires = "cluster")]
+    static_images: bool,
     /// With `--kernel`: minutes after which the machine is ended and the run has failed.
     #[arg(
         long,
@@ -52,6 +58,14 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// The tests of a real Kubernetes, as CI runs them.
+    pub(crate) fn on_a_cluster() -> Self {
+        Self {
+            cluster: true,
+            ..Self::default()
+        }
+    }
+
     /// Guard and wall on another kernel, as CI does.
     pub(crate) fn elsewhere(kernel: Kernel) -> Self {
         Self {
@@ -77,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.cluster {
         return cluster::run(args);
     }
-    prepare(needs::of(&args.packages))?;
+    prepare(&args.packages)?;
     let mut command = shell::cargo(&["test", "--no-fail-fast"])?;
     if args.packages.is_empty() {
         // Those of a cluster run with `--cluster`.
@@ -116,7 +130,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Installs and builds what the tests need that `cargo test` does not.
-fn prepare(needs: Needs) -> Result<()> {
+fn prepare(packages: &[String]) -> Result<()> {
+    let needs = needs::of(packages);
     if needs == Needs::Cargo {
         return Ok(());
     }
@@ -129,8 +144,13 @@ fn prepare(needs: Needs) -> Result<()> {
     crate::setup::run(&crate::setup::Args::default())?;
     if needs == Needs::Programs {
         // Tests start programs of other packages, which `cargo test` does not build for them.
-        crate::build::next_layout()?;
-        crate::build::run(&crate::build::Args::default())?;
+        if packages.is_empty() {
+            crate::build::next_layout_for_tests()?;
+            crate::build::for_tests()?;
+        } else {
+            crate::build::next_layout()?;
+            crate::build::run(&crate::build::Args::default())?;
+        }
     }
     Ok(())
 }
@@ -143,7 +163,12 @@ fn again(totals: &Totals) -> Result<()> {
         bail!("`cargo test` failed");
     }
     println!("\nonce more, those that failed, as far as they are tests of the lab:");
-    let mut command = shell::cargo(&["test", "--no-fail-fast", "--package", "tests-lab"])?;
+    let mut command = shell::cargo(&["test", "--no-fail-fast", "--workspace"])?;
+    // With the features that they have been built with.
+    command.args(["--exclude", "tests-cluster"]);
+    for program in ["datapath", "mesh", "l7"] {
+        command.args(["--test", program]);
+    }
     command.args(["--", "--exact"]).args(&totals.failures);
     let (second, success) = watch(command)?;
     let all = u64::try_from(totals.failures.len())?;
@@ -167,18 +192,24 @@ const MOST_UNSTEADY: usize = 5;
 fn watch(mut command: Command) -> Result<(Totals, bool)> {
     timed::through_this_program(&mut command)?;
     println!("{} cargo test", shell::dim("$"));
+    let mut totals = Totals::default();
+    let success = follow(command, &mut totals)?;
+    Ok((totals, success))
+}
+
+/// Runs what prints as test programs do, shows its lines, adds them up, and says whether it succeeded.
+fn follow(mut command: Command, totals: &mut Totals) -> Result<bool> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
-        .context("starting `cargo test`")?;
-    let mut totals = Totals::default();
+        .context("starting tests")?;
     let output = child.stdout.take().context("its output is a pipe")?;
     for line in BufReader::new(output).lines() {
         let line = line?;
         totals.add(&line);
         println!("{line}");
     }
-    Ok((totals, child.wait()?.success()))
+    Ok(child.wait()?.success())
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]

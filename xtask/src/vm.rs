@@ -9,7 +9,6 @@ mod machine;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -50,9 +49,9 @@ pub(crate) fn test(kernel: Kernel, selection: &Selection<'_>) -> Result<()> {
         ("depmod", "kmod"),
         ("xz", "xz-utils"),
     ])?;
-    build::next_layout()?;
-    build::run(&build::Args::default())?;
-    let programs = test_programs()?;
+    build::next_layout_for_tests()?;
+    build::for_tests()?;
+    let programs = build::test_programs(&["tests-lab", "lab"], &PROGRAMS)?;
     let place = place()?;
     let (kernel, disks) = {
         let turn = File::create(place.join("turn")).context("taking turns with other runs")?;
@@ -100,39 +99,6 @@ fn judge(kernel: &kernel::Files, outcome: &Outcome) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The test programs whose tests need a kernel. With the features of the whole workspace, as they are built to be
-/// run here: nothing is compiled twice.
-fn test_programs() -> Result<Vec<PathBuf>> {
-    let mut command = shell::cargo(&[
-        "test",
-        "--workspace",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ])?;
-    for program in PROGRAMS {
-        command.args(["--test", program]);
-    }
-    command.stderr(Stdio::inherit());
-    let output = command.output().context("building the tests")?;
-    if !output.status.success() {
-        bail!("building the tests failed");
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut programs = Vec::new();
-    for line in text.lines() {
-        let message: serde_json::Value = serde_json::from_str(line)
-            .with_context(|| format!("cargo printed what is no JSON: {line}"))?;
-        let is_test = message["profile"]["test"].as_bool() == Some(true);
-        if let Some(path) = message["executable"].as_str().filter(|_| is_test) {
-            programs.push(PathBuf::from(path));
-        }
-    }
-    if programs.is_empty() {
-        bail!("cargo named no test program");
-    }
-    Ok(programs)
 }
 
 /// Test programs that make pods, by the names of their targets: those of `tests/lab`, and those of the lab itself.

@@ -1,16 +1,19 @@
 //! The suite of a real cluster: of one that is put up for it, or of the one that `KUBECONFIG` names.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use cluster::{Options, Place, Proxy};
 
-use super::{Args, Totals, watch};
+use super::{Args, Totals, follow, timed, watch};
 use crate::cluster_command::{self as command, Id};
-use crate::images;
+use crate::images::{self, Made};
 use crate::shell::{self, is_root};
+use crate::{build, setup};
 
 /// Runs it.
 ///
@@ -23,7 +26,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "tests on the cluster of {}",
             Path::new(&kubeconfig).display()
         );
-        return suite(args, None);
+        return suite(args);
     }
     if !is_root() {
         bail!(
@@ -38,17 +41,32 @@ pub(super) fn run(args: &Args) -> Result<()> {
         nodes: 2,
         proxy: Proxy::Iptables,
         dual_stack: false,
-        network_policy: true,
+        network_policy: args.nightly,
     };
-    command::build_helm()?;
-    let images = images::make(false)?;
+    let mut clock = Clock::start();
+    command::build_for_tests(args.nightly)?;
+    clock.tell("Kubernetes is compiled");
+    setup::run(&setup::Args::default())?;
+    build::for_tests()?;
+    let tests = build::test_programs(&["tests-cluster"], &["suite", "machines", "mesh"])?;
+    clock.tell("programs and tests are compiled");
+    let images = images::make(if args.static_images {
+        Made::Static
+    } else {
+        Made::AsBuilt
+    })?;
+    clock.tell("images are made");
     let up = command::put_up(&place, &options)?;
     println!(
         "a cluster of {} nodes stands after {:.0} s",
         options.nodes,
         up.took.as_secs_f64()
     );
-    let tested = load(&up.standing, &images).and_then(|()| suite(args, Some(&place)));
+    let tested = load(&up.standing, &images).and_then(|()| {
+        clock.tell("a cluster stands and has the images");
+        own(args, &place, &tests)
+    });
+    clock.tell("the tests have run");
     if tested.is_err() {
         tell(&up.standing);
         keep_logs(&place)?;
@@ -61,42 +79,85 @@ pub(super) fn run(args: &Args) -> Result<()> {
     tested
 }
 
+/// Says how long each part took.
+struct Clock(Instant);
+
+impl Clock {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn tell(&mut self, what: &str) {
+        let took = self.0.elapsed().as_secs();
+        println!("{} {what} ({took} s)", shell::bold("cluster:"));
+        self.0 = Instant::now();
+    }
+}
+
 fn load(standing: &cluster::Standing, images: &[PathBuf]) -> Result<()> {
     images.iter().try_for_each(|image| standing.load(image))
 }
 
-fn suite(args: &Args, own: Option<&Place>) -> Result<()> {
-    // What a person has at hand.
-    shell::run(&mut shell::cargo(&["build", "--package", "keelson"])?)?;
-    let mut command = shell::cargo(&["test", "--no-fail-fast", "--package", "tests-cluster"])?;
-    command.args(["--test", "suite"]);
-    // kubectl as it was built, before the machine's own.
-    let mut path = command::base()?.join("bin").into_os_string();
-    path.push(":");
-    path.push(env::var_os("PATH").unwrap_or_default());
-    command.env("PATH", path);
-    if let Some(place) = own {
+/// All tests, on a cluster of this machine.
+fn own(args: &Args, place: &Place, tests: &[PathBuf]) -> Result<()> {
+    let mut totals = Totals::default();
+    let mut success = true;
+    for program in tests {
+        let mut command = timed::command(program)?;
         command
-            .args(["--test", "machines", "--test", "mesh"])
+            // As cargo starts them.
+            .current_dir(shell::root()?.join("tests/cluster"))
             .env("KUBECONFIG", place.kubeconfig())
             .env("KEELSON_CLUSTER_BASE", command::base()?)
-            .env("KEELSON_CLUSTER", place.id());
+            .env("KEELSON_CLUSTER", place.id())
+            .env("PATH", path()?)
+            .env("RUST_BACKTRACE", "0")
+            .args(&args.filters)
+            .args(&args.rest);
+        if args.nightly {
+            command.arg("--include-ignored");
+        }
+        success &= follow(command, &mut totals)?;
     }
-    // What a command on the cluster said is in the message; where the test stood is not.
-    command.env("RUST_BACKTRACE", "0");
-    command.arg("--").args(&args.filters).args(&args.rest);
+    judge(&totals, success)
+}
+
+/// What runs anywhere, on the cluster of KUBECONFIG.
+fn suite(args: &Args) -> Result<()> {
+    let mut command = shell::cargo(&["test", "--no-fail-fast", "--package", "tests-cluster"])?;
+    command
+        .args(["--test", "suite"])
+        .env("PATH", path()?)
+        // What a command on the cluster said is in the message; where the test stood is not.
+        .env("RUST_BACKTRACE", "0")
+        .arg("--")
+        .args(&args.filters)
+        .args(&args.rest);
+    if args.nightly {
+        command.arg("--include-ignored");
+    }
     let (totals, success) = watch(command)?;
     judge(&totals, success)
 }
 
+/// kubectl as it was built, before the machine's own.
+fn path() -> Result<OsString> {
+    let mut path = command::base()?.join("bin").into_os_string();
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap_or_default());
+    Ok(path)
+}
+
 fn judge(totals: &Totals, success: bool) -> Result<()> {
     println!(
-        "\n{} {} passed, {} failed",
+        "\n{} {} passed, {} failed, {} left for --nightly",
         shell::bold("on the cluster:"),
         totals.passed,
-        totals.failed
+        totals.failed,
+        totals.ignored
     );
     totals.print_slowest();
+    totals.print_said();
     for name in &totals.failures {
         println!("  {} {name}", shell::red("failed:"));
     }

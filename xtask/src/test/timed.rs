@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -42,6 +43,16 @@ pub(super) fn through_this_program(cargo: &mut Command) -> Result<()> {
     let runner = format!("{} run-test", this.display());
     cargo.env(format!("CARGO_TARGET_{target}_RUNNER"), runner);
     Ok(())
+}
+
+/// A test program that is started through this one.
+///
+/// # Errors
+/// This program's own path cannot be read.
+pub(super) fn command(program: &Path) -> Result<Command> {
+    let mut command = Command::new(shell::this_program()?);
+    command.arg("run-test").arg(program);
+    Ok(command)
 }
 
 /// Name and time of a test, if the line tells of one that has ended: `test a::b ... ok <0.123s>`.
