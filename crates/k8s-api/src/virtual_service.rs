@@ -61,6 +61,8 @@ fields! {
         pub fault: Option<Fault>,
         pub mirror: Option<Destination>,
         pub mirrors: Vec<Mirror>,
+        /// Istio's schema has both spellings of this one.
+        #[serde(alias = "mirror_percent")]
         pub mirror_percent: Option<u32>,
         pub mirror_percentage: Option<Percentage>,
         pub cors_policy: Option<CorsPolicy>,

@@ -231,8 +231,9 @@ impl Config {
                 );
             }
         };
+        // Rules that name other ports alone say nothing of this one.
         let connections = self.connections(client, destination);
-        if let Some(connections) = connections.filter(|all| !all.is_empty()) {
+        if let Some(connections) = connections.filter(|all| all.concern(port)) {
             return connections
                 .find(client, (address, port), server_name)
                 .map_or(Decision::None(NoRoute::NoMatch), |rule| Decision::Rule {

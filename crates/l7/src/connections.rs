@@ -27,6 +27,13 @@ impl Connections {
         self.0.is_empty()
     }
 
+    /// Whether there is a rule that can be for a port.
+    pub(crate) fn concern(&self, port: u16) -> bool {
+        self.0
+            .iter()
+            .any(|(m, _)| m.port.is_none_or(|named| named == port))
+    }
+
     /// Whether the name that TLS asks for matters.
     pub(crate) fn ask_for_names(&self) -> bool {
         self.0.first().is_some_and(|(m, _)| asks_for_names(m))

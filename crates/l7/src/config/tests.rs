@@ -283,7 +283,7 @@ fn f22_connections_are_led_by_port_address_and_the_name_that_tls_asks_for() {
     };
     assert_eq!(decided(&config, 9090, [10, 128, 3, 4], None), "rule-0");
     assert_eq!(decided(&config, 9090, [10, 129, 3, 4], None), "rule-1");
-    assert_eq!(decided(&config, 80, [10, 128, 3, 4], None), "None(NoMatch)");
+    assert_eq!(decided(&config, 80, [10, 128, 3, 4], None), "service");
     assert!(!asks(&config));
     // Rules for connections are none for requests.
     assert_eq!(self::decided(&config, "a", 80), "0 members");

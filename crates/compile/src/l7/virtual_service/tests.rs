@@ -203,6 +203,27 @@ fn f58_without_a_rule_only_what_surely_was_not_processed_is_tried_again() {
     assert!(!retries.on.reset && !retries.on.statuses && !retries.on.server_error);
 }
 
+/// A16, F30: Istio's schema has this spelling too, and the Sock Shop uses it.
+#[test]
+fn f30_the_share_of_a_mirror_may_be_written_in_the_old_spelling() {
+    for (written, millionths) in [
+        ("mirror_percent: 100", 1_000_000),
+        ("mirrorPercent: 25", 250_000),
+    ] {
+        let compiled = compiled(&format!(
+            "{{hosts: [cart], http: [{{route: [{{destination: {{host: cart}}}}], mirror: {{host: web}}, {written}}}]}}"
+        ));
+        assert_eq!(errors(&compiled), [""; 0], "{written}");
+        let [only] = &compiled.rules[..] else {
+            panic!("{compiled:?}");
+        };
+        let Action::Forward(forward) = &only.rule.action else {
+            panic!("{only:?}");
+        };
+        assert_eq!(forward.mirrors[0].share, Share::millionths(millionths));
+    }
+}
+
 #[test]
 fn f30_f36_mirrors_rewrites_and_headers() {
     let forward = forward(
