@@ -110,7 +110,7 @@ pub(crate) async fn forward(
         let sent = tokio::select! {
             sent = attempt => sent,
             () = expired.as_mut() => {
-                note(resolved, &candidate, Outcome::Failed);
+                note(resolved, &candidate, Some(Outcome::Failed));
                 return Reply::timeout("the time for the request is over").answer(record);
             }
         };
@@ -310,7 +310,10 @@ fn hash(exchange: &Exchange<'_>, resolved: &Resolved) -> (Option<u64>, Option<St
     }
 }
 
-fn note(resolved: &Resolved, candidate: &Candidate, outcome: Outcome) {
+fn note(resolved: &Resolved, candidate: &Candidate, outcome: Option<Outcome>) {
+    let Some(outcome) = outcome else {
+        return;
+    };
     let rule = resolved.cluster.policy.outliers.as_ref();
     let members = resolved.candidates.len();
     resolved
@@ -318,13 +321,15 @@ fn note(resolved: &Resolved, candidate: &Candidate, outcome: Outcome) {
         .note(&candidate.state, outcome, rule, members);
 }
 
-fn outcome(sent: &Result<Answered, Failure>) -> Outcome {
+/// What an attempt says of its endpoint; nothing if the endpoint was never asked.
+fn outcome(sent: &Result<Answered, Failure>) -> Option<Outcome> {
     match sent {
-        Ok(answered) => Outcome::Answered(answered.response.status().as_u16()),
+        Ok(answered) => Some(Outcome::Answered(answered.response.status().as_u16())),
         Err(Failure::Send(SendError::Connect { .. } | SendError::ConnectTimeout { .. })) => {
-            Outcome::Unreachable
+            Some(Outcome::Unreachable)
         }
-        Err(_) => Outcome::Failed,
+        Err(Failure::Send(SendError::Overflow) | Failure::Message(_)) => None,
+        Err(_) => Some(Outcome::Failed),
     }
 }
 

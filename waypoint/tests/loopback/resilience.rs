@@ -221,6 +221,54 @@ async fn limits_of_connections_hold_over_all_workers() {
     }
 }
 
+/// F59, F60, A27: what a limit refuses was never sent, so it is no error of the endpoint and ejects nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_limit_refuses_ejects_nobody() {
+    let server = Server::start(|_| async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        Response::new(text("x"))
+    })
+    .await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", server.address);
+    mesh.backend(
+        &[],
+        TrafficPolicy {
+            limits: Some(ClusterLimits {
+                connections: Some(1),
+                pending: Some(1),
+                requests_per_connection: Some(1),
+                ..ClusterLimits::default()
+            }),
+            outliers: Some(Outliers {
+                server_errors: Some(1),
+                base_time: Duration::from_secs(180),
+                max_percent: 100,
+                ..Outliers::default()
+            }),
+            ..TrafficPolicy::default()
+        },
+    );
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let stream = mesh.dial().await;
+        clients.spawn(async move {
+            let mut client = Client::http1(stream).await;
+            let mut refused = 0;
+            for _ in 0..10 {
+                refused += usize::from(client.send(get("/")).await.unwrap().status == 503);
+            }
+            refused
+        });
+    }
+    let refused: usize = clients.join_all().await.into_iter().sum();
+    assert!(refused > 0, "nothing was refused, so nothing is shown");
+    assert_eq!(mesh.core.ejections(), serde_json::json!([]));
+    for _ in 0..10 {
+        assert_eq!(mesh.get("/").await.status, 200);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_in_a_row_eject_an_endpoint() {
     let (broken, well) = (Server::status(500).await, Server::named("well").await);
