@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use node_agent::agent::{
     self, cleanup,
     config::{Cli, Command},
@@ -11,7 +10,7 @@ use node_agent::agent::{
 
 fn main() -> ExitCode {
     runtime::memory::map_large_buffers();
-    let cli = Cli::parse();
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let result = match (cli.command, cli.run) {
         (Some(Command::Cleanup(args)), _) => cleanup::run(&args),
         (Some(Command::Probe(args)), _) => probe::run(&args),

@@ -1,8 +1,8 @@
 //! What the agent is told on its command line, checked before anything is touched.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::agent::presence::{Account, DaemonSet};
 use crate::mesh::SameNode;
@@ -22,6 +22,29 @@ pub struct Cli {
     /// How to run.
     #[command(flatten)]
     pub run: Option<RunArgs>,
+}
+
+impl Cli {
+    /// Reads a command line and the environment.
+    ///
+    /// How to run is looked at only where nothing else is to be done: a pod's environment says how its agent runs, also to
+    /// a `cleanup` that somebody starts in it.
+    ///
+    /// # Errors
+    /// It cannot be read; the error is written for whoever typed it.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = <Self as CommandFactory>::command();
+        let mut matches = command.try_get_matches_from_mut(words)?;
+        let read = if matches.subcommand_name().is_some() {
+            Command::from_arg_matches_mut(&mut matches).map(|command| Self {
+                command: Some(command),
+                run: None,
+            })
+        } else {
+            Self::from_arg_matches_mut(&mut matches)
+        };
+        read.map_err(|error| error.format(&mut command))
+    }
 }
 
 /// What to do instead of running.
