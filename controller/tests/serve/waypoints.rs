@@ -48,7 +48,11 @@ async fn a_waypoint_gets_its_services_and_what_they_need_and_every_change() {
     }
     assert_eq!(waypoint.take().await, "Policy +shop/guard");
     assert_eq!(waypoint.take().await, format!("Service +{TO_A}"));
-    assert_eq!(waypoint.take().await, format!("Endpoint +{A}"));
+    // Its own pods are among them: by theirs it knows its region.
+    assert_eq!(
+        waypoint.take().await,
+        format!("Endpoint +{A} +Kubernetes//Pod/shop/wp-1")
+    );
     assert_eq!(waypoint.take().await, "Backend");
     assert_eq!(waypoint.take().await, "Route");
 
