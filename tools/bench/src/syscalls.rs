@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use perf_event::events::Tracepoint;
 use perf_event::{Builder, Counter};
@@ -71,6 +71,8 @@ fn number_by_own_mount() -> Result<u64> {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
             .context("a mount namespace of its own")?;
         mount(nothing, "/", nothing, private, nothing).context("keeping mounts to itself")?;
+        // Where somebody has mounted it the kernel refuses to do so again; the others keep theirs.
+        drop(umount2(TRACEFS, MntFlags::MNT_DETACH));
         mount(
             Some("tracefs"),
             TRACEFS,
