@@ -16,8 +16,9 @@ pub(super) async fn server_name(
     within: Duration,
 ) -> Option<String> {
     let deadline = Instant::now() + within;
+    let mut beginning = Beginning::default();
     loop {
-        match begun(before) {
+        match beginning.of(before) {
             Begun::Hello(name) => return name,
             Begun::Other => return None,
             Begun::More if before.len() > LONGEST => return None,
@@ -41,25 +42,36 @@ enum Begun {
     Other,
 }
 
-fn begun(bytes: &[u8]) -> Begun {
-    let mut acceptor = Acceptor::default();
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        match acceptor.read_tls(&mut rest) {
-            Ok(0) => return Begun::More,
-            Ok(_) => {}
-            Err(_) => return Begun::Other,
-        }
-        match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                let hello = accepted.client_hello();
-                return Begun::Hello(hello.server_name().map(str::to_ascii_lowercase));
+/// Reads what comes of a connection. Each byte is read once, however small the pieces are in which they come.
+#[derive(Default)]
+struct Beginning {
+    acceptor: Acceptor,
+    /// How many bytes have been read.
+    read: usize,
+}
+
+impl Beginning {
+    /// What the bytes so far are.
+    fn of(&mut self, bytes: &[u8]) -> Begun {
+        let mut rest = bytes.get(self.read..).unwrap_or_default();
+        self.read = bytes.len();
+        while !rest.is_empty() {
+            match self.acceptor.read_tls(&mut rest) {
+                Ok(0) => return Begun::More,
+                Ok(_) => {}
+                Err(_) => return Begun::Other,
             }
-            Ok(None) => {}
-            Err(_) => return Begun::Other,
+            match self.acceptor.accept() {
+                Ok(Some(accepted)) => {
+                    let hello = accepted.client_hello();
+                    return Begun::Hello(hello.server_name().map(str::to_ascii_lowercase));
+                }
+                Ok(None) => {}
+                Err(_) => return Begun::Other,
+            }
         }
+        Begun::More
     }
-    Begun::More
 }
 
 /// Longer than any hello that clients send, those with keys of post-quantum exchanges too.
@@ -85,6 +97,21 @@ mod tests {
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         bytes
+    }
+
+    fn begun(bytes: &[u8]) -> Begun {
+        Beginning::default().of(bytes)
+    }
+
+    #[test]
+    fn a_hello_that_comes_byte_by_byte_is_known_at_its_last() {
+        let bytes = hello("example.com");
+        let mut beginning = Beginning::default();
+        for end in 1..bytes.len() {
+            assert_eq!(beginning.of(&bytes[..end]), Begun::More, "{end}");
+        }
+        let name = Begun::Hello(Some("example.com".to_owned()));
+        assert_eq!(beginning.of(&bytes), name);
     }
 
     #[test]
