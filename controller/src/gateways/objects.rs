@@ -33,10 +33,23 @@ pub struct Settings {
     /// How log lines look.
     #[serde(default = "text")]
     pub log_format: String,
+    /// Who gets spans of requests; nobody if it is not there.
+    #[serde(default)]
+    pub trace: Option<Trace>,
     /// The controller, as `https://HOST:PORT`.
     pub controller: String,
     /// For whom the tokens are by which pods prove who they are.
     pub audience: String,
+}
+
+/// Who gets spans of requests.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trace {
+    /// A collector that speaks OTLP over gRPC, as `http://HOST:PORT`.
+    pub endpoint: String,
+    /// Of a hundred requests whose client has not decided, how many are sampled.
+    pub percent: f64,
 }
 
 fn if_not_present() -> String {
@@ -322,22 +335,27 @@ impl<'a> Maker<'a> {
             security["sysctls"] =
                 json!([{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]);
         }
+        let mut command = vec![
+            "/keelson-waypoint".to_owned(),
+            format!("--gateway={}", self.key),
+            format!("--controller={}", settings.controller),
+            format!("--controller-ca=/etc/keelson/{ROOT_FILE}"),
+            "--token-file=/var/run/secrets/keelson/token".to_owned(),
+            "--state-dir=/var/lib/keelson".to_owned(),
+            "--admin=[::]:15020".to_owned(),
+            format!("--log={}", settings.log),
+            format!("--log-format={}", settings.log_format),
+        ];
+        if let Some(trace) = &settings.trace {
+            command.push(format!("--trace-endpoint={}", trace.endpoint));
+            command.push(format!("--trace-percent={}", trace.percent));
+        }
         let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let container = json!({
             "name": CONTAINER,
             "image": settings.image,
             "imagePullPolicy": settings.pull_policy,
-            "command": [
-                "/keelson-waypoint",
-                format!("--gateway={}", self.key),
-                format!("--controller={}", settings.controller),
-                format!("--controller-ca=/etc/keelson/{ROOT_FILE}"),
-                "--token-file=/var/run/secrets/keelson/token",
-                "--state-dir=/var/lib/keelson",
-                "--admin=[::]:15020",
-                format!("--log={}", settings.log),
-                format!("--log-format={}", settings.log_format),
-            ],
+            "command": command,
             "env": [field("POD_NAME", "metadata.name"), field("NODE_NAME", "spec.nodeName")],
             "ports": [{"name": "admin", "containerPort": 15020, "protocol": "TCP"}],
             "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": "admin"}, "periodSeconds": 2},

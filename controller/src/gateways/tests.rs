@@ -42,6 +42,29 @@ fn made(view: &GatewayView, overlays: &[(&str, &str)]) -> BTreeMap<String, Value
         .collect()
 }
 
+/// F112: nobody traces unless a collector is named.
+#[test]
+fn pods_are_told_of_a_collector_where_there_is_one() {
+    let text = r#"{"image": "w:1", "controller": "https://c:15012", "audience": "keelson",
+        "trace": {"endpoint": "http://otel.observability:4317", "percent": 5}}"#;
+    let traced: Settings = serde_json::from_str(text).unwrap();
+    let view = view("keelson", json!({}));
+    let command = |settings: &Settings| {
+        let wanted = objects::wanted(&view, settings, &Overlays::default(), "PEM").unwrap();
+        let mut wanted = wanted.into_iter();
+        let deployment = wanted.find(|((made, _), _)| *made == Made::Deployment);
+        let (_, deployment) = deployment.unwrap();
+        deployment["spec"]["template"]["spec"]["containers"][0]["command"].to_string()
+    };
+    assert!(!command(&settings()).contains("--trace"));
+    let told = command(&traced);
+    assert!(
+        told.contains("--trace-endpoint=http://otel.observability:4317")
+            && told.contains("--trace-percent=5"),
+        "{told}"
+    );
+}
+
 /// Issue 12 B4, B8: a gateway gets pods without rights, spread over nodes, behind a Service with the ports of its
 /// listeners; everything belongs to the Gateway.
 #[test]
