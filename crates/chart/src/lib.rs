@@ -371,6 +371,14 @@ mod tests {
             (json!({"mesh": {"sameNode": "fast"}}), "mesh.sameNode"),
             (json!({"cni": {"binDir": "opt"}}), "cni.binDir"),
             (json!({"image": {"tag": ""}}), "image.tag"),
+            (
+                json!({"gateways": {"trace": {"percent": 101}}}),
+                "gateways.trace.percent",
+            ),
+            (
+                json!({"gateways": {"trace": {"endpoint": "otel:4317"}}}),
+                "gateways.trace.endpoint",
+            ),
             (json!({"agent": {"extraArgs": [1]}}), "agent.extraArgs[0]"),
             (
                 json!({"agent": {"nodeSelector": {"a": true}}}),

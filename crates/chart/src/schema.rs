@@ -29,6 +29,10 @@ fn at(path: &str, schema: &Value, value: &Value, faults: &mut Vec<String>) -> Re
                 let below = value.as_f64() < wanted.as_f64();
                 (value.is_number() && below).then(|| format!("at least {wanted} is expected"))
             }
+            "maximum" => {
+                let above = value.as_f64() > wanted.as_f64();
+                (value.is_number() && above).then(|| format!("at most {wanted} is expected"))
+            }
             "minLength" => {
                 let short = value
                     .as_str()
