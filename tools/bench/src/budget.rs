@@ -228,7 +228,7 @@ pub enum To {
     EachRoute(&'static str),
 }
 
-/// Routes of a proxy that is measured with many.
+/// Routes to each server, of a proxy that is measured with many.
 pub const MANY_ROUTES: usize = 10_000;
 /// Routes of the others.
 pub const FEW_ROUTES: usize = 10;
@@ -258,7 +258,8 @@ impl RequestRow {
             To::Added(other) => cell.added_to(self.mode, other, self.figure),
             To::Nothing(unit) => Some(unit.of(cell.value(self.mode, self.figure)?)),
             To::EachRoute(few) => {
-                let further = u32::try_from(MANY_ROUTES - FEW_ROUTES).ok()?;
+                // As many for each of the two servers.
+                let further = 2 * u32::try_from(MANY_ROUTES - FEW_ROUTES).ok()?;
                 let grown = cell.difference(self.mode, few, self.figure)?;
                 Some(Kibibytes.of(scaled(grown, f64::from(further))))
             }
