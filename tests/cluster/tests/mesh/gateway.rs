@@ -77,8 +77,9 @@ fn at(namespace: &Namespace, name: &str, pointer: &str) -> Result<Value> {
 /// swapped live; what stands in the way is said on the status; with the Gateway all goes.
 #[test]
 fn a_gateway_that_is_asked_for_is_reached_swaps_its_certificate_and_goes() -> Result<()> {
-    let _kinds = Kinds::apply()?;
+    // Whoever has the installation has the cluster to itself, with the kinds that another test would take away.
     let mesh = Installed::install()?;
+    let _kinds = Kinds::apply()?;
     let namespace = Namespace::create("gateway")?;
     let other = Namespace::create("other")?;
     let all = nodes()?;

@@ -49,8 +49,9 @@ const POST: &str = "timeout 5 wget -q -O - --post-data=x http://shop:8080/cgi-bi
 /// Gateway all goes, and then everything is refused.
 #[test]
 fn a_waypoint_that_is_asked_for_is_made_decides_and_goes_with_its_gateway() -> Result<()> {
-    let _kinds = Kinds::apply()?;
+    // Whoever has the installation has the cluster to itself, with the kinds that another test would take away.
     let _mesh = Installed::install()?;
+    let _kinds = Kinds::apply()?;
     let namespace = Namespace::create("waypoint")?;
     let all = nodes()?;
     let [here, there] = all.as_slice() else {
