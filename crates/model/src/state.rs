@@ -266,14 +266,18 @@ impl MeshState {
         }
     }
 
-    /// Whether it comes from a waypoint of a service that the workload is an endpoint of.
+    /// Whether it comes from a waypoint of a service of its namespace that the workload is an endpoint of. Another namespace's
+    /// service may name any workload as its endpoint, in a slice that is written by hand, and has no say in who may connect.
     fn is_from_waypoint_of_service(
         &self,
         workload: &Workload,
         connection: &Connection<'_>,
     ) -> bool {
-        let services = workload.services.keys().filter_map(|key| self.service(key));
-        services
+        let own = workload
+            .services
+            .keys()
+            .filter(|key| key.namespace == workload.namespace);
+        own.filter_map(|key| self.service(key))
             .flat_map(|service| {
                 let weighted = service
                     .weighted_waypoints

@@ -408,6 +408,49 @@ fn a_waypoint_of_a_service_is_let_in_and_others_are_under_policy() {
     }
 }
 
+/// kubernetes#103675: whoever may write slices in one namespace names any pod as an endpoint of a service there.
+#[test]
+fn a_waypoint_of_another_namespaces_service_is_under_the_policy_of_the_workload() {
+    use crate::address::{GatewayAddress, GatewayDestination};
+
+    let key = |name: &str| ServiceKey::new("tenant", format!("{name}.tenant.svc.cluster.local"));
+    let mut state = MeshState::default();
+    state.insert_service(Service {
+        name: "trap".into(),
+        namespace: "tenant".into(),
+        hostname: "trap.tenant.svc.cluster.local".into(),
+        waypoint: Some(GatewayAddress {
+            destination: GatewayDestination::Hostname(key("w")),
+            hbone_port: 15008,
+        }),
+        ..Service::default()
+    });
+    state.insert_workload(Workload {
+        namespace: "tenant".into(),
+        service_account: "mallory".into(),
+        services: [(key("w"), vec![])].into(),
+        ..workload("mallory", &["10.244.1.20"])
+    });
+    let victim = Workload {
+        services: [(key("trap"), vec![])].into(),
+        ..workload("a", &["10.244.1.10"])
+    };
+    state.insert_policy(Policy {
+        rules: vec![Rule::default()],
+        ..policy("shop", "deny", Scope::Namespace, Action::Deny)
+    });
+    let source: Identity = "spiffe://cluster.local/ns/tenant/sa/mallory"
+        .parse()
+        .unwrap();
+    let connection = Connection {
+        source: Some(&source),
+        source_ip: ip("10.244.1.20"),
+        destination_ip: ip("10.244.1.10"),
+        destination_port: 80,
+    };
+    assert!(!state.authorize(&victim, &connection).is_allow());
+}
+
 #[test]
 fn a_strict_refusal_names_the_object_that_somebody_wrote() {
     let anonymous = Connection {
