@@ -115,15 +115,29 @@ impl Index {
         Some(found)
     }
 
-    /// The wire's view of endpoints of a workload with these addresses.
-    pub(super) fn publish(&self, endpoints: &Endpoints, addresses: &[IpAddr]) -> Published {
+    /// The wire's view of endpoints of a workload with these addresses, in a namespace; `otherwise` is whether it is ready
+    /// where no Service of its namespace says so. What those of others say, in slices that are written by hand, is about
+    /// their own connections only.
+    pub(super) fn publish(
+        &self,
+        endpoints: &Endpoints,
+        addresses: &[IpAddr],
+        (namespace, otherwise): (&Arc<str>, bool),
+    ) -> Published {
         let all = || endpoints.values().flatten();
         if all().next().is_none() {
             return Published::default();
         }
         let is_ready = |endpoint: &Endpoint| endpoint.readiness == Readiness::Ready;
-        let ready = all().any(is_ready);
-        let mixed = ready && !all().all(is_ready);
+        let own = endpoints
+            .iter()
+            .filter(|(key, _)| key.namespace == *namespace);
+        let mut own = own.flat_map(|(_, list)| list).peekable();
+        let ready = match own.peek() {
+            Some(_) => own.any(is_ready),
+            None => otherwise,
+        };
+        let mixed = all().any(|endpoint| is_ready(endpoint) != ready);
         let exact = endpoints.iter().all(|(key, list)| {
             let families = families(self.services.get(key), addresses);
             is_expressible(list, &families)
@@ -131,7 +145,7 @@ impl Index {
         let mut services = BTreeMap::new();
         for (key, list) in endpoints {
             // Who reads only this knows one readiness for the whole workload.
-            let told = list.iter().filter(|endpoint| !mixed || is_ready(endpoint));
+            let told = list.iter().filter(|endpoint| is_ready(endpoint) == ready);
             let ports = port_list(self.services.get(key), told);
             if !ports.ports.is_empty() {
                 services.insert(service::resource_name(key, &self.mesh), ports);

@@ -165,14 +165,21 @@ impl Index {
         }
         let addresses = self.addresses_of(uid, pod);
         let endpoints = self.endpoints_of_pod(uid, pod, &addresses);
-        let (policies, strict_by) = self.policies_of(uid, pod, endpoints.keys());
+        // Another namespace's Service may name any pod as its endpoint, in a slice that is written by hand: where its
+        // connections go is its own business, and who may connect to the pod is not.
+        let own = |key: &&NamespacedName| key.namespace == pod.key.namespace;
+        let (policies, strict_by) = self.policies_of(uid, pod, endpoints.keys().filter(own));
         Some(Surroundings {
             captured: self.is_captured(uid, pod),
             locality: self.nodes.get(&pod.node).cloned().flatten(),
             waypoint: self.waypoint_of_pod(pod),
             policies,
             strict_by,
-            endpoints: self.publish(&endpoints, &addresses),
+            endpoints: self.publish(
+                &endpoints,
+                &addresses,
+                (&pod.key.namespace, workload::takes_connections(pod)),
+            ),
             addresses,
         })
     }
@@ -245,7 +252,7 @@ impl Index {
             if self.pods_by_address.contains_key(&address) || self.is_orphaned(address) {
                 return None;
             }
-            let endpoints = self.publish(&endpoints, &[address]);
+            let endpoints = self.publish(&endpoints, &[address], (&slice.key.namespace, false));
             let workload = workload::from_endpoint(&uid, slice, address, &self.mesh, endpoints);
             let address = Address {
                 r#type: Some(address::Type::Workload(workload)),

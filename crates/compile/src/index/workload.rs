@@ -43,6 +43,12 @@ pub fn endpoint_uid(mesh: &MeshConfig, slice: &NamespacedName, address: IpAddr) 
     )
 }
 
+/// Whether a pod that is no endpoint of its namespace's Services counts as ready. Whoever dials its address reaches it to its
+/// end; a Service leads to it no more, unless to those that are ending.
+pub(super) fn takes_connections(pod: &PodFacts) -> bool {
+    !pod.terminating && !pod.finished && pod.ready.unwrap_or(true)
+}
+
 /// The resource of a pod; `None` for one that has no address yet.
 pub(super) fn from_pod(
     uid: &str,
@@ -58,9 +64,7 @@ pub(super) fn from_pod(
         ready,
         extensions,
     } = around.endpoints;
-    // Whoever dials its address reaches it to its end; a Service leads to it no more, unless to those that are ending.
-    let own = !pod.terminating && !pod.finished && pod.ready.unwrap_or(true);
-    let ready = ready.unwrap_or(own);
+    let ready = ready.unwrap_or_else(|| takes_connections(pod));
     let label = |names: &[&str]| {
         names
             .iter()

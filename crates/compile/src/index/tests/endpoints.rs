@@ -438,3 +438,59 @@ fn session_affinity_is_told_with_its_time() {
         );
     }
 }
+
+/// kubernetes#103675: a slice that is written by hand names any pod. Where connections to the slice's own Service go is for
+/// the slice to say; nothing else of the pod is.
+#[test]
+fn a_slice_of_another_namespace_that_names_a_pod_changes_nothing_that_applies_to_the_pod() {
+    let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: mine, namespace: tenant}\n\
+        spec: {targetRefs: [{kind: Service, group: \"\", name: trap}], rules: [{}]}\n";
+    let trap = "---\napiVersion: v1\nkind: Service\nmetadata: {name: trap, namespace: tenant, labels: {istio.io/use-waypoint: gate}}\n\
+        spec: {clusterIP: 10.96.0.9, ports: [{name: http, port: 80}]}\n";
+    let by_hand = |endpoint: &str| {
+        slice_of(
+            "trap",
+            "by-hand",
+            "IPv4",
+            "{name: http, port: 8080}",
+            endpoint,
+        )
+        .replace(
+            "name: by-hand, namespace: shop",
+            "name: by-hand, namespace: tenant",
+        )
+    };
+    let own = slice_of(
+        "web",
+        "s",
+        "IPv4",
+        "{name: http, port: 8080}",
+        &end("10.244.1.1", "a", "ready: false"),
+    );
+    for of_shop in [String::new(), format!("{TWO_PORTS}{own}")] {
+        for endpoint in [
+            end("10.244.1.1", "a", "ready: true"),
+            end("10.244.1.1", "a", "ready: false"),
+            "{addresses: [10.244.1.1], conditions: {ready: true}}".to_owned(),
+        ] {
+            let mut mesh = Mesh::of(&format!(
+                "{}{of_shop}{trap}{policy}",
+                web("a", "10.244.1.1", "n1")
+            ));
+            let before = mesh.workload("shop/a");
+            mesh.apply(&by_hand(&endpoint));
+            let mut after = mesh.workload("shop/a");
+            let trap = "tenant/trap.tenant.svc.cluster.local";
+            assert!(mesh.service(trap).waypoint.is_some());
+            let leads_to: &[&str] = match endpoint.contains("ready: true") {
+                true => &["10.244.1.1:8080"],
+                false => &[],
+            };
+            assert_eq!(drawn(&mesh, trap, 80, Family::V4), leads_to, "{endpoint}");
+            // That it leads there is what the slice says.
+            after.services.remove(trap);
+            after.extensions.clear();
+            assert_eq!(after, before, "{endpoint}");
+        }
+    }
+}
