@@ -10,13 +10,13 @@ use crate::installed::Installed;
 use crate::kinds::{Kinds, until_said};
 
 /// A certificate that is its own authority.
-struct Certificate {
+pub(crate) struct Certificate {
     pem: String,
     key: String,
 }
 
 impl Certificate {
-    fn make() -> Result<Self> {
+    pub(crate) fn make() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let path = |name: &str| folder.path().join(name).display().to_string();
         let made = Command::new("openssl")
@@ -51,7 +51,7 @@ impl Certificate {
         })
     }
 
-    fn secret(&self, name: &str) -> Value {
+    pub(crate) fn secret(&self, name: &str) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": "kubernetes.io/tls",
             "stringData": {"tls.crt": self.pem, "tls.key": self.key},

@@ -35,10 +35,15 @@ impl Installed {
     /// The same with further values.
     pub(crate) fn install_with(more: Value) -> Result<Self> {
         let mut installed = Self::nothing()?;
-        installed.more = more;
-        installed.here = true;
-        installed.apply()?;
+        installed.install_now(more)?;
         Ok(installed)
+    }
+
+    /// Installs, with further values, where there is nothing yet.
+    pub(crate) fn install_now(&mut self, more: Value) -> Result<()> {
+        self.more = more;
+        self.here = true;
+        self.apply()
     }
 
     /// The same by Helm.
@@ -46,8 +51,7 @@ impl Installed {
         let mut installed = Self::nothing()?;
         installed.by_helm = true;
         installed.here = true;
-        let crds = root().join("deploy/crds/istio-security.yaml");
-        kubectl(&["apply", "-f", &crds.display().to_string()])?;
+        istio_kinds()?;
         installed.apply()?;
         Ok(installed)
     }
@@ -214,6 +218,12 @@ fn values(id: &str) -> Result<Value> {
             "terminationGracePeriodSeconds": 60,
         },
     }))
+}
+
+/// Applies the kinds of policies, which Helm does not install.
+pub(crate) fn istio_kinds() -> Result<()> {
+    let crds = root().join("deploy/crds/istio-security.yaml");
+    kubectl(&["apply", "-f", &crds.display().to_string()]).map(drop)
 }
 
 pub(crate) fn chart_directory() -> String {

@@ -6,18 +6,22 @@
 //!
 //! One installation at a time: these tests wait for each other.
 
+mod audit;
 mod away;
 mod command_line;
 mod faults;
 mod gateway;
+mod hostile;
 mod installed;
 mod kinds;
 mod lifecycle;
 mod live;
 mod network_policy;
 mod pair;
+mod profiles;
 mod rendered;
 mod replicas;
+mod rights;
 mod root;
 mod taint;
 mod trouble;
