@@ -1,5 +1,6 @@
 //! The benchmark as a command: builds, installs what is compared with, measures, reports.
 
+mod cluster;
 mod place;
 mod push;
 mod routes;
@@ -100,6 +101,8 @@ struct Build {
 
 #[derive(Debug, clap::Subcommand)]
 enum Further {
+    /// Measure the mesh on a real Kubernetes that is put up for it. Needs root and Go.
+    Cluster(cluster::Args),
     /// Measure the control plane with large synthetic clusters. Needs root.
     Scale(scale::Args),
     /// Measure whether traffic feels configuration that changes all the time. Needs root.
@@ -111,6 +114,7 @@ enum Further {
 /// Measures unless `--read`, then reports.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.further {
+        Some(Further::Cluster(args)) => return cluster::run(args),
         Some(Further::Scale(args)) => return scale::run(args),
         Some(Further::Push(args)) => return push::run(args),
         Some(Further::Routes(args)) => return routes::run(args),

@@ -125,7 +125,7 @@ pub(crate) fn programs(release: bool) -> Result<PathBuf> {
 }
 
 /// Examples take the features of what only tests need. The kernel half has its own target.
-const WITH_FEATURES_OF_TESTS: [&str; 5] =
+pub(crate) const WITH_FEATURES_OF_TESTS: [&str; 5] =
     ["build", "--workspace", "--exclude", "ebpf", "--examples"];
 
 const PACKAGES: [&str; 6] = [

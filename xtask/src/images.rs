@@ -39,6 +39,8 @@ pub(crate) enum Made {
     Static,
     /// Those of the last `cargo xtask build`, and the libraries that they load.
     AsBuilt,
+    /// With all optimisations, and the libraries that they load.
+    Release,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -60,8 +62,29 @@ pub(crate) fn make(made: Made) -> Result<Vec<PathBuf>> {
     let programs = match made {
         Made::Static => build(false)?,
         Made::AsBuilt => build::programs(false)?,
+        Made::Release => {
+            build::run(&build::Args {
+                release: true,
+                ..build::Args::default()
+            })?;
+            build::programs(true)?
+        }
     };
     write(&args, &programs, made)
+}
+
+/// Makes images of programs that lie in a directory, with the libraries that they load and with a tag of their own.
+///
+/// # Errors
+/// A program is not there, or an archive cannot be written.
+pub(crate) fn make_of(programs: &Path, tag: &str, out: &Path) -> Result<Vec<PathBuf>> {
+    let args = Args {
+        out: Some(out.to_owned()),
+        registry: REGISTRY.to_owned(),
+        tag: tag.to_owned(),
+        release: false,
+    };
+    write(&args, programs, Made::AsBuilt)
 }
 
 fn write(args: &Args, programs: &Path, made: Made) -> Result<Vec<PathBuf>> {
@@ -77,7 +100,7 @@ fn write(args: &Args, programs: &Path, made: Made) -> Result<Vec<PathBuf>> {
         ("waypoint", waypoint(programs)),
     ] {
         image.name = format!("{}/{name}:{}", args.registry, args.tag);
-        if made == Made::AsBuilt {
+        if made != Made::Static {
             add_libraries(&mut image)?;
         }
         let archive = out.join(format!("{name}.tar"));
@@ -196,3 +219,10 @@ fn directory(path: &str, mode: u32) -> Entry {
 /// Nobody has to be asked for images that are on the node already.
 const REGISTRY: &str = "keelson.io";
 const PACKAGES: [&str; 4] = ["node-agent", "controller", "waypoint", "cni"];
+/// What is in the images.
+pub(crate) const PROGRAMS: [&str; 4] = [
+    "keelson-node-agent",
+    "keelson-controller",
+    "keelson-waypoint",
+    "keelson-cni",
+];

@@ -1,6 +1,7 @@
 //! All tests through `cargo test`, with its lines visible and added up at the end.
 
-mod cluster;
+pub(crate) mod cluster;
+mod earlier;
 mod needs;
 pub(crate) mod timed;
 
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// With `--cluster`: also the tests that take long, those of Helm and of a network that enforces NetworkPolicy.
     #[arg(long, requires = "cluster")]
     nightly: bool,
+    /// With `--nightly`: the version that a mesh of two versions has beside this one.
+    #[arg(long, value_name = "COMMIT", default_value = "HEAD~30")]
+    earlier: String,
     /// With `--cluster`: images as `cargo xtask images` makes them, which compiles everything anew for them.
     #[arg(long, requires = "cluster")]
     static_images: bool,
@@ -225,6 +229,8 @@ pub(crate) struct Totals {
     said: Vec<String>,
     /// Lines of a failed test that are still to be kept.
     keep: usize,
+    /// Figures that tests have printed for `cargo xtask bench cluster`.
+    pub(crate) figures: Vec<String>,
 }
 
 impl Totals {
@@ -235,6 +241,9 @@ impl Totals {
         }
         let line = timed::without_time(line);
         self.hear(line);
+        if let Some((_, figure)) = line.split_once("figure: ") {
+            self.figures.push(figure.to_owned());
+        }
         if let Some(name) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
@@ -314,6 +323,7 @@ mod tests {
         let mut totals = Totals::default();
         for line in [
             "test a ... ok",
+            "figure: a | b",
             "test b::c ... FAILED <0.500s>",
             "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.43s",
             "failures:",
@@ -338,6 +348,7 @@ mod tests {
                 "Error: it is not so".to_owned(),
             ],
             keep: 0,
+            figures: vec!["a | b".to_owned()],
         };
         assert_eq!(totals, expected);
     }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 use tests_cluster::{CLIENT, Namespace, SERVER, eventually, kubectl, nodes, pod, who_at};
 
+use crate::figures;
 use crate::installed::Installed;
 
 /// A request whose answer never ends.
@@ -99,6 +100,11 @@ fn a_policy_that_is_applied_ends_the_live_connections_that_it_refuses_on_both_no
     println!(
         "policy by kubectl -> live connections closed on both nodes: median {after:?} after kubectl returned \
          ({from:?} after it was started), worst of {ROUNDS} {worst:?}"
+    );
+    figures::print(
+        "policy by kubectl -> live connections closed on both nodes",
+        ("p99 500 ms", "p99 150 ms"),
+        &format!("p50 {after:.0?}, worst of {ROUNDS} {worst:.0?} after kubectl has returned"),
     );
     Ok(())
 }
