@@ -507,7 +507,7 @@ fn failure(error: &kube::Error) -> Failure {
 }
 
 /// How long after so many failures in a row it is tried again.
-fn pause(failures: u32) -> Duration {
+pub(crate) fn pause(failures: u32) -> Duration {
     FIRST_PAUSE
         .saturating_mul(1 << failures.min(8).saturating_sub(1))
         .min(LAST_PAUSE)

@@ -10,9 +10,10 @@ use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use manifest::{Kind, NamespacedName};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::gateways::Outcome;
+use crate::gateways::{Outcome, pause};
 use crate::source::kubernetes::resource;
 
 /// As whom we write: `spec.controllerName` of our classes.
@@ -22,6 +23,15 @@ pub(crate) const CONTROLLER_NAME: &str = "keelson.io/gateway-controller";
 pub(crate) struct Writer {
     client: Client,
     written: HashMap<(Kind, NamespacedName), u64>,
+    tries: HashMap<(Kind, NamespacedName), Try>,
+}
+
+/// A status that the server has not taken.
+struct Try {
+    failures: u32,
+    next: Instant,
+    /// What was to be said.
+    of: u64,
 }
 
 impl Writer {
@@ -29,12 +39,14 @@ impl Writer {
         Self {
             client,
             written: HashMap::new(),
+            tries: HashMap::new(),
         }
     }
 
     /// Another replica writes by now.
     pub(crate) fn forget(&mut self) {
         self.written.clear();
+        self.tries.clear();
     }
 
     /// Writes what is to be said of each Gateway of which something became, and of each route.
@@ -43,10 +55,12 @@ impl Writer {
         view: &View,
         outcomes: &BTreeMap<NamespacedName, Outcome>,
     ) {
-        self.written.retain(|(kind, name), _| match kind {
+        let is_there = |(kind, name): &(Kind, NamespacedName)| match kind {
             Kind::Gateway => view.gateways.contains_key(name),
             kind => view.routes.contains_key(&(*kind, name.clone())),
-        });
+        };
+        self.written.retain(|key, _| is_there(key));
+        self.tries.retain(|key, _| is_there(key));
         for (name, outcome) in outcomes {
             let Some(gateway) = view.gateways.get(name) else {
                 continue;
@@ -78,14 +92,34 @@ impl Writer {
         if self.written.get(&key) == Some(&said) {
             return;
         }
+        let tried = self.tries.get(&key).filter(|tried| tried.of == said);
+        if tried.is_some_and(|tried| tried.next > Instant::now()) {
+            return;
+        }
         let (kind, name) = &key;
         match self.put(*kind, name, uid, status).await {
-            Ok(()) => drop(self.written.insert(key, said)),
+            Ok(()) => {
+                self.tries.remove(&key);
+                self.written.insert(key, said);
+            }
             // Gone, or changed meanwhile: there is news of it soon.
             Err(kube::Error::Api(answer)) if [404, 409].contains(&answer.code) => {
                 debug!(%name, "its status was written by another meanwhile");
             }
-            Err(error) => warn!(kind = kind.as_str(), %name, %error, "cannot write the status"),
+            Err(error) => {
+                let failures = self.tries.get(&key).map_or(0, |tried| tried.failures) + 1;
+                if failures == 1 {
+                    let kind = kind.as_str();
+                    warn!(kind, %name, %error, "cannot write the status; it is tried again");
+                }
+                let next = Instant::now() + pause(failures);
+                let tried = Try {
+                    failures,
+                    next,
+                    of: said,
+                };
+                self.tries.insert(key, tried);
+            }
         }
     }
 

@@ -1,7 +1,10 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use compile::index::view::ParentView;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use super::*;
 
@@ -153,4 +156,54 @@ fn a_routes_status_keeps_what_others_say() {
     );
     // Written once, it is said already.
     assert_eq!(of_route(&route, &status), status);
+}
+
+/// A server that refuses every request, and how many it has got.
+async fn refusing() -> (Client, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            counted.fetch_add(1, Ordering::Relaxed);
+            let answer = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let config = kube::Config::new(format!("http://{address}").parse().unwrap());
+    (Client::try_from(config).unwrap(), count)
+}
+
+/// A status that the server refuses is not sent again at each look, but after a pause, or when there is something else to say.
+#[tokio::test]
+async fn a_status_that_is_refused_is_tried_again_after_a_pause() {
+    let (client, count) = refusing().await;
+    let asked = || count.load(Ordering::Relaxed);
+    let mut writer = Writer::new(client);
+    let name = NamespacedName {
+        namespace: "shop".into(),
+        name: "door".into(),
+    };
+    let mut view = View::default();
+    view.gateways
+        .insert(name.clone(), gateway(vec![listener("web", true)]));
+    let outcomes = BTreeMap::from([(name.clone(), outcome())]);
+    for _look in 0..3 {
+        writer.write(&view, &outcomes).await;
+    }
+    assert_eq!(asked(), 1);
+    for tried in writer.tries.values_mut() {
+        tried.next = Instant::now();
+    }
+    writer.write(&view, &outcomes).await;
+    assert_eq!(asked(), 2);
+    assert_eq!(writer.tries.values().next().unwrap().failures, 2);
+    view.gateways.get_mut(&name).unwrap().generation += 1;
+    writer.write(&view, &outcomes).await;
+    assert_eq!(asked(), 3);
 }
