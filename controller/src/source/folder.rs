@@ -5,19 +5,19 @@
 
 mod keeper;
 mod last_good;
+mod notices;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep, timeout_at};
-use tracing::warn;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 
 pub use compile::memory::{Memory, Scan};
 use keeper::Keeper;
 pub use last_good::{LoadError, SaveError, load as load_last_good};
+use notices::Notices;
 
 use super::{Batch, Source};
 
@@ -55,7 +55,7 @@ impl Folder {
             }),
             _ => Ok(Self {
                 path: path.to_owned(),
-                memory,
+                memory: memory.remove_after(CONFIRM_AFTER),
                 last_good: last_good.to_owned(),
             }),
         }
@@ -64,14 +64,16 @@ impl Folder {
 
 impl Source for Folder {
     async fn run(self, batches: mpsc::Sender<Batch>) {
-        let changed = Arc::new(Notify::new());
+        let notices = Arc::new(Notices::default());
         // Dropping the watcher ends the notifications.
-        let mut watcher = watch(&self.path, &changed);
+        let mut watcher = notices::watch(&self.path, &notices);
         let memory = Arc::new(Mutex::new(self.memory));
         let keeper = Keeper::new(Arc::clone(&memory), self.last_good);
         let mut first = true;
         loop {
+            let started = Instant::now();
             let scan = scan(&memory, &self.path).await;
+            let took = started.elapsed();
             let nothing = scan.batch.upserts.is_empty() && scan.batch.removals.is_empty();
             if !nothing {
                 keeper.changed();
@@ -83,7 +85,7 @@ impl Source for Folder {
                 }
             }
             if watcher.is_none() {
-                watcher = watch(&self.path, &changed);
+                watcher = notices::watch(&self.path, &notices);
             }
             let pause = if scan.unconfirmed {
                 CONFIRM_AFTER
@@ -91,21 +93,14 @@ impl Source for Folder {
                 RESCAN_EVERY
             };
             tokio::select! {
-                () = changed.notified() => settle(&changed).await,
+                () = notices.come() => {
+                    // Many files that change one after another are read together, for a large folder takes long to look through.
+                    sleep(took.min(LET_GATHER)).await;
+                    notices.settle().await;
+                }
                 () = sleep(pause) => {}
                 () = batches.closed() => return,
             }
-        }
-    }
-}
-
-/// Waits until no notification has come for a moment, so that a file in the middle of being written is read whole.
-async fn settle(changed: &Notify) {
-    let latest = Instant::now() + SETTLE_AT_MOST;
-    while Instant::now() < latest {
-        let quiet = (Instant::now() + SETTLE).min(latest);
-        if timeout_at(quiet, changed.notified()).await.is_err() {
-            return;
         }
     }
 }
@@ -122,35 +117,9 @@ async fn scan(memory: &Arc<Mutex<Memory>>, path: &Path) -> Scan {
     tokio::task::spawn_blocking(work).await.unwrap_or_default()
 }
 
-fn watch(path: &Path, changed: &Arc<Notify>) -> Option<RecommendedWatcher> {
-    let changed = Arc::clone(changed);
-    let wake = move |event: notify::Result<notify::Event>| {
-        // Our own reading of the files is an event too.
-        let is_read = event.is_ok_and(|event| {
-            use notify::event::{AccessKind, AccessMode, EventKind};
-            match event.kind {
-                EventKind::Access(kind) => kind != AccessKind::Close(AccessMode::Write),
-                _ => false,
-            }
-        });
-        if !is_read {
-            changed.notify_one();
-        }
-    };
-    let watcher = notify::recommended_watcher(wake).and_then(|mut watcher| {
-        watcher.watch(path, RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    watcher
-        .inspect_err(|error| warn!(folder = %path.display(), %error, "cannot watch the folder; reading it periodically"))
-        .ok()
-}
-
-/// Quiet time after a notification before files are read.
-const SETTLE: Duration = Duration::from_millis(20);
-/// A file that is written to all the time is read nevertheless.
-const SETTLE_AT_MOST: Duration = Duration::from_millis(250);
 /// How long an object must be missing before it counts as removed: editors remove and write anew.
 const CONFIRM_AFTER: Duration = Duration::from_millis(100);
+/// For how long changes gather at most, though the folder takes longer to look through.
+const LET_GATHER: Duration = Duration::from_millis(100);
 /// How late a change is noticed when the kernel does not tell.
 const RESCAN_EVERY: Duration = Duration::from_secs(5);

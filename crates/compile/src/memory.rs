@@ -9,7 +9,7 @@
 //! | the same, a policy that was never good | one that refuses everything on its scope (`is_fallback`) | that it refuses until it is repaired |
 //! | a document of which not even the name can be read | none; every object that the file had and does not list now stays, as it may be that one | the error, at each of them |
 //! | the file has become unreadable: no text, too large, a FIFO | all that it had stay | the error |
-//! | the file lacks an object, and all documents are good | stays until the next scan, which removes it: an editor may be in the midst of writing (`shrinking`) | nothing |
+//! | the file lacks an object, and all documents are good | stays until a later scan, which removes it: an editor may be in the midst of writing ([`Memory::remove_after`]) | nothing |
 //! | the file is gone | the same, for all of its objects | nothing |
 //! | two places define it | the last one by file name and position | the others have no effect |
 //! | the folder cannot be read | everything stays | the error |
@@ -20,6 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use manifest::{Claim, Decoded, Diagnostic, ObjectKey, Origin, Severity, Upsert, read_file};
 
@@ -44,6 +45,7 @@ pub struct Memory {
     sent: BTreeMap<ObjectKey, Arc<Held>>,
     diagnostics: Vec<Diagnostic>,
     folder_error: Option<String>,
+    remove_after: Duration,
 }
 
 /// The result of one comparison.
@@ -61,8 +63,8 @@ struct File {
     /// Keys by position, of everything this file defines or defined last when it was in order.
     keys: Vec<(usize, ObjectKey)>,
     findings: Vec<Diagnostic>,
-    /// Set while the file lacks objects that it had, until the next scan confirms it.
-    shrinking: bool,
+    /// Since when the file lacks objects that it had, until a later scan confirms it.
+    shrinking: Option<Instant>,
     /// It cannot be read, and nothing of it was known before.
     is_unread: bool,
 }
@@ -77,6 +79,19 @@ struct Held {
     is_fallback: bool,
 }
 
+impl File {
+    /// Whether it has lacked objects for so long; the first look at which it lacks some begins to count.
+    fn has_lacked_for(&mut self, time: Duration) -> bool {
+        match self.shrinking {
+            Some(since) => since.elapsed() >= time,
+            None => {
+                self.shrinking = Some(Instant::now());
+                false
+            }
+        }
+    }
+}
+
 impl Memory {
     /// Knows nothing yet.
     pub fn new(root_namespace: &str) -> Self {
@@ -84,6 +99,13 @@ impl Memory {
             root_namespace: root_namespace.to_owned(),
             ..Self::default()
         }
+    }
+
+    /// For how long an object must be missing until a scan removes it; without, the second scan that misses it does.
+    #[must_use]
+    pub fn remove_after(mut self, time: Duration) -> Self {
+        self.remove_after = time;
+        self
     }
 
     /// Adds objects that an earlier run knew, so that a file that is broken or unreadable now keeps them.
@@ -187,8 +209,7 @@ impl Memory {
         let Some(file) = self.files.get_mut(name) else {
             return false;
         };
-        if !file.shrinking && !file.keys.is_empty() {
-            file.shrinking = true;
+        if !file.keys.is_empty() && !file.has_lacked_for(self.remove_after) {
             file.stamp = None;
             return true;
         }
@@ -219,7 +240,7 @@ impl Memory {
     fn read(&mut self, path: &Path, name: &Arc<str>, touched: &mut BTreeSet<ObjectKey>) -> bool {
         let file = self.files.entry(Arc::clone(name)).or_default();
         let stamp = stamp(path);
-        if !file.shrinking
+        if file.shrinking.is_none()
             && file.stamp.is_some()
             && file.stamp == stamp
             && stamp.is_some_and(|s| !s.racy)
@@ -254,7 +275,7 @@ impl Memory {
                 false => "the last good version of its objects stays",
             };
             let message = format!("the file {what}; {rest}");
-            file.shrinking = false;
+            file.shrinking = None;
             file.is_unread = file.keys.is_empty();
             file.findings = vec![Diagnostic::new(Severity::Error, &origin, None, message)];
         }
@@ -271,7 +292,7 @@ impl Memory {
             claims,
             mut findings,
         } = decoded;
-        let file = self.files.remove(name).unwrap_or_default();
+        let mut file = self.files.remove(name).unwrap_or_default();
         let mut before: BTreeMap<ObjectKey, Arc<Held>> = BTreeMap::new();
         for (position, key) in &file.keys {
             let held = self
@@ -330,7 +351,7 @@ impl Memory {
             .iter()
             .filter(|(key, held)| !listed.contains(*key) && held.upsert.is_some())
             .collect();
-        let mut shrinking = false;
+        let mut shrinking = None;
         if let (Some(origin), false) = (&anonymous, lacking.is_empty()) {
             // One of these may be what the broken document was.
             for (key, held) in lacking {
@@ -344,8 +365,8 @@ impl Memory {
                 ));
                 now.push((key.clone(), Arc::clone(held)));
             }
-        } else if !lacking.is_empty() && !file.shrinking {
-            shrinking = true;
+        } else if !lacking.is_empty() && !file.has_lacked_for(self.remove_after) {
+            shrinking = file.shrinking;
             now.extend(
                 lacking
                     .into_iter()
@@ -372,7 +393,7 @@ impl Memory {
                 is_unread: false,
             },
         );
-        shrinking
+        shrinking.is_some()
     }
 
     /// Works out which of the touched objects changed for the receiver.

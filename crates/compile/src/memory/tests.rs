@@ -262,3 +262,26 @@ fn what_is_no_file_stops_nothing_and_is_named() {
     );
     assert_eq!(folder.memory.scan(folder.dir.path()).batch.unread, 0);
 }
+
+/// However often the folder is looked through meanwhile: an editor that moves a file away and writes it anew takes nothing away.
+#[test]
+fn what_is_missing_is_removed_after_its_time_and_not_by_many_scans() {
+    let mut folder = Folder::new();
+    let time = Duration::from_millis(200);
+    folder.memory = Memory::new("istio-system").remove_after(time);
+    folder.write("a.yaml", &format!("{NAMESPACE}---\n{POLICY}"));
+    folder.write("b.yaml", &NAMESPACE.replace("name: a", "name: b"));
+    assert_eq!(folder.scan().0.len(), 3);
+    folder.write("a.yaml", NAMESPACE);
+    fs::remove_file(folder.path("b.yaml")).expect("removes");
+    let begun = Instant::now();
+    let mut removed = Vec::new();
+    while removed.len() < 2 {
+        let scan = folder.memory.scan(folder.dir.path());
+        assert!(scan.batch.upserts.is_empty());
+        removed.extend(scan.batch.removals);
+        assert_eq!(scan.unconfirmed, removed.len() < 2);
+        assert!(removed.is_empty() || begun.elapsed() >= time);
+    }
+    assert_eq!(folder.scan().0, lines(&[]));
+}
