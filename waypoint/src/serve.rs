@@ -406,8 +406,4 @@ impl<'c> Plan<'c> {
     }
 }
 
-static NO_CHANGE: HeaderOperations = HeaderOperations {
-    remove: Vec::new(),
-    set: Vec::new(),
-    add: Vec::new(),
-};
+static NO_CHANGE: HeaderOperations = HeaderOperations::NONE;

@@ -1,12 +1,13 @@
 //! Rules: when one applies, and what happens then.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
-use model::ServiceKey;
+use model::{Interner, ServiceKey};
 
 use crate::backend::ClusterKey;
 use crate::listener::HostPattern;
@@ -50,6 +51,36 @@ impl RouteRule {
     /// Whether it is for connections, and not for requests.
     pub fn is_for_connections(&self) -> bool {
         self.matches.iter().any(|m| m.connection.is_some())
+    }
+
+    /// Makes strings that other rules have too the same allocation.
+    pub(crate) fn share_strings(&mut self, interner: &mut Interner) {
+        let mut share_key = |key: &mut ServiceKey| {
+            interner.share(&mut key.namespace);
+            interner.share(&mut key.hostname);
+        };
+        for attachment in &mut self.attachments {
+            share_key(&mut attachment.service);
+        }
+        // A rule that somebody else has already is left as it is.
+        let rule = Arc::get_mut(&mut self.rule);
+        if let Some(rule) = rule {
+            if let Action::Forward(forward) = &mut rule.action {
+                for one in &mut forward.backends {
+                    if let Backend::Cluster(key) = &mut one.backend {
+                        share_key(&mut key.service);
+                    }
+                }
+                forward.backends.shrink_to_fit();
+            }
+            interner.share(&mut rule.origin.namespace);
+            interner.share(&mut rule.origin.name);
+        }
+        match &mut self.precedence {
+            Precedence::Listed(rank) | Precedence::Specific(rank) => interner.share(rank),
+        }
+        self.attachments.shrink_to_fit();
+        self.matches.shrink_to_fit();
     }
 }
 
@@ -145,9 +176,9 @@ pub struct Rule {
     /// Time for everything, retries included; none is without end.
     pub timeout: Option<Duration>,
     /// What goes wrong on purpose.
-    pub fault: Option<Fault>,
+    pub fault: Option<Box<Fault>>,
     /// Answers to other origins' scripts.
-    pub cors: Option<Cors>,
+    pub cors: Option<Box<Cors>>,
     /// Changes of the request's headers.
     pub request_headers: HeaderOperations,
     /// Changes of the answer's headers.
@@ -290,9 +321,13 @@ pub enum Abort {
     Grpc(u32),
 }
 
+/// Changes of headers; most rules have none, and then this takes the room of a pointer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderOperations(Option<Box<HeaderChanges>>);
+
 /// Changes of headers. In this order: remove, set, add.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HeaderOperations {
+pub struct HeaderChanges {
     /// Taken away.
     pub remove: Vec<HeaderName>,
     /// Put in the place of what is there.
@@ -320,7 +355,7 @@ pub enum PathRewrite {
     /// What the pattern finds is substituted; `\1` stands for its first group.
     Regex {
         /// The pattern, which may match a part.
-        pattern: Substitution,
+        pattern: Box<Substitution>,
     },
 }
 
@@ -437,10 +472,33 @@ impl Retries {
     }
 }
 
+impl From<HeaderChanges> for HeaderOperations {
+    fn from(changes: HeaderChanges) -> Self {
+        Self((changes != NO_CHANGES).then(|| Box::new(changes)))
+    }
+}
+
+impl Deref for HeaderOperations {
+    type Target = HeaderChanges;
+
+    fn deref(&self) -> &HeaderChanges {
+        self.0.as_deref().unwrap_or(&NO_CHANGES)
+    }
+}
+
+static NO_CHANGES: HeaderChanges = HeaderChanges {
+    remove: Vec::new(),
+    set: Vec::new(),
+    add: Vec::new(),
+};
+
 impl HeaderOperations {
+    /// Changes nothing.
+    pub const NONE: Self = Self(None);
+
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+        self.0.is_none()
     }
 
     /// Carries them out.

@@ -25,7 +25,10 @@ pub enum TextMatch {
 
 /// A regular expression that the whole of a text has to match. Matching takes linear time, and its size is bounded.
 #[derive(Clone, Debug)]
-pub struct Regex {
+pub struct Regex(Arc<Compiled>);
+
+#[derive(Debug)]
+struct Compiled {
     pattern: Arc<str>,
     compiled: regex::Regex,
 }
@@ -62,26 +65,24 @@ impl Regex {
         // Compiled alone first: a pattern such as `a)|(b` must not become one by the anchors.
         build(pattern)?;
         let compiled = build(&format!("^(?:{pattern})$"))?;
-        Ok(Self {
-            pattern: pattern.into(),
-            compiled,
-        })
+        let pattern = pattern.into();
+        Ok(Self(Arc::new(Compiled { pattern, compiled })))
     }
 
     /// Whether the whole text matches.
     pub fn matches(&self, text: &str) -> bool {
-        self.compiled.is_match(text)
+        self.0.compiled.is_match(text)
     }
 
     /// The pattern as it was written.
     pub fn pattern(&self) -> &Arc<str> {
-        &self.pattern
+        &self.0.pattern
     }
 }
 
 impl PartialEq for Regex {
     fn eq(&self, other: &Self) -> bool {
-        self.pattern == other.pattern
+        self.0.pattern == other.0.pattern
     }
 }
 

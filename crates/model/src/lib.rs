@@ -18,5 +18,5 @@ pub use policy::{Policy, PolicyKey, PolicyKind};
 pub use reason::{Ending, Flag, Reason, Security};
 pub use service::{Service, ServiceKey};
 pub use state::{MeshState, Tombstone};
-pub use text::NameError;
+pub use text::{Interner, NameError};
 pub use workload::{Workload, WorkloadUid};

@@ -46,7 +46,7 @@ where
 /// Namespaces, nodes and trust domains are few; ten thousand workloads name them ten thousand
 /// times.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Interner {
+pub struct Interner {
     /// A map, because the set does not hand out what it holds.
     known: imbl::HashMap<Arc<str>, ()>,
     sweep_at: usize,
@@ -54,7 +54,7 @@ pub(crate) struct Interner {
 
 impl Interner {
     /// Replaces `text` by the shared copy of the same string.
-    pub(crate) fn share(&mut self, text: &mut Arc<str>) {
+    pub fn share(&mut self, text: &mut Arc<str>) {
         if text.is_empty() {
             return;
         }

@@ -69,3 +69,11 @@ pub fn give_back() {
     // SAFETY: it takes the allocator's own locks and touches nothing that is in use.
     unsafe { libc::malloc_trim(0) };
 }
+
+/// Bytes that the allocator has handed out and not got back (`mallinfo2(3)`), over all threads.
+#[must_use]
+pub fn in_use() -> usize {
+    // SAFETY: it reads the allocator's own numbers.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks.saturating_add(info.hblkhd)
+}

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use l7::route::{
-    Abort, Action, DirectResponse, Fault, HeaderMatch, Match, Mirror, PathMatch, PathRewrite,
-    Redirect, Share,
+    Abort, Action, DirectResponse, Fault, HeaderChanges, HeaderMatch, Match, Mirror, PathMatch,
+    PathRewrite, Redirect, Share,
 };
 use l7::text::TextMatch;
 
@@ -127,14 +127,14 @@ async fn a_delay_delays_and_an_abort_never_reaches_the_server() {
     let (mut mesh, one, two) = two_versions().await;
     mesh.route(0, prefix("/slow"), |rule| {
         let delay = Some((Share::ALL, Duration::from_millis(300)));
-        rule.fault = Some(Fault { delay, abort: None });
+        rule.fault = Some(Box::new(Fault { delay, abort: None }));
     });
     mesh.route(1, prefix("/broken"), |rule| {
         let abort = Abort::Http(StatusCode::IM_A_TEAPOT);
-        rule.fault = Some(Fault {
+        rule.fault = Some(Box::new(Fault {
             delay: None,
             abort: Some((Share::ALL, abort)),
-        });
+        }));
     });
     let began = Instant::now();
     // More at once than there are threads: none is held.
@@ -226,10 +226,15 @@ async fn rewrites_redirects_and_direct_answers() {
             status: StatusCode::OK,
             body: Arc::from(&b"none"[..]),
         });
-        rule.response_headers.set = vec![(
+        let set = vec![(
             HeaderName::from_static("x-by"),
             HeaderValue::from_static("waypoint"),
         )];
+        rule.response_headers = HeaderChanges {
+            set,
+            ..HeaderChanges::default()
+        }
+        .into();
     });
     let answer = mesh.get("/old/a?b=c").await;
     assert_eq!(answer.body, "other.example/new/a?b=c", "F36");

@@ -260,7 +260,7 @@ fn rule(
         action,
         timeout: request_timeout,
         fault: None,
-        cors: filters.cors,
+        cors: filters.cors.map(Box::new),
         request_headers: filters.request_headers,
         response_headers: filters.response_headers,
     }

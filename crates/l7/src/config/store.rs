@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use model::ServiceKey;
+use model::{Interner, ServiceKey};
 
 use super::{Config, Policies, PortRoutes, Routes, Rules, Served};
 use crate::backend::{BackendRule, Cluster, ClusterKey, Endpoint, Member};
@@ -65,6 +65,7 @@ pub struct Store {
     listeners: BTreeMap<Arc<str>, Arc<Listener>>,
     listeners_changed: bool,
     last: Arc<Config>,
+    interner: Interner,
 }
 
 impl Store {
@@ -182,7 +183,8 @@ impl Store {
                 self.changed.insert(attachment.service.clone());
             }
         }
-        if let Some(rule) = rule {
+        if let Some(mut rule) = rule {
+            rule.share_strings(&mut self.interner);
             for attachment in &rule.attachments {
                 self.routes_of
                     .entry(attachment.service.clone())

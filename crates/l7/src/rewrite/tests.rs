@@ -29,6 +29,7 @@ fn a_pattern_is_substituted_and_the_query_stays() {
     let pattern = Regex::new("/service/([^/]+)(/.*)").unwrap();
     let pattern = Substitution::new(&pattern, r"\2/instance/\1").unwrap();
     let from = Path::new("/service/foo/v1/api?x=1").unwrap();
+    let pattern = Box::new(pattern);
     let rewrite = PathRewrite::Regex { pattern };
     assert_eq!(
         target(Some(&rewrite), &from, Taken::default()),

@@ -6,7 +6,9 @@ use http::StatusCode;
 use k8s_api::gateway_route::{
     CorsFilter, Filter, HeaderFilter, MirrorFilter, PathModifier, RedirectFilter,
 };
-use l7::route::{Backend, Cors, Mirror, PathRewrite, Redirect, RedirectPort, Rewrite, Share};
+use l7::route::{
+    Backend, Cors, HeaderChanges, Mirror, PathRewrite, Redirect, RedirectPort, Rewrite, Share,
+};
 use l7::text::TextMatch;
 
 use super::{Names, Operations};
@@ -79,14 +81,14 @@ pub(super) fn read(
 }
 
 fn operations(field: &str, written: &HeaderFilter, notes: &mut Notes) -> Operations {
-    let mut operations = Operations::default();
+    let mut changes = HeaderChanges::default();
     for name in &written.remove {
         let field = format!("{field}.remove");
-        operations.remove.extend(notes.header_name(&field, name));
+        changes.remove.extend(notes.header_name(&field, name));
     }
     for (kind, from, to) in [
-        ("set", &written.set, &mut operations.set),
-        ("add", &written.add, &mut operations.add),
+        ("set", &written.set, &mut changes.set),
+        ("add", &written.add, &mut changes.add),
     ] {
         for (index, header) in from.iter().enumerate() {
             let field = format!("{field}.{kind}[{index}]");
@@ -94,7 +96,7 @@ fn operations(field: &str, written: &HeaderFilter, notes: &mut Notes) -> Operati
             to.extend(name.zip(notes.header_value(&field, &header.value)));
         }
     }
-    operations
+    changes.into()
 }
 
 fn redirect(field: &str, written: &RedirectFilter, notes: &mut Notes) -> Redirect {

@@ -7,8 +7,8 @@ use k8s_api::virtual_service::{
     self as written, CorsPolicy, Destination, HttpDestination, HttpRoute, Percentage,
 };
 use l7::route::{
-    Abort, Action, Backend, Cors, DirectResponse, Fault, Forward, HeaderOperations, Mirror,
-    PathRewrite, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Share, Substitution,
+    Abort, Action, Backend, Cors, DirectResponse, Fault, Forward, HeaderChanges, HeaderOperations,
+    Mirror, PathRewrite, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Share, Substitution,
     WeightedBackend,
 };
 use l7::text::TextMatch;
@@ -61,8 +61,8 @@ pub(super) fn rule(
         origin,
         action,
         timeout: timeout.filter(|timeout| !timeout.is_zero()),
-        fault,
-        cors,
+        fault: fault.map(Box::new),
+        cors: cors.map(Box::new),
         request_headers,
         response_headers,
     }
@@ -227,6 +227,7 @@ fn rewrite(field: &str, http: &HttpRoute, notes: &mut Notes) -> Rewrite {
             let field = format!("{field}.uriRegexRewrite.match");
             notes.regex(&field, &regex.r#match).and_then(|pattern| {
                 let pattern = Substitution::new(&pattern, &regex.rewrite).ok()?;
+                let pattern = Box::new(pattern);
                 Some(PathRewrite::Regex { pattern })
             })
         }
@@ -508,15 +509,15 @@ fn operations(
     let Some(written) = written else {
         return HeaderOperations::default();
     };
-    let mut operations = HeaderOperations::default();
+    let mut changes = HeaderChanges::default();
     for name in &written.remove {
-        operations
+        changes
             .remove
             .extend(notes.header_name(&format!("{field}.remove"), name));
     }
     for (kind, from, to) in [
-        ("set", &written.set, &mut operations.set),
-        ("add", &written.add, &mut operations.add),
+        ("set", &written.set, &mut changes.set),
+        ("add", &written.add, &mut changes.add),
     ] {
         for (name, value) in from {
             let field = format!("{field}.{kind}.{name}");
@@ -524,5 +525,5 @@ fn operations(
             to.extend(name.zip(notes.header_value(&field, value)));
         }
     }
-    operations
+    changes.into()
 }

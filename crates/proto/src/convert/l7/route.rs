@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use l7::route::{
     Abort, Action, Attachment, Backend, ConnectionMatch, Cors, DirectResponse, Fault, Forward,
-    HeaderMatch, HeaderOperations, Match, Mirror, PathMatch, PathRewrite, Precedence, QueryMatch,
-    Redirect, RedirectPort, Retries, RetryOn, Rewrite, RouteRule, Rule, Share, Substitution,
-    WeightedBackend,
+    HeaderChanges, HeaderMatch, HeaderOperations, Match, Mirror, PathMatch, PathRewrite,
+    Precedence, QueryMatch, Redirect, RedirectPort, Retries, RetryOn, Rewrite, RouteRule, Rule,
+    Share, Substitution, WeightedBackend,
 };
 use l7::text::Regex;
 use l7::{ClusterKey, HostPattern};
@@ -39,8 +39,8 @@ pub(super) fn rule(from: pb::Route) -> Result<RouteRule, ConvertError> {
         origin: origin(from.origin)?,
         action,
         timeout: duration(from.timeout_us),
-        fault: from.fault.map(fault).transpose()?,
-        cors: from.cors.map(cors).transpose()?,
+        fault: from.fault.map(fault).transpose()?.map(Box::new),
+        cors: from.cors.map(cors).transpose()?.map(Box::new),
         request_headers: operations("request_headers", from.request_headers)?,
         response_headers: operations("response_headers", from.response_headers)?,
     };
@@ -189,7 +189,7 @@ fn rewrite(from: pb::PathRewrite) -> Result<PathRewrite, ConvertError> {
                     at("path.regex.pattern", Problem::Text(error.to_string()))
                 };
                 PathRewrite::Regex {
-                    pattern: pattern.map_err(wrong)?,
+                    pattern: Box::new(pattern.map_err(wrong)?),
                 }
             }
         },
@@ -301,11 +301,12 @@ fn operations(
         })
     };
     let read = || {
-        Ok(HeaderOperations {
+        let changes = HeaderChanges {
             remove: each("remove", from.remove, |name| header_name(&name))?,
             set: headers("set", from.set)?,
             add: headers("add", from.add)?,
-        })
+        };
+        Ok(HeaderOperations::from(changes))
     };
     read().map_err(|e: ConvertError| e.within(field))
 }
@@ -343,8 +344,8 @@ impl From<&RouteRule> for pb::Route {
                 Action::Fail(reason) => Pb::Fail(reason.to_string()),
             }),
             timeout_us: rule.timeout.map_or(0, microseconds),
-            fault: rule.fault.as_ref().map(fault_out),
-            cors: rule.cors.as_ref().map(cors_out),
+            fault: rule.fault.as_deref().map(fault_out),
+            cors: rule.cors.as_deref().map(cors_out),
             request_headers: operations_out(&rule.request_headers),
             response_headers: operations_out(&rule.response_headers),
         }

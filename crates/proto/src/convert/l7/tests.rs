@@ -7,9 +7,10 @@ use l7::backend::{
 };
 use l7::policy::{self, Scope, Template};
 use l7::route::{
-    Abort, Action, Attachment, Backend, Cors, DirectResponse, Fault, Forward, HeaderMatch,
-    HeaderOperations, Match, Mirror, PathMatch, PathRewrite, Precedence, QueryMatch, Redirect,
-    RedirectPort, Retries, RetryOn, Rewrite, RouteRule, Rule, Share, Substitution, WeightedBackend,
+    Abort, Action, Attachment, Backend, Cors, DirectResponse, Fault, Forward, HeaderChanges,
+    HeaderMatch, HeaderOperations, Match, Mirror, PathMatch, PathRewrite, Precedence, QueryMatch,
+    Redirect, RedirectPort, Retries, RetryOn, Rewrite, RouteRule, Rule, Share, Substitution,
+    WeightedBackend,
 };
 use l7::{ClusterKey, Endpoint, Policy};
 use model::policy::Match as ConnectionMatch;
@@ -46,17 +47,17 @@ fn operations() -> HeaderOperations {
             HeaderValue::from_static(value),
         )
     };
-    HeaderOperations {
+    HeaderOperations::from(HeaderChanges {
         remove: vec![HeaderName::from_static("x-gone")],
         set: vec![header("x-set", "1")],
         add: vec![header("x-add", "2"), header("x-add", "3")],
-    }
+    })
 }
 
 fn substitution() -> PathRewrite {
     let pattern = Regex::new("^/a/(.*)").unwrap();
     PathRewrite::Regex {
-        pattern: Substitution::new(&pattern, r"/b/\1").unwrap(),
+        pattern: Box::new(Substitution::new(&pattern, r"/b/\1").unwrap()),
     }
 }
 
@@ -117,11 +118,11 @@ fn rule(action: Action, path: PathMatch) -> RouteRule {
             origin: origin(),
             action,
             timeout: Some(Duration::from_millis(1500)),
-            fault: Some(Fault {
+            fault: Some(Box::new(Fault {
                 delay: Some((Share::ALL, Duration::from_secs(5))),
                 abort: Some((Share::millionths(7), Abort::Grpc(14))),
-            }),
-            cors: Some(Cors {
+            })),
+            cors: Some(Box::new(Cors {
                 origins: texts(),
                 methods: vec!["GET".into()],
                 headers: vec!["*".into()],
@@ -129,7 +130,7 @@ fn rule(action: Action, path: PathMatch) -> RouteRule {
                 max_age: Some(Duration::ZERO),
                 credentials: true,
                 forward_unmatched: true,
-            }),
+            })),
             request_headers: operations(),
             response_headers: operations(),
         }),
