@@ -16,10 +16,10 @@ use l7::ClusterKey;
 use l7::backend::{Cluster, Member, TrafficPolicy};
 use model::service::AppProtocol;
 use model::{MeshState, ServiceKey};
-use telemetry::{Party, Text};
+use telemetry::{Asked, Party, Text};
 
 use self::state::{ClusterState, EndpointState, Registry};
-use crate::telemetry::party_of_endpoint;
+use crate::telemetry::{asked_of, party_of_endpoint};
 
 /// A cluster of a configuration, with what is known of it.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub(crate) struct Resolved {
     pub(crate) candidates: Vec<Candidate>,
     /// As pages and the log name it.
     pub(crate) name: Arc<str>,
+    /// Its service, for labels.
+    pub(crate) asked: Rc<Asked>,
 }
 
 /// An endpoint, with what is known of it.
@@ -53,6 +55,7 @@ impl Resolved {
         Self {
             candidates: cluster.members.iter().map(candidate).collect(),
             name: state::name(&cluster.key).into(),
+            asked: Rc::new(asked_of(mesh, &cluster.key.service)),
             cluster,
             state,
         }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use l7::{Client, Destination};
 use model::{Identity, ServiceKey};
 use proto::proxy_protocol::Header;
-use telemetry::{Party, Text};
+use telemetry::{Asked, Party, Text};
 
 use crate::active::Active;
 use crate::edge::EdgePort;
-use crate::telemetry::party_of_endpoint;
+use crate::telemetry::recent::Recent;
+use crate::telemetry::{asked_of, party_of_endpoint};
 
 /// The other end of a connection.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct Caller {
     pub(crate) edge: Option<EdgePort>,
     /// For the configuration of this generation.
     known: RefCell<Option<(u64, Known)>>,
+    /// The metrics of its requests.
+    pub(crate) series: Recent,
 }
 
 /// What a configuration knows of a connection.
@@ -36,6 +39,8 @@ pub(crate) struct Known {
     pub(crate) namespace: Option<Arc<str>>,
     labels: Option<Arc<BTreeMap<Arc<str>, Arc<str>>>>,
     pub(crate) party: Rc<Party>,
+    /// The service that was dialled, for labels.
+    pub(crate) asked: Rc<Asked>,
 }
 
 /// What was dialled.
@@ -55,6 +60,7 @@ impl Caller {
             host: header.service,
             edge: None,
             known: RefCell::default(),
+            series: Recent::default(),
         }
     }
 
@@ -107,8 +113,13 @@ impl Caller {
                 ..Party::new(None, self.principal.clone())
             },
         };
+        let dialled = self.dialled(active);
         Known {
-            dialled: self.dialled(active),
+            asked: Rc::new(match &dialled {
+                Dialled::Service { key, .. } => asked_of(&active.mesh, key),
+                Dialled::Workload(_) => Asked::default(),
+            }),
+            dialled,
             namespace: proved,
             labels: endpoint.map(|one| Arc::clone(&one.labels)),
             party: Rc::new(party),

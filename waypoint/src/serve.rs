@@ -14,12 +14,11 @@ use l7::route::{
 };
 use l7::{ClusterKey, Decision, NoRoute, Path, Rule};
 use rand::RngExt as _;
-use telemetry::{Asked, Text};
 
 use crate::accept::Answering;
 use crate::active::Active;
 use crate::balance::Resolved;
-use crate::caller::{Caller, Dialled, Known};
+use crate::caller::{Caller, Known};
 use crate::forward::body::Answer;
 use crate::forward::{self, Plan, headers};
 use crate::live::Judged;
@@ -91,12 +90,11 @@ async fn answer(
     let authority = authority(&head);
     let shown = authority.as_deref().unwrap_or_default();
     let telemetry = &worker.shared.telemetry;
-    let ends = (caller.client, caller.dialled);
-    let mut record = Box::new(Record::new(telemetry, ends, &head, shown, span));
+    let mut record = Box::new(Record::new(telemetry, caller, &head, shown, span));
     let active = worker.shared.newest.load();
     let mut known = caller.known(&active);
     record.parties.source = Rc::clone(&known.party);
-    record.parties.asked = Rc::new(asked(&active, &known.dialled));
+    record.parties.asked = Rc::clone(&known.asked);
     let authority = match authority {
         Ok(authority) => authority,
         Err(text) => return Reply::bad_request(text).answer(record),
@@ -181,20 +179,6 @@ fn authority(head: &http::request::Parts) -> Result<String, String> {
     }
 }
 
-/// The service that was dialled, for labels.
-pub(crate) fn asked(active: &Active, dialled: &Dialled) -> Asked {
-    let Dialled::Service { key, .. } = dialled else {
-        return Asked::default();
-    };
-    let name = active.mesh.service(key).map(|service| &service.name);
-    let short = || key.hostname.split('.').next().unwrap_or_default().into();
-    Asked {
-        hostname: Text::new(&key.hostname),
-        name: Text::new(&name.map_or_else(short, Arc::clone)),
-        namespace: Text::new(&key.namespace),
-    }
-}
-
 async fn route(
     exchange: &Exchange<'_>,
     body: Incoming,
@@ -253,12 +237,7 @@ async fn by_rule(
             };
             if exchange.caller.edge.is_some() {
                 // What was dialled is the gateway itself.
-                let key = &plan.resolved.cluster.key;
-                let served = Dialled::Service {
-                    key: key.service.clone(),
-                    port: key.port,
-                };
-                record.parties.asked = Rc::new(asked(exchange.active, &served));
+                record.parties.asked = Rc::clone(&plan.resolved.asked);
             }
             forward::forward(exchange, &plan, body, upgrade, record).await
         }

@@ -28,7 +28,7 @@ use crate::balance::count::Held;
 use crate::balance::state::Outcome;
 use crate::balance::{Candidate, Resolved};
 use crate::caller::{Caller, Dialled, Known};
-use crate::serve::{self, asked};
+use crate::serve;
 use crate::telemetry::{Flag, labels_of, security_of};
 use crate::worker::Worker;
 
@@ -44,7 +44,7 @@ pub(crate) async fn serve(
     let known = caller.known(&active);
     let opened = match open(worker, &active, caller, &known, name.as_deref()).await {
         Ok(opened) => opened,
-        Err(refused) => return refuse(worker, &active, caller, &known, refused),
+        Err(refused) => return refuse(worker, caller, &known, refused),
     };
     let Opened {
         mut endpoint,
@@ -52,8 +52,7 @@ pub(crate) async fn serve(
         _held,
     } = opened;
     let recorder = &worker.shared.telemetry.recorder;
-    let asked = asked(&active, &known.dialled);
-    let labels = TcpLabels::from(labels_of(&known.party, &candidate.party, &asked));
+    let labels = TcpLabels::from(labels_of(&known.party, &candidate.party, &known.asked));
     let began = Instant::now();
     let flow = recorder.metrics.open(&labels);
     let _active = candidate.state.begin();
@@ -94,7 +93,7 @@ pub(crate) async fn serve(
         ending,
         error,
     };
-    let described = describe(worker, &active, caller, &known, Some(&candidate));
+    let described = describe(worker, caller, &known, Some(&candidate));
     recorder.closed(&described, closed);
 }
 
@@ -319,19 +318,12 @@ async fn until_refused(worker: &Rc<Worker>, caller: &Caller, candidate: &Candida
     std::future::pending().await
 }
 
-fn refuse(
-    worker: &Worker,
-    active: &Active,
-    caller: &Caller,
-    known: &Known,
-    Refused(flag, refusal): Refused,
-) {
-    let asked = asked(active, &known.dialled);
-    let mut labels = TcpLabels::from(labels_of(&known.party, &Party::default(), &asked));
+fn refuse(worker: &Worker, caller: &Caller, known: &Known, Refused(flag, refusal): Refused) {
+    let mut labels = TcpLabels::from(labels_of(&known.party, &Party::default(), &known.asked));
     if let Some(flag) = flag {
         labels.response_flags = flag.as_str().into();
     }
-    let described = describe(worker, active, caller, known, None);
+    let described = describe(worker, caller, known, None);
     let recorder = &worker.shared.telemetry.recorder;
     recorder.refuse(&described, &labels, refusal);
 }
@@ -339,7 +331,6 @@ fn refuse(
 /// The connection, for the log and the page of refusals. Its destination is the endpoint, if one was chosen.
 fn describe(
     worker: &Worker,
-    active: &Active,
     caller: &Caller,
     known: &Known,
     candidate: Option<&Candidate>,
@@ -354,13 +345,12 @@ fn describe(
         || end(caller.dialled, None),
         |one| end(one.member.address, Some(&one.party)),
     );
-    let asked = asked(active, &known.dialled);
     Description {
         direction: Direction::Waypoint,
         pod: worker.shared.pod.to_string(),
         source: end(caller.client, Some(&known.party)),
         destination,
-        service: asked.hostname.known().map(str::to_owned),
+        service: known.asked.hostname.known().map(str::to_owned),
         security: security_of(&known.party),
         tunnel: None,
     }

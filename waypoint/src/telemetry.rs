@@ -2,15 +2,18 @@
 
 pub(crate) mod flags;
 pub(crate) mod labels;
+pub(crate) mod recent;
 mod record;
 
-use model::{Reason, Security};
+use std::sync::Arc;
+
+use model::{MeshState, Reason, Security, ServiceKey};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use runtime::metrics::Metrics;
-use telemetry::{Asked, ConnectionMetrics, Party, PartyLabels, Recorder, Reporter};
+use telemetry::{Asked, ConnectionMetrics, Party, PartyLabels, Recorder, Reporter, Text};
 
 pub(crate) use flags::Flag;
 use labels::HttpLabels;
@@ -131,6 +134,17 @@ pub(crate) fn labels_of(source: &Party, destination: &Party, asked: &Asked) -> P
         asked.clone(),
         security,
     )
+}
+
+/// A service as labels name it.
+pub(crate) fn asked_of(mesh: &MeshState, key: &ServiceKey) -> Asked {
+    let name = mesh.service(key).map(|service| &service.name);
+    let short = || key.hostname.split('.').next().unwrap_or_default().into();
+    Asked {
+        hostname: Text::new(&key.hostname),
+        name: Text::new(&name.map_or_else(short, Arc::clone)),
+        namespace: Text::new(&key.namespace),
+    }
 }
 
 /// How the client is known.

@@ -12,7 +12,9 @@ use telemetry::{Asked, Party, milliseconds};
 use super::Telemetry;
 use super::flags::{self, Flag};
 use super::labels::{Grpc, HttpLabels};
-use super::labels_of;
+use super::recent::Kind;
+use super::{Series, labels_of};
+use crate::caller::Caller;
 use crate::forward::body::BodyError;
 use crate::forward::received::Received;
 use crate::trace::{Span, Told};
@@ -30,8 +32,7 @@ pub(crate) struct Parties {
 pub(crate) struct Record {
     telemetry: Arc<Telemetry>,
     began: Instant,
-    pub(crate) client: SocketAddr,
-    pub(crate) dialled: SocketAddr,
+    caller: Rc<Caller>,
     pub(crate) parties: Parties,
     pub(crate) status: StatusCode,
     pub(crate) flags: Vec<Flag>,
@@ -64,7 +65,7 @@ struct Line {
 impl Record {
     pub(crate) fn new(
         telemetry: &Arc<Telemetry>,
-        (client, dialled): (SocketAddr, SocketAddr),
+        caller: &Rc<Caller>,
         head: &http::request::Parts,
         authority: &str,
         span: Option<Span>,
@@ -78,8 +79,7 @@ impl Record {
         Self {
             telemetry: Arc::clone(telemetry),
             began: Instant::now(),
-            client,
-            dialled,
+            caller: Rc::clone(caller),
             parties: Parties::default(),
             status: StatusCode::OK,
             flags: Vec::new(),
@@ -128,6 +128,30 @@ impl Record {
         }
     }
 
+    /// The metrics that it counts in.
+    fn series(&self) -> Series {
+        let find = || {
+            let parties = &self.parties;
+            self.telemetry.series(&HttpLabels {
+                parties: labels_of(&parties.source, &parties.destination, &parties.asked),
+                request_protocol: if self.is_grpc { "grpc" } else { "http" },
+                response_code: self.status.as_u16(),
+                grpc_response_status: Grpc(self.grpc_status),
+                response_flags: flags::join(&self.flags),
+            })
+        };
+        if !self.flags.is_empty() {
+            return find();
+        }
+        let kind = Kind {
+            parties: self.parties.clone(),
+            is_grpc: self.is_grpc,
+            status: self.status,
+            grpc_status: self.grpc_status,
+        };
+        self.caller.series.get(&kind, find)
+    }
+
     /// It is over.
     pub(crate) fn end(mut self: Box<Self>, response_bytes: u64, error: Option<&BodyError>) {
         self.tell(response_bytes, error);
@@ -146,42 +170,29 @@ impl Record {
         }
         let request_bytes = self.body.bytes();
         let took = self.began.elapsed();
-        let labels = HttpLabels {
-            parties: labels_of(
-                &self.parties.source,
-                &self.parties.destination,
-                &self.parties.asked,
-            ),
-            request_protocol: if self.is_grpc { "grpc" } else { "http" },
-            response_code: self.status.as_u16(),
-            grpc_response_status: Grpc(self.grpc_status),
-            response_flags: flags::join(&self.flags),
-        };
-        self.telemetry.series(&labels).count(
-            took.as_secs_f64() * 1000.0,
-            request_bytes,
-            response_bytes,
-        );
+        self.series()
+            .count(took.as_secs_f64() * 1000.0, request_bytes, response_bytes);
         let Some(line) = &self.line else {
             return;
         };
+        let flags = flags::join(&self.flags);
         if let Some(span) = self.span.take() {
             let asked = self.parties.asked.hostname.known();
-            let port = self.dialled.port();
+            let port = self.caller.dialled.port();
             span.end(Told {
                 name: match asked {
                     Some(host) => format!("{host}:{port}/*"),
-                    None => format!("{}:{port}/*", self.dialled.ip()),
+                    None => format!("{}:{port}/*", self.caller.dialled.ip()),
                 },
                 method: line.method.as_str(),
                 url: format!("http://{}{}", line.authority, line.path),
                 status: self.status.as_u16(),
                 grpc_status: self.grpc_status,
-                flags: &labels.response_flags,
+                flags: &flags,
                 request_id: line.request_id.as_deref().unwrap_or_default(),
                 user_agent: line.user_agent.as_deref().unwrap_or_default(),
                 cluster: self.cluster.as_deref(),
-                peer: self.client.ip().to_string(),
+                peer: self.caller.client.ip().to_string(),
                 request_bytes,
                 response_bytes,
                 error: self.reason.as_ref().map(|(_, text)| text.as_str()),
@@ -194,11 +205,11 @@ impl Record {
         tracing::info!(
             target: "access",
             direction = "waypoint",
-            src.addr = %self.client,
+            src.addr = %self.caller.client,
             src.workload = source.workload.known(),
             src.namespace = source.namespace.known(),
             src.identity = source.principal.known(),
-            dst.addr = %self.dialled,
+            dst.addr = %self.caller.dialled,
             dst.endpoint = self.endpoint.map(tracing::field::display),
             dst.workload = destination.workload.known(),
             dst.namespace = destination.namespace.known(),
@@ -210,7 +221,7 @@ impl Record {
             protocol = ?line.version,
             status = self.status.as_u16(),
             grpc_status = self.grpc_status,
-            flags = &*labels.response_flags,
+            flags = &*flags,
             reason = self.reason.as_ref().map(|(word, _)| *word),
             error = self.reason.as_ref().map(|(_, text)| text.as_str()),
             route = self.rule.as_ref().map(tracing::field::display),
