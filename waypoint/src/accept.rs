@@ -115,7 +115,7 @@ async fn begin(worker: Rc<Worker>, mut stream: TcpStream) {
     match spoken {
         Spoken::Tcp => {
             telemetry.connections.inc();
-            tcp::serve(&worker, &caller, stream, before).await;
+            Box::pin(tcp::serve(&worker, &caller, stream, before)).await;
             telemetry.connections.dec();
         }
         spoken => converse(&worker, &caller, (before, stream), spoken).await,
@@ -133,9 +133,10 @@ pub(crate) async fn converse<S: Stream>(
     telemetry.connections.inc();
     let watch = Watch::default();
     let io = Rewound::new(before.freeze(), stream, watch.clone());
+    // Each in a box of its own, so that an idle connection takes memory for what it speaks and for nothing else.
     match spoken {
-        Spoken::Http2 => http2(worker, caller, io, watch).await,
-        Spoken::Http1 | Spoken::Tcp => http1(worker, caller, io, watch).await,
+        Spoken::Http2 => Box::pin(http2(worker, caller, io, watch)).await,
+        Spoken::Http1 | Spoken::Tcp => Box::pin(http1(worker, caller, io, watch)).await,
     }
     telemetry.connections.dec();
 }

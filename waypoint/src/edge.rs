@@ -155,7 +155,9 @@ async fn begin(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr, port: 
     let speaks_tls = speaks_tls.is_some_and(|here| here.iter().any(|one| one.tls.is_some()));
     drop(active);
     if speaks_tls {
-        let shaken = tokio::time::timeout(HANDSHAKE, handshake(&worker, stream, port)).await;
+        // In a box, which goes with the handshake.
+        let shaking = Box::pin(handshake(&worker, stream, port));
+        let shaken = tokio::time::timeout(HANDSHAKE, shaking).await;
         match shaken {
             Ok(Ok((stream, listener))) => {
                 let spoken = match stream.get_ref().1.alpn_protocol() {

@@ -144,7 +144,9 @@ impl Pool {
     ) -> Result<(Response<Incoming>, Lease), SendError> {
         let place = self.place(target);
         if target.http2 {
-            let (response, lease) = http2::send(&place, target, request).await?;
+            // In a box, so that requests by HTTP/1.1 do not have room for it.
+            let sending = Box::pin(http2::send(&place, target, request));
+            let (response, lease) = sending.await?;
             Ok((response, Lease::Http2 { _lease: lease }))
         } else {
             let (response, lease) = http1::send(self, &place, target, request).await?;
