@@ -7,6 +7,7 @@ use proto::{convert, type_url};
 use xds_client::{Handler, RawResource, Rejection};
 
 use crate::active::{Active, Newest};
+use crate::memory::Changes;
 
 /// Takes the controller's resources and publishes what they come to.
 pub(crate) struct Feed {
@@ -15,15 +16,17 @@ pub(crate) struct Feed {
     l7: l7::Store,
     /// This pod, as `namespace/name`.
     own: (Arc<str>, Arc<str>),
+    changes: Changes,
 }
 
 impl Feed {
-    pub(crate) fn new(newest: Arc<Newest>, own: (Arc<str>, Arc<str>)) -> Self {
+    pub(crate) fn new(newest: Arc<Newest>, own: (Arc<str>, Arc<str>), changes: Changes) -> Self {
         Self {
             newest,
             mesh: MeshState::default(),
             l7: l7::Store::default(),
             own,
+            changes,
         }
     }
 
@@ -99,6 +102,8 @@ impl Handler for Feed {
             self.rules(type_url, &updated, &removed)
         };
         self.publish();
+        let bytes = updated.iter().map(|resource| resource.bytes.len()).sum();
+        self.changes.read(bytes);
         rejected
     }
 }

@@ -18,6 +18,7 @@ mod feed;
 mod forward;
 mod live;
 mod local;
+mod memory;
 pub mod options;
 pub mod program;
 mod quota;

@@ -6,6 +6,7 @@ use clap::Parser;
 use waypoint::{options::Options, run};
 
 fn main() -> ExitCode {
+    runtime::memory::map_large_buffers();
     match run::run(Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

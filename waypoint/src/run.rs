@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use xds_client::{Client, Controller, NodeInfo, Status};
 
 use crate::feed::Feed;
+use crate::memory::Changes;
 use crate::options::Options;
 use crate::program::{Core, Serving};
 use crate::trace::{self, MayTrace, Tracer};
@@ -51,7 +52,8 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     let mut status = client.status();
     tokio::spawn(follow(client.status(), configured));
     let own = (namespace(&options)?.into(), options.pod.as_str().into());
-    let feed = Feed::new(Arc::clone(&core.newest), own);
+    let changes = Changes::default();
+    let feed = Feed::new(Arc::clone(&core.newest), own, changes.clone());
     let (stop, stopped) = oneshot::channel::<()>();
     let subscription = tokio::spawn(client.run(feed, async {
         drop(stopped.await);
@@ -90,9 +92,12 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
         replay_bytes: options.replay_bytes,
         ..Limits::default()
     };
+    let telemetry = Arc::clone(&core.telemetry);
     let serving = Serving::start(options.listen, workers, core, limits)
         .with_context(|| format!("--listen {}", options.listen))?;
     tracing::info!(gateway = options.gateway, listen = %serving.address(), workers, "waypoint started");
+    let connections = telemetry.connections.clone();
+    tokio::spawn(changes.keep_small(move || connections.get()));
     let signal = signals.next().await;
     tracing::info!(%signal, deadline = ?options.drain_deadline, "asked to stop: draining");
     taking.set(false);
