@@ -165,7 +165,7 @@ impl<'k> Work<'k> {
         settings: &Settings,
         roots: &str,
     ) -> Option<Outcome> {
-        let overlays = match self.overlays(name, gateway).await {
+        let overlays = match self.overlays(name, gateway, settings).await {
             Ok(overlays) => overlays,
             Err(message) => {
                 let verdict = Verdict::no("InvalidParameters", message.clone());
@@ -362,6 +362,7 @@ impl<'k> Work<'k> {
         let Some(reference) = infrastructure
             .and_then(|all| all.get("parametersRef"))
             .filter(|reference| !reference.is_null())
+        settings: &Settings,
         else {
             self.parameters.remove(name);
             return Ok(Overlays::default());
@@ -379,7 +380,7 @@ impl<'k> Work<'k> {
         }
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &name.namespace);
         let read = match maps.get_opt(&map).await {
-            Ok(Some(found)) => Overlays::read(&found.data.unwrap_or_default())
+            Ok(Some(found)) => Overlays::read(&found.data.unwrap_or_default(), settings.bounds())
                 .map_err(|error| format!("ConfigMap {map}: {error}")),
             Ok(None) => Err(format!("there is no ConfigMap {}/{map}", name.namespace)),
             Err(error) => match self.parameters.get(name) {

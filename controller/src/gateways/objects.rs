@@ -7,7 +7,7 @@ use manifest::NamespacedName;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::overlay::{self, Overlays};
+use super::overlay::{self, Bounds, Overlays};
 
 /// What all gateways have in common: the flag `--gateways`.
 #[derive(Clone, Debug, Deserialize)]
@@ -24,6 +24,12 @@ pub struct Settings {
     /// Pods of each gateway.
     #[serde(default = "two")]
     pub replicas: u32,
+    /// The most that a ConfigMap of a Gateway may ask for.
+    #[serde(default = "ten")]
+    pub max_replicas: u32,
+    /// PriorityClasses that a ConfigMap of a Gateway may name.
+    #[serde(default)]
+    pub priority_class_names: Vec<String>,
     /// Resources of each pod.
     #[serde(default)]
     pub resources: Value,
@@ -42,6 +48,17 @@ pub struct Settings {
     pub audience: String,
 }
 
+impl Settings {
+    /// How far the ConfigMap of a Gateway may go.
+    pub fn bounds(&self) -> Bounds<'_> {
+        Bounds {
+            // An installation's own number is within its own bounds.
+            max_replicas: self.max_replicas.max(self.replicas),
+            priority_classes: &self.priority_class_names,
+        }
+    }
+}
+
 /// Who gets spans of requests.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +75,10 @@ fn if_not_present() -> String {
 
 fn two() -> u32 {
     2
+}
+
+fn ten() -> u32 {
+    10
 }
 
 fn info() -> String {
@@ -316,7 +337,7 @@ impl<'a> Maker<'a> {
         let spec = json!({
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": self.name},
             "minReplicas": self.settings.replicas.max(1),
-            "maxReplicas": self.settings.replicas.max(1) * 5,
+            "maxReplicas": (self.settings.replicas.max(1) * 5).min(self.settings.bounds().max_replicas.max(1)),
         });
         self.object(Made::HorizontalPodAutoscaler, json!({"spec": spec}))
     }

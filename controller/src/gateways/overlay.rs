@@ -3,7 +3,8 @@
 //! part of such an object in YAML.
 //!
 //! Whoever may write a Gateway need not be somebody who may make pods. So only fields that give a pod no further rights
-//! can be said.
+//! can be said, as many pods as the installation allows, and the priorities that it names: a pod of a high priority has those
+//! of others evicted.
 
 use std::collections::BTreeMap;
 
@@ -21,12 +22,21 @@ pub struct Overlays {
     pub of: BTreeMap<&'static str, Value>,
 }
 
+/// How far a ConfigMap may go.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds<'s> {
+    /// Pods of one Gateway.
+    pub max_replicas: u32,
+    /// Names of PriorityClasses.
+    pub priority_classes: &'s [String],
+}
+
 impl Overlays {
     /// Reads the data of a ConfigMap.
     ///
     /// # Errors
     /// A key, or a field, that cannot be said, as a sentence.
-    pub fn read(data: &BTreeMap<String, String>) -> Result<Self, String> {
+    pub fn read(data: &BTreeMap<String, String>, bounds: Bounds<'_>) -> Result<Self, String> {
         let mut overlays = Self::default();
         for (key, text) in data {
             let known = Made::ALL.into_iter().filter_map(key_of);
@@ -47,6 +57,9 @@ impl Overlays {
             if let Some(field) = forbidden(known, &overlay) {
                 return Err(format!("{key}: {field} cannot be set for a Gateway"));
             }
+            bounds
+                .check(&overlay)
+                .map_err(|error| format!("{key}: {error}"))?;
             overlays.of.insert(known, overlay);
         }
         Ok(overlays)
@@ -65,6 +78,34 @@ impl Overlays {
         {
             spec.remove("maxUnavailable");
         }
+    }
+}
+
+impl Bounds<'_> {
+    fn check(self, overlay: &Value) -> Result<(), String> {
+        for field in ["replicas", "minReplicas", "maxReplicas"] {
+            let asked = &overlay["spec"][field];
+            let is_fine = asked
+                .as_u64()
+                .is_some_and(|asked| asked <= u64::from(self.max_replicas));
+            if !asked.is_null() && !is_fine {
+                return Err(format!(
+                    "spec.{field}: {asked} is not within 0 to {}, the installation's gateways.maxReplicas",
+                    self.max_replicas
+                ));
+            }
+        }
+        let class = overlay.pointer("/spec/template/spec/priorityClassName");
+        let Some(class) = class.filter(|class| !class.is_null()) else {
+            return Ok(());
+        };
+        let mut allowed = self.priority_classes.iter();
+        if allowed.any(|allowed| class == allowed.as_str()) {
+            return Ok(());
+        }
+        Err(format!(
+            "spec.template.spec.priorityClassName: {class} is not among the installation's gateways.priorityClassNames"
+        ))
     }
 }
 
@@ -217,7 +258,63 @@ mod tests {
     use super::*;
 
     fn read(key: &str, text: &str) -> Result<Overlays, String> {
-        Overlays::read(&[(key.to_owned(), text.to_owned())].into())
+        let classes = ["edge".to_owned()];
+        let bounds = Bounds {
+            max_replicas: 10,
+            priority_classes: &classes,
+        };
+        Overlays::read(&[(key.to_owned(), text.to_owned())].into(), bounds)
+    }
+
+    /// Issue 12 B4: who may write a Gateway evicts nobody's pods and fills no cluster with its own, unless the installation
+    /// says so.
+    #[test]
+    fn pods_are_no_more_and_no_more_important_than_the_installation_allows() {
+        for (key, text, refused) in [
+            ("deployment", "spec: {replicas: 10}", None),
+            (
+                "deployment",
+                "spec: {replicas: 11}",
+                Some("spec.replicas: 11"),
+            ),
+            (
+                "deployment",
+                "spec: {replicas: -1}",
+                Some("spec.replicas: -1"),
+            ),
+            (
+                "deployment",
+                "spec: {replicas: many}",
+                Some("spec.replicas: \"many\""),
+            ),
+            (AUTOSCALER, "spec: {maxReplicas: 10}", None),
+            (
+                AUTOSCALER,
+                "spec: {minReplicas: 1, maxReplicas: 1000}",
+                Some("spec.maxReplicas: 1000"),
+            ),
+            (
+                AUTOSCALER,
+                "spec: {minReplicas: 12}",
+                Some("spec.minReplicas: 12"),
+            ),
+            (
+                "deployment",
+                "spec: {template: {spec: {priorityClassName: edge}}}",
+                None,
+            ),
+            (
+                "deployment",
+                "spec: {template: {spec: {priorityClassName: system-node-critical}}}",
+                Some("gateways.priorityClassNames"),
+            ),
+        ] {
+            match (read(key, text), refused) {
+                (Ok(_), None) => {}
+                (Err(error), Some(part)) => assert!(error.contains(part), "{error}"),
+                (read, _) => panic!("{text}: {read:?}"),
+            }
+        }
     }
 
     /// Issue 12 B4: what is said in the ConfigMap is in the object, and the rest of the object stays.

@@ -34,7 +34,7 @@ fn view(class: &str, spec: Value) -> GatewayView {
 fn made(view: &GatewayView, overlays: &[(&str, &str)]) -> BTreeMap<String, Value> {
     let data = overlays.iter();
     let data = data.map(|(key, text)| ((*key).to_owned(), (*text).to_owned()));
-    let overlays = Overlays::read(&data.collect()).unwrap();
+    let overlays = Overlays::read(&data.collect(), settings().bounds()).unwrap();
     let wanted = objects::wanted(view, &settings(), &overlays, "PEM").unwrap();
     let wanted = wanted.into_iter();
     wanted
