@@ -3,6 +3,7 @@
 //! The replica that holds the Lease does it. What has not changed is not written; what somebody else changed is put right; what is
 //! another's is left alone, and said. With the Gateway the garbage collector takes it all, for it belongs to it.
 
+mod auto;
 mod classes;
 pub mod objects;
 mod overlay;
@@ -23,6 +24,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use self::auto::Auto;
 use self::classes::Classes;
 use self::objects::{MANAGER, Made, Settings};
 use self::overlay::Overlays;
@@ -62,6 +64,7 @@ impl Keeper {
         let mut work = Work::new(&self);
         let mut writer = Writer::new(self.client.clone());
         let mut classes = Classes::new(self.client.clone());
+        let mut auto = Auto::new(self.client.clone());
         let mut known: Option<(u64, Arc<View>)> = None;
         loop {
             let changed = Arc::clone(&work.owned.changed);
@@ -72,6 +75,7 @@ impl Keeper {
             if !*self.leading.borrow() {
                 work.forget();
                 writer.forget();
+                auto.forget();
                 continue;
             }
             let version = known.as_ref().map(|(version, _)| *version);
@@ -85,6 +89,7 @@ impl Keeper {
             if let Some(settings) = &self.settings {
                 classes.keep().await;
                 outcomes = work.keep(view, settings, &roots()).await;
+                auto.keep(view, &outcomes).await;
             }
             writer.write(view, &outcomes).await;
         }
@@ -357,12 +362,12 @@ impl<'k> Work<'k> {
         &mut self,
         name: &NamespacedName,
         gateway: &GatewayView,
+        settings: &Settings,
     ) -> Result<Overlays, String> {
         let infrastructure = gateway.object.spec.infrastructure.as_ref();
         let Some(reference) = infrastructure
             .and_then(|all| all.get("parametersRef"))
             .filter(|reference| !reference.is_null())
-        settings: &Settings,
         else {
             self.parameters.remove(name);
             return Ok(Overlays::default());

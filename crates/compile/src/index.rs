@@ -16,7 +16,7 @@ pub mod service;
 mod track;
 mod trust_domains;
 mod unreported;
-mod waypoint;
+pub mod waypoint;
 mod waypoints;
 pub mod workload;
 

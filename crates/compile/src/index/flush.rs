@@ -141,16 +141,30 @@ impl Index {
     pub(super) fn waypoint_of(&self, service: &ServiceFacts) -> Option<GatewayAddress> {
         let namespace = &service.key.namespace;
         let of_namespace = self.namespaces.get(namespace);
-        waypoint::required(&self.mesh, namespace, &service.labels, of_namespace)
-            .filter(|address| self.serves(address).is_none_or(|serves| serves.services))
+        let has_auto = || self.has_auto(namespace);
+        waypoint::required(
+            &self.mesh,
+            namespace,
+            &service.labels,
+            of_namespace,
+            has_auto,
+        )
+        .filter(|address| self.serves(address).is_none_or(|serves| serves.services))
     }
 
     /// The waypoint that connections to a pod's own addresses have to go through.
     pub(super) fn waypoint_of_pod(&self, pod: &PodFacts) -> Option<GatewayAddress> {
         let namespace = &pod.key.namespace;
         let of_namespace = self.namespaces.get(namespace);
-        waypoint::required(&self.mesh, namespace, &pod.labels, of_namespace)
+        let has_auto = || self.has_auto(namespace);
+        waypoint::required(&self.mesh, namespace, &pod.labels, of_namespace, has_auto)
             .filter(|address| self.serves(address).is_none_or(|serves| serves.workloads))
+    }
+
+    /// Whether a namespace has a waypoint that was made for `keelson.io/l7: auto` and has been ready.
+    fn has_auto(&self, namespace: &Arc<str>) -> bool {
+        let name = NamespacedName::new(namespace, waypoint::AUTO_NAME);
+        self.gateways.get(&name).is_some_and(|serves| serves.auto)
     }
 
     /// What the `Gateway` of a waypoint says that it is for.

@@ -1,6 +1,7 @@
 //! Manifests in, resources out.
 
 mod authorization;
+mod auto;
 mod damaged;
 mod endpoints;
 mod gateways;

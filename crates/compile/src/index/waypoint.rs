@@ -18,6 +18,8 @@ pub(super) struct Serves {
     pub(super) services: bool,
     /// Connections to addresses of pods.
     pub(super) workloads: bool,
+    /// It was made for whoever says `keelson.io/l7: auto`, and has been ready.
+    pub(super) auto: bool,
 }
 
 impl Serves {
@@ -37,8 +39,42 @@ impl Serves {
         Some(Self {
             services,
             workloads,
+            auto: is_auto_made(gateway) && says(gateway.metadata.annotations.as_ref(), ATTACHED),
         })
     }
+}
+
+/// Whether a `Gateway` was made by the controller for whoever says `keelson.io/l7: auto`.
+pub fn is_auto_made(gateway: &Gateway) -> bool {
+    let labels = gateway.metadata.labels.as_ref();
+    gateway.metadata.name.as_deref() == Some(AUTO_NAME)
+        && labels
+            .and_then(|all| all.get(L7))
+            .is_some_and(|is| is == AUTO)
+}
+
+fn says(all: Option<&Labels>, key: &str) -> bool {
+    all.and_then(|all| all.get(key))
+        .is_some_and(|value| value == "true")
+}
+
+/// Whether somebody with these labels in a namespace with those gets a waypoint when an L7 object needs one. A waypoint that
+/// is named, and `none`, count more.
+pub(super) fn is_auto(own: &Labels, of_namespace: Option<&Labels>) -> bool {
+    let mut labels = [Some(own), of_namespace].into_iter().flatten();
+    let word = labels.find_map(|labels| labels.get(L7));
+    word.is_some_and(|word| word == AUTO) && name_of(own, of_namespace).is_none()
+}
+
+/// The waypoint that labels name, or `none`, with the labels that do.
+fn name_of<'l>(
+    own: &'l Labels,
+    of_namespace: Option<&'l Labels>,
+) -> Option<(&'l Labels, &'l String)> {
+    let labels = [Some(own), of_namespace].into_iter().flatten();
+    labels
+        .filter_map(|labels| Some((labels, labels.get(USE_WAYPOINT)?)))
+        .find(|(_, name)| !name.is_empty())
 }
 
 /// The name of the waypoint that an address leads to.
@@ -50,25 +86,28 @@ pub(super) fn named(address: &GatewayAddress) -> Option<NamespacedName> {
     Some(NamespacedName::new(&host.namespace, name))
 }
 
-/// The waypoint of an object with these labels in a namespace with those.
+/// The waypoint of an object with these labels in a namespace with those, which has one of its own that was made for
+/// `keelson.io/l7: auto`, or not.
 pub(super) fn required(
     mesh: &MeshConfig,
     namespace: &str,
     own: &Labels,
     of_namespace: Option<&Labels>,
+    has_auto: impl FnOnce() -> bool,
 ) -> Option<GatewayAddress> {
     // A waypoint itself is behind none.
     if own.contains_key(GATEWAY_NAME) {
         return None;
     }
-    let labels = [Some(own), of_namespace].into_iter().flatten();
-    let (labels, name) = labels
-        .filter_map(|labels| Some((labels, labels.get(USE_WAYPOINT)?)))
-        .find(|(_, name)| !name.is_empty())?;
-    if name == "none" {
-        return None;
-    }
-    let namespace = labels.get(USE_WAYPOINT_NAMESPACE).map_or(namespace, |n| n);
+    let (namespace, name) = match name_of(own, of_namespace) {
+        Some((_, name)) if name == "none" => return None,
+        Some((labels, name)) => {
+            let of = labels.get(USE_WAYPOINT_NAMESPACE);
+            (of.map_or(namespace, |of| of), name.as_str())
+        }
+        None if is_auto(own, of_namespace) && has_auto() => (namespace, AUTO_NAME),
+        None => return None,
+    };
     let hostname = NamespacedHostname {
         namespace: namespace.to_owned(),
         hostname: service::hostname(&NamespacedName::new(namespace, name), mesh),
@@ -79,6 +118,14 @@ pub(super) fn required(
     })
 }
 
+/// The label that asks for a waypoint when an L7 object needs one.
+pub const L7: &str = "keelson.io/l7";
+/// Its value.
+pub const AUTO: &str = "auto";
+/// The name of the `Gateway` that is made then.
+pub const AUTO_NAME: &str = "keelson-l7";
+/// Its annotation, once its pods have been ready: from then on it is required.
+pub const ATTACHED: &str = "keelson.io/attached";
 const HBONE_PORT: u32 = 15008;
 /// Istio's label on a `Gateway`.
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";

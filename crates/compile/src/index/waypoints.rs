@@ -5,6 +5,7 @@
 //! a change of it, and the old and the new one by a label.
 
 mod assembly;
+mod auto;
 pub(super) mod edge;
 mod policies;
 mod routes;

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::ServicePort;
 use manifest::{Labels, NamespacedName, USE_WAYPOINT};
 
 use super::{GATEWAY_NAME, USE_WAYPOINT_NAMESPACE};
+use crate::index::waypoint::L7;
 
 /// What the mesh needs to know of a Service.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,7 +138,7 @@ fn port(port: &ServicePort) -> Option<ServicePortFacts> {
 }
 
 /// The labels that decide which waypoint a Service has.
-const WAYPOINT_LABELS: &[&str] = &[USE_WAYPOINT, USE_WAYPOINT_NAMESPACE, GATEWAY_NAME];
+const WAYPOINT_LABELS: &[&str] = &[USE_WAYPOINT, USE_WAYPOINT_NAMESPACE, GATEWAY_NAME, L7];
 /// What Kubernetes fills in for `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10_800);
 /// Istio's way to say `trafficDistribution` on clusters that lack the field.

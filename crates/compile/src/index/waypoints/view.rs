@@ -25,6 +25,8 @@ pub struct View {
     pub gateways: BTreeMap<NamespacedName, GatewayView>,
     /// Routes that have such a Gateway or a Service as a parent, by kind and name.
     pub routes: BTreeMap<(Kind, NamespacedName), RouteView>,
+    /// Namespaces that say `keelson.io/l7: auto` and that an L7 object is for, with that object.
+    pub needs: BTreeMap<Arc<str>, String>,
 }
 
 /// One Gateway.
@@ -176,7 +178,10 @@ impl Index {
 
     /// What is to be said of gateways and routes of a cluster, as of the last flush.
     pub fn view(&self) -> View {
-        let mut view = View::default();
+        let mut view = View {
+            needs: self.auto_needs(),
+            ..View::default()
+        };
         for (name, (object, origin)) in &self.waypoints.edge.ours {
             if let Origin::Object { uid, generation } = origin {
                 let of = (Arc::clone(uid), *generation);
