@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use compile::index::view::{EDGE_CLASS, WAYPOINT_CLASS};
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tracing::{debug, warn};
 
@@ -59,6 +59,25 @@ impl Classes {
                 Err(error) => debug!(class = name, %error, "cannot keep the GatewayClass"),
             }
         }
+        if let Err(error) = self.refuse_others().await {
+            debug!(%error, "cannot look at the other GatewayClasses");
+        }
+    }
+
+    /// Says of classes with other names that name this controller that nothing is made of them.
+    async fn refuse_others(&self) -> kube::Result<()> {
+        for class in self.api.list(&ListParams::default()).await? {
+            let name = class.metadata.name.as_deref().unwrap_or_default();
+            let is_ours = class.data["spec"]["controllerName"] == CONTROLLER_NAME;
+            if is_ours && ![EDGE_CLASS, WAYPOINT_CLASS].contains(&name) {
+                let message = format!(
+                    "a class of another name is not supported: Gateways name {EDGE_CLASS} or {WAYPOINT_CLASS}"
+                );
+                let refused = Verdict::no("Unsupported", message);
+                self.say(name, &class, refused).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether it is ours.
@@ -79,7 +98,6 @@ impl Classes {
         if there.data["spec"]["controllerName"] != CONTROLLER_NAME {
             return Ok(false);
         }
-        let generation = there.metadata.generation.unwrap_or_default();
         let accepted = match &there.data["spec"]["parametersRef"] {
             Value::Null => Verdict::yes("Accepted"),
             _ => {
@@ -87,11 +105,17 @@ impl Classes {
                 Verdict::no("InvalidParameters", message)
             }
         };
+        self.say(name, &there, accepted).await?;
+        Ok(true)
+    }
+
+    /// Writes whether a class is accepted, unless that is written there.
+    async fn say(&self, name: &str, there: &DynamicObject, accepted: Verdict) -> kube::Result<()> {
         let known = there.data["status"]["conditions"].as_array();
         let wanted = conditions(
             known.map_or(&[][..], Vec::as_slice),
             &[("Accepted", accepted)],
-            generation,
+            there.metadata.generation.unwrap_or_default(),
         );
         if known != Some(&wanted) {
             let patch = json!({
@@ -103,7 +127,7 @@ impl Classes {
                 .patch_status(name, &params, &Patch::Merge(&patch))
                 .await?;
         }
-        Ok(true)
+        Ok(())
     }
 }
 
