@@ -37,6 +37,8 @@ pub(crate) fn preflight(
     allowed.extend(methods.map(|value| (ACCESS_CONTROL_ALLOW_METHODS, value)));
     let headers = list(&cors.headers, &ACCESS_CONTROL_REQUEST_HEADERS);
     allowed.extend(headers.map(|value| (ACCESS_CONTROL_ALLOW_HEADERS, value)));
+    // As Envoy does, and as the Gateway API's suite asks, though it matters for other answers alone.
+    allowed.extend(exposed(cors));
     let age = cors.max_age.map(|age| HeaderValue::from(age.as_secs()));
     allowed.extend(age.map(|value| (ACCESS_CONTROL_MAX_AGE, value)));
     Some(allowed)
@@ -58,12 +60,15 @@ pub(crate) fn expose(cors: &Cors, origin: Option<&HeaderValue>, headers: &mut He
         return;
     };
     allow(headers, origin_headers(cors, origin));
-    if !cors.expose.is_empty()
-        && let Ok(names) = HeaderValue::try_from(cors.expose.join(","))
-    {
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, names);
-    }
+    allow(headers, exposed(cors).into_iter().collect());
     headers.append(VARY, HeaderValue::from_static("origin"));
+}
+
+/// The header that names those which scripts may read.
+fn exposed(cors: &Cors) -> Option<(HeaderName, HeaderValue)> {
+    let names = (!cors.expose.is_empty()).then(|| cors.expose.join(","))?;
+    let names = HeaderValue::try_from(names).ok()?;
+    Some((ACCESS_CONTROL_EXPOSE_HEADERS, names))
 }
 
 fn origin_headers(cors: &Cors, origin: &HeaderValue) -> Vec<(HeaderName, HeaderValue)> {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use l7::route::{
-    Abort, Action, DirectResponse, Fault, HeaderChanges, HeaderMatch, Match, Mirror, PathMatch,
-    PathRewrite, Redirect, Share,
+    Abort, Action, Cors, DirectResponse, Fault, HeaderChanges, HeaderMatch, Match, Mirror,
+    PathMatch, PathRewrite, Redirect, Share,
 };
 use l7::text::TextMatch;
 
@@ -281,4 +281,50 @@ async fn the_application_is_told_who_calls_and_not_by_the_client() {
     let answer = mesh.ask(request).await;
     let expected = "URI=spiffe://cluster.local/ns/shop/sa/front 10.244.1.3 1 36";
     assert_eq!(answer.body, expected, "F108");
+}
+
+/// A49, issue 12 B7: a preflight is answered here, with all that the rule says, and with nothing for another origin.
+#[tokio::test]
+async fn a_preflight_is_told_what_scripts_of_its_origin_may_do() {
+    let (mut mesh, one, two) = two_versions().await;
+    let names = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect();
+    let cors = Cors {
+        origins: vec![TextMatch::Exact("https://a.example".into())],
+        methods: names(&["GET", "PUT"]),
+        expose: names(&["x-one", "x-two"]),
+        max_age: Some(Duration::from_secs(60)),
+        ..Cors::default()
+    };
+    mesh.route(0, prefix("/"), |rule| rule.cors = Some(Box::new(cors)));
+    let ask = |origin: &'static str| {
+        let mut request = get("/");
+        *request.method_mut() = http::Method::OPTIONS;
+        let headers = request.headers_mut();
+        headers.insert("origin", HeaderValue::from_static(origin));
+        headers.insert(
+            "access-control-request-method",
+            HeaderValue::from_static("PUT"),
+        );
+        request
+    };
+    let answer = mesh.ask(ask("https://a.example")).await;
+    let said = |name: &str| {
+        answer
+            .headers
+            .get(name)
+            .map(|value| value.to_str().unwrap())
+    };
+    assert_eq!(answer.status, 200);
+    for (name, value) in [
+        ("access-control-allow-origin", "https://a.example"),
+        ("access-control-allow-methods", "GET,PUT"),
+        ("access-control-expose-headers", "x-one,x-two"),
+        ("access-control-max-age", "60"),
+    ] {
+        assert_eq!(said(name), Some(value), "{name}");
+    }
+    assert_eq!(said("access-control-allow-credentials"), None);
+    let answer = mesh.ask(ask("https://b.example")).await;
+    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+    assert_eq!((one.count(), two.count()), (0, 0));
 }
