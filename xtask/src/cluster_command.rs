@@ -164,6 +164,15 @@ pub(crate) fn build_for_tests(nightly: bool) -> Result<()> {
     crds::fetch()
 }
 
+/// Builds the Gateway API's own tests, and makes the images that these name.
+///
+/// # Errors
+/// As [`build_for_tests`].
+pub(crate) fn build_conformance() -> Result<Vec<PathBuf>> {
+    programs::build(&[&programs::CONFORMANCE, &programs::ECHO])?;
+    images::make_of_conformance()
+}
+
 /// Takes a cluster down, whether it stands or not.
 pub(crate) fn down(place: &Place) -> Result<()> {
     let stood = cluster::stands(place);

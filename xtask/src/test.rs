@@ -38,6 +38,10 @@ pub(crate) struct Args {
     /// With `--nightly`: the version that a mesh of two versions has beside this one.
     #[arg(long, value_name = "COMMIT", default_value = "HEAD~30")]
     earlier: String,
+    /// With `--cluster`: only the Gateway API's own tests, on a cluster `conformance`. Their report is in
+    /// `target/conformance`.
+    #[arg(long, requires = "cluster", conflicts_with = "nightly")]
+    conformance: bool,
     /// With `--cluster`: images as `cargo xtask images` makes them, which compiles everything anew for them.
     #[arg(long, requires = "cluster")]
     static_images: bool,

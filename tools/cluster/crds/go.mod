@@ -5,5 +5,5 @@ go 1.26
 
 require (
 	istio.io/api v1.32.0
-	sigs.k8s.io/gateway-api v1.6.0
+	sigs.k8s.io/gateway-api v1.6.3
 )

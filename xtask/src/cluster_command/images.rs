@@ -1,8 +1,9 @@
 //! The images that every node has: there is no registry to fetch them from.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -23,17 +24,96 @@ pub(crate) fn make() -> Result<()> {
         ("busybox", busybox),
         ("coredns", coredns),
     ] {
-        let image = image()?;
-        let out = images.join(format!("{name}.tar"));
-        let stamp = images.join(format!("{name}.made"));
-        let made_of = describe(&image)?;
-        if out.exists() && fs::read_to_string(&stamp).is_ok_and(|text| text == made_of) {
-            continue;
+        write(&images, name, &image()?)?;
+    }
+    Ok(())
+}
+
+/// Makes those that the Gateway API's tests name in their manifests, and says where they are. No other cluster has them.
+///
+/// # Errors
+/// A program for them is missing, or the manifests name an image of something else.
+pub(crate) fn make_of_conformance() -> Result<Vec<PathBuf>> {
+    let images = base()?.join("conformance");
+    fs::create_dir_all(&images).with_context(|| format!("making {}", images.display()))?;
+    let suite = programs::module_directory(
+        &programs::CONFORMANCE,
+        "sigs.k8s.io/gateway-api/conformance",
+    )?;
+    let mut named = BTreeSet::new();
+    images_in(&suite, &mut named)?;
+    let mut archives = Vec::new();
+    for name in named {
+        let last = name.rsplit('/').next().unwrap_or_default();
+        let image = match last.split(':').next().unwrap_or_default() {
+            "echo-basic" => echo_basic()?,
+            "echo-advanced" => echo_advanced()?,
+            // For a test of UDP. Any version answers.
+            "coredns" => coredns()?,
+            _ => bail!("nothing is known of {name}, which the Gateway API's tests run"),
+        };
+        let image = Image {
+            name: name.clone(),
+            ..image
+        };
+        archives.push(write(&images, &last.replace(':', "-"), &image)?);
+    }
+    Ok(archives)
+}
+
+/// The images that the manifests below a directory name.
+fn images_in(directory: &Path, into: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            images_in(&path, into)?;
+        } else if path.extension().is_some_and(|end| end == "yaml") {
+            let text = fs::read_to_string(&path)?;
+            let names = text.lines().filter_map(|line| {
+                let (_, name) = line.split_once("image:")?;
+                Some(name.trim().trim_matches('"').to_owned())
+            });
+            into.extend(names);
         }
+    }
+    Ok(())
+}
+
+/// Writes an image unless that has been done; where its archive is.
+fn write(images: &Path, name: &str, image: &Image) -> Result<PathBuf> {
+    let out = images.join(format!("{name}.tar"));
+    let stamp = images.join(format!("{name}.made"));
+    let made_of = describe(image)?;
+    if !out.exists() || fs::read_to_string(&stamp).ok().as_ref() != Some(&made_of) {
         image.write(&out)?;
         fs::write(&stamp, made_of)?;
     }
-    Ok(())
+    Ok(out)
+}
+
+fn echo_basic() -> Result<Image> {
+    Ok(Image {
+        entrypoint: vec!["/echo-basic".to_owned()],
+        entries: vec![file("/echo-basic", &base()?.join("bin/echo-basic"))],
+        ..Image::default()
+    })
+}
+
+/// With the certificate of Istio's own tests, as its image has it.
+fn echo_advanced() -> Result<Image> {
+    let bin = base()?.join("bin");
+    let istio = programs::module_directory(&programs::ECHO, "istio.io/istio")?;
+    let certificates = istio.join("tests/testdata/certs/dns");
+    Ok(Image {
+        entrypoint: vec!["/usr/local/bin/server".to_owned()],
+        entries: vec![
+            file("/usr/local/bin/server", &bin.join("echo-server")),
+            file("/usr/local/bin/client", &bin.join("echo-client")),
+            file("/cert.crt", &certificates.join("cert-chain.pem")),
+            file("/cert.key", &certificates.join("key.pem")),
+        ],
+        ..Image::default()
+    })
 }
 
 /// What an image is made of, to be compared with what it was made of.

@@ -46,7 +46,7 @@ pub(crate) const KUBERNETES: [Module; 2] = [
 ];
 
 /// What some clusters and tests need.
-pub(crate) const OTHERS: [Module; 2] = [KUBE_ROUTER, HELM];
+pub(crate) const OTHERS: [Module; 4] = [KUBE_ROUTER, HELM, CONFORMANCE, ECHO];
 
 /// Enforces NetworkPolicy.
 pub(crate) const KUBE_ROUTER: Module = Module {
@@ -64,6 +64,32 @@ pub(crate) const HELM: Module = Module {
     programs: &[("helm", "helm.sh/helm/v3/cmd/helm")],
     takes: "2 minutes",
 };
+
+/// The Gateway API's own tests, and the application that these send requests through gateways to.
+pub(crate) const CONFORMANCE: Module = Module {
+    directory: "conformance",
+    programs: &[
+        ("gateway-api-conformance", OWN_TEST),
+        (
+            "echo-basic",
+            "sigs.k8s.io/gateway-api/conformance/echo-basic",
+        ),
+    ],
+    takes: "2 minutes",
+};
+
+/// Istio's echo application, which those tests call in a mesh.
+pub(crate) const ECHO: Module = Module {
+    directory: "echo",
+    programs: &[
+        ("echo-server", "istio.io/istio/pkg/test/echo/cmd/server"),
+        ("echo-client", "istio.io/istio/pkg/test/echo/cmd/client"),
+    ],
+    takes: "1 minute",
+};
+
+/// Stands for a package where the program is the test in the module's own directory.
+const OWN_TEST: &str = ".";
 
 /// Builds what is missing or was built from other modules.
 ///
@@ -110,7 +136,11 @@ pub(crate) fn build(modules: &[&Module]) -> Result<()> {
 fn compile(module: &Module, out: &Path, package: &str) -> Result<()> {
     let mut command = Command::new("go");
     command
-        .args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly"])
+        .args(match package {
+            OWN_TEST => &["test", "-c"][..],
+            _ => &["build"],
+        })
+        .args(["-trimpath", "-buildvcs=false", "-mod=readonly"])
         .arg(format!("-ldflags={}", link_flags(module)?))
         .arg("-o")
         .arg(out)
@@ -254,7 +284,8 @@ mod tests {
         for module in KUBERNETES.iter().chain(&OTHERS) {
             let path = directory(module).unwrap().join("go.mod");
             let text = fs::read_to_string(path).unwrap();
-            for (name, package) in module.programs {
+            let packages = module.programs.iter();
+            for (name, package) in packages.filter(|(_, package)| *package != OWN_TEST) {
                 let named = |line: &str| line.split_whitespace().any(|word| word == *package);
                 assert!(text.lines().any(named), "{name}");
             }

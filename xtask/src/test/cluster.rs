@@ -35,7 +35,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         );
     }
     let id = Id {
-        id: "test".to_owned(),
+        id: match args.conformance {
+            true => "conformance".to_owned(),
+            false => "test".to_owned(),
+        },
     };
     let place = command::place(&id)?;
     let options = Options {
@@ -46,6 +49,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     };
     let mut clock = Clock::start();
     command::build_for_tests(args.nightly)?;
+    let more = match args.nightly || args.conformance {
+        true => command::build_conformance()?,
+        false => Vec::new(),
+    };
     clock.tell("Kubernetes is compiled");
     setup::run(&setup::Args::default())?;
     // Before ours: cargo has one place for both.
@@ -54,7 +61,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         false => None,
     };
     build::for_tests()?;
-    let tests = build::test_programs(&["tests-cluster"], &["suite", "machines", "mesh"])?;
+    let programs: &[&str] = match args.conformance {
+        true => &["mesh"],
+        false => &["suite", "machines", "mesh"],
+    };
+    let tests = build::test_programs(&["tests-cluster"], programs)?;
     clock.tell("programs and tests are compiled");
     let mut images = images::make(if args.static_images {
         Made::Static
@@ -62,6 +73,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Made::AsBuilt
     })?;
     images.extend(earlier.iter().flat_map(|earlier| earlier.images.clone()));
+    images.extend(more);
     clock.tell("images are made");
     let up = command::put_up(&place, &options)?;
     println!(
@@ -193,7 +205,9 @@ fn once(
             .env("PATH", path()?)
             .env("RUST_BACKTRACE", "0")
             .args(words);
-        if args.nightly {
+        if args.conformance {
+            command.args(["--ignored", "conformance::"]);
+        } else if args.nightly {
             command.arg("--include-ignored");
         }
         if let Some(earlier) = earlier {

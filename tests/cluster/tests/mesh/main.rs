@@ -9,6 +9,7 @@
 mod audit;
 mod away;
 mod command_line;
+mod conformance;
 mod faults;
 mod figures;
 mod gateway;
