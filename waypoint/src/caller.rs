@@ -129,6 +129,10 @@ impl Caller {
     /// A service by its address. What the client's node says it was counts for a workload's address only, and only where
     /// the workload serves that service there: a headless one has no address of its own.
     fn dialled(&self, active: &Active) -> Dialled {
+        let at_edge = self.edge.as_ref();
+        if let Some(dialled) = at_edge.and_then(|edge| edge.connection(active)) {
+            return dialled;
+        }
         let port = self.dialled.port();
         if let Some(service) = active.l7.service_at(self.dialled.ip())
             && service.attached

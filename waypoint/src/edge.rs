@@ -1,4 +1,4 @@
-//! Where a gateway takes clients that are not in the mesh: plain HTTP, and TLS that ends here.
+//! Where a gateway takes clients that are not in the mesh: plain HTTP, TLS that ends here or passes, and other connections.
 //!
 //! Which ports these are is configuration, as are the certificates: both are followed while connections go on.
 
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use l7::listener::Reads;
 use l7::request::host;
 use model::Reason;
 use proto::proxy_protocol::Header;
@@ -21,37 +22,62 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 pub(crate) use self::secure::Secured;
-use crate::accept::{self, Spoken};
+use crate::accept::{self, Rewound, Spoken, Watch};
 use crate::active::Active;
 use crate::caller::{Caller, Dialled};
+use crate::tcp;
 use crate::worker::Worker;
 
 /// The listener by which a client came in.
 #[derive(Clone, Debug)]
 pub(crate) struct EdgePort {
     port: u16,
-    /// Of a client that speaks TLS, the listener whose certificate it was shown.
-    secured_by: Option<Arc<str>>,
+    by: By,
+}
+
+/// How it was found.
+#[derive(Clone, Debug)]
+enum By {
+    /// Each request says it, by its Host.
+    Requests,
+    /// TLS ends there: this one's certificate was shown.
+    Certificate(Arc<str>),
+    /// What comes is no HTTP: this one, asked for by a name where TLS passes.
+    Connection(Arc<str>, String),
 }
 
 impl EdgePort {
     /// As the client sees it.
     pub(crate) fn scheme(&self) -> &'static str {
-        match self.secured_by {
-            Some(_) => "https",
-            None => "http",
+        match self.by {
+            By::Certificate(_) => "https",
+            By::Requests | By::Connection(..) => "http",
         }
+    }
+
+    /// What a connection is for that is not read as HTTP; `None` if it is, or nothing is meant by its name any more.
+    pub(crate) fn connection(&self, active: &Active) -> Option<Dialled> {
+        let By::Connection(listener, name) = &self.by else {
+            return None;
+        };
+        let here = active.l7.listeners().get(&self.port)?;
+        let listener = here.iter().find(|one| one.name == *listener)?;
+        let key = listener.virtual_host(name)?.clone();
+        Some(Dialled::Service {
+            key,
+            port: self.port,
+        })
     }
 
     /// The virtual host that a request is for; `None` if none of the listener's hosts is meant.
     pub(crate) fn dialled(&self, active: &Active, authority: &str) -> Option<Dialled> {
         let host = host(authority);
-        let listener = match &self.secured_by {
-            Some(name) => {
+        let listener = match &self.by {
+            By::Certificate(name) | By::Connection(name, _) => {
                 let here = active.l7.listeners().get(&self.port)?;
                 here.iter().find(|one| one.name == *name)
             }
-            None => active.l7.listener(self.port, false, host),
+            By::Requests => active.l7.listener(self.port, false, host),
         };
         let key = listener?.virtual_host(host)?.clone();
         Some(Dialled::Service {
@@ -132,15 +158,15 @@ async fn accept(
     }
 }
 
-/// Ends TLS where it is spoken, and serves what comes.
-async fn begin(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr, port: u16) {
+/// Ends TLS where it is to end, and serves what comes.
+async fn begin(worker: Rc<Worker>, mut stream: TcpStream, client: SocketAddr, port: u16) {
     let Ok(local) = stream
         .local_addr()
         .and_then(|local| stream.set_nodelay(true).map(|()| local))
     else {
         return;
     };
-    let caller = |secured_by| {
+    let caller = |by| {
         let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
         let header = Header {
             client: canonical(client),
@@ -148,34 +174,25 @@ async fn begin(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr, port: 
             identity: None,
             service: None,
         };
-        Rc::new(Caller::at_edge(header, EdgePort { port, secured_by }))
+        Rc::new(Caller::at_edge(header, EdgePort { port, by }))
     };
-    let active = worker.shared.newest.load();
-    let speaks_tls = active.l7.listeners().get(&port);
-    let speaks_tls = speaks_tls.is_some_and(|here| here.iter().any(|one| one.tls.is_some()));
-    drop(active);
-    if speaks_tls {
-        // In a box, which goes with the handshake.
-        let shaking = Box::pin(handshake(&worker, stream, port));
-        let shaken = tokio::time::timeout(HANDSHAKE, shaking).await;
-        match shaken {
-            Ok(Ok((stream, listener))) => {
-                let spoken = match stream.get_ref().1.alpn_protocol() {
-                    Some(b"h2") => Spoken::Http2,
-                    _ => Spoken::Http1,
-                };
-                let caller = caller(Some(listener));
-                accept::converse(&worker, &caller, (BytesMut::new(), stream), spoken).await;
+    let mut before = BytesMut::new();
+    let passed = match there(&worker, port) {
+        There::Requests => None,
+        There::Nothing(listener) => Some((listener, String::new())),
+        There::Tls { names: false } => return shake(&worker, (before, stream), port, caller).await,
+        There::Tls { names: true } => {
+            let name = tcp::server_name(&mut stream, &mut before, HANDSHAKE).await;
+            match passes(&worker, port, name.as_deref().unwrap_or_default()) {
+                None => return shake(&worker, (before, stream), port, caller).await,
+                passed => passed,
             }
-            Ok(Err(error)) => {
-                tracing::debug!(%client, port, %error, "no TLS");
-                worker.shared.telemetry.refuse(Reason::TlsIo);
-            }
-            Err(_elapsed) => worker.shared.telemetry.refuse(Reason::HandshakeTimeout),
         }
-        return;
+    };
+    if let Some((listener, name)) = passed {
+        let caller = caller(By::Connection(listener, name));
+        return tcp::serve(&worker, &caller, stream, before).await;
     }
-    let (mut stream, mut before) = (stream, BytesMut::new());
     let within = worker.shared.limits.head_timeout;
     match accept::first_bytes(&mut stream, &mut before, within).await {
         accept::First::Nothing => {}
@@ -185,17 +202,76 @@ async fn begin(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr, port: 
                 Spoken::Http2 => Spoken::Http2,
                 _ => Spoken::Http1,
             };
-            accept::converse(&worker, &caller(None), (before, stream), spoken).await;
+            let caller = caller(By::Requests);
+            accept::converse(&worker, &caller, (before, stream), spoken).await;
         }
+    }
+}
+
+/// What comes to a port.
+enum There {
+    /// Plain HTTP.
+    Requests,
+    /// What is not read, for this listener.
+    Nothing(Arc<str>),
+    /// TLS, of which some may pass by the name that it asks for.
+    Tls { names: bool },
+}
+
+fn there(worker: &Worker, port: u16) -> There {
+    let active = worker.shared.newest.load();
+    let here = active.l7.listeners().get(&port);
+    let here = here.map_or(&[][..], Vec::as_slice);
+    if let Some(one) = here.iter().find(|one| one.reads == Reads::Nothing) {
+        return There::Nothing(Arc::clone(&one.name));
+    }
+    match here.iter().any(|one| one.speaks_tls()) {
+        true => There::Tls {
+            names: here.iter().any(|one| one.reads == Reads::Names),
+        },
+        false => There::Requests,
+    }
+}
+
+/// The listener that lets TLS for a name pass, with the name; `None` if another, or none, has the name.
+fn passes(worker: &Worker, port: u16, name: &str) -> Option<(Arc<str>, String)> {
+    let active = worker.shared.newest.load();
+    let listener = active.l7.listener(port, true, name)?;
+    let is_for_names = listener.reads == Reads::Names;
+    is_for_names.then(|| (Arc::clone(&listener.name), name.to_owned()))
+}
+
+/// Ends TLS, and serves the requests that come in it.
+async fn shake(
+    worker: &Rc<Worker>,
+    (before, stream): (BytesMut, TcpStream),
+    port: u16,
+    caller: impl FnOnce(By) -> Rc<Caller>,
+) {
+    let stream = Rewound::new(before.freeze(), stream, Watch::default());
+    match tokio::time::timeout(HANDSHAKE, handshake(worker, stream, port)).await {
+        Ok(Ok((stream, listener))) => {
+            let spoken = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Spoken::Http2,
+                _ => Spoken::Http1,
+            };
+            let caller = caller(By::Certificate(listener));
+            accept::converse(worker, &caller, (BytesMut::new(), stream), spoken).await;
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(port, %error, "no TLS");
+            worker.shared.telemetry.refuse(Reason::TlsIo);
+        }
+        Err(_elapsed) => worker.shared.telemetry.refuse(Reason::HandshakeTimeout),
     }
 }
 
 /// The stream behind TLS, and the name of the listener that the client asked for.
 async fn handshake(
     worker: &Worker,
-    stream: TcpStream,
+    stream: Rewound<TcpStream>,
     port: u16,
-) -> io::Result<(TlsStream<TcpStream>, Arc<str>)> {
+) -> io::Result<(TlsStream<Rewound<TcpStream>>, Arc<str>)> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
     let hello = start.client_hello();
     let name = hello.server_name().unwrap_or_default();

@@ -3,6 +3,8 @@
 
 mod hello;
 
+pub(crate) use self::hello::server_name;
+
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -49,10 +51,12 @@ pub(crate) async fn serve(
     let Opened {
         mut endpoint,
         candidate,
+        served,
         _held,
     } = opened;
     let recorder = &worker.shared.telemetry.recorder;
-    let labels = TcpLabels::from(labels_of(&known.party, &candidate.party, &known.asked));
+    let asked = asked_of(caller, &known, served.as_ref());
+    let labels = TcpLabels::from(labels_of(&known.party, &candidate.party, &asked));
     let began = Instant::now();
     let flow = recorder.metrics.open(&labels);
     let _active = candidate.state.begin();
@@ -93,7 +97,7 @@ pub(crate) async fn serve(
         ending,
         error,
     };
-    let described = describe(worker, caller, &known, Some(&candidate));
+    let described = describe(worker, caller, &known, Some(&candidate), &asked);
     recorder.closed(&described, closed);
 }
 
@@ -114,7 +118,7 @@ async fn asked_name(
     if !matters {
         return None;
     }
-    hello::server_name(client, before, worker.shared.limits.detect_timeout).await
+    server_name(client, before, worker.shared.limits.detect_timeout).await
 }
 
 fn reset_when_dropped(stream: &TcpStream) {
@@ -127,6 +131,8 @@ fn reset_when_dropped(stream: &TcpStream) {
 struct Opened {
     endpoint: TcpStream,
     candidate: Candidate,
+    /// The service whose endpoint it is.
+    served: Option<Rc<telemetry::Asked>>,
     /// Its place among those that the service may have.
     _held: Held,
 }
@@ -150,6 +156,7 @@ async fn open(
     name: Option<&str>,
 ) -> Result<Opened, Refused> {
     let (resolved, mut tries) = find(worker, active, caller, known, name)?;
+    let served = Some(Rc::clone(&resolved.asked));
     let mut tried = Vec::new();
     loop {
         let asked = Asked {
@@ -180,6 +187,7 @@ async fn open(
                 return Ok(Opened {
                     endpoint,
                     candidate,
+                    served,
                     _held: held,
                 });
             }
@@ -229,6 +237,11 @@ fn find(
                 Refused::new(Flag::NoRoute, Reason::NoSuchPort, text)
             })?;
             Ok((resolved, TRIES))
+        }
+        // What was dialled is the gateway itself: it would call itself without end.
+        Dialled::Workload(_) if caller.edge.is_some() => {
+            let text = format!("no listener has the name {:?}", name.unwrap_or_default());
+            Err(Refused::new(Flag::NoRoute, Reason::NoEndpoint, text))
         }
         Dialled::Workload(address) => {
             let endpoint = active.l7.endpoint_at(address.ip()).ok_or_else(|| {
@@ -319,13 +332,27 @@ async fn until_refused(worker: &Rc<Worker>, caller: &Caller, candidate: &Candida
 }
 
 fn refuse(worker: &Worker, caller: &Caller, known: &Known, Refused(flag, refusal): Refused) {
-    let mut labels = TcpLabels::from(labels_of(&known.party, &Party::default(), &known.asked));
+    let asked = asked_of(caller, known, None);
+    let mut labels = TcpLabels::from(labels_of(&known.party, &Party::default(), &asked));
     if let Some(flag) = flag {
         labels.response_flags = flag.as_str().into();
     }
-    let described = describe(worker, caller, known, None);
+    let described = describe(worker, caller, known, None, &asked);
     let recorder = &worker.shared.telemetry.recorder;
     recorder.refuse(&described, &labels, refusal);
+}
+
+/// The service that is told of: what was dialled, or, since that is a gateway itself at the edge, what it leads to.
+fn asked_of(
+    caller: &Caller,
+    known: &Known,
+    served: Option<&Rc<telemetry::Asked>>,
+) -> Rc<telemetry::Asked> {
+    match (&caller.edge, served) {
+        (None, _) => Rc::clone(&known.asked),
+        (Some(_), None) => Rc::default(),
+        (Some(_), Some(served)) => Rc::clone(served),
+    }
 }
 
 /// The connection, for the log and the page of refusals. Its destination is the endpoint, if one was chosen.
@@ -334,6 +361,7 @@ fn describe(
     caller: &Caller,
     known: &Known,
     candidate: Option<&Candidate>,
+    asked: &telemetry::Asked,
 ) -> Description {
     let end = |addr: SocketAddr, party: Option<&Party>| ConnectionEnd {
         addr: Some(addr),
@@ -350,7 +378,7 @@ fn describe(
         pod: worker.shared.pod.to_string(),
         source: end(caller.client, Some(&known.party)),
         destination,
-        service: known.asked.hostname.known().map(str::to_owned),
+        service: asked.hostname.known().map(str::to_owned),
         security: security_of(&known.party),
         tunnel: None,
     }

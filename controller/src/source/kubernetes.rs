@@ -64,7 +64,7 @@ impl Cluster {
 }
 
 /// The kinds that are followed always. Nothing is compiled from service accounts.
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 16] = [
     Kind::Namespace,
     Kind::Node,
     Kind::PeerAuthentication,
@@ -79,6 +79,8 @@ const KINDS: [Kind; 14] = [
     Kind::VirtualService,
     Kind::HttpRoute,
     Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::TcpRoute,
 ];
 
 impl Source for Cluster {
@@ -296,6 +298,8 @@ pub(crate) fn resource(kind: Kind) -> ApiResource {
         Kind::Gateway => "gateways",
         Kind::HttpRoute => "httproutes",
         Kind::GrpcRoute => "grpcroutes",
+        Kind::TlsRoute => "tlsroutes",
+        Kind::TcpRoute => "tcproutes",
         Kind::ReferenceGrant => "referencegrants",
         Kind::IstioGateway => "gateways",
         Kind::Secret => "secrets",

@@ -183,7 +183,9 @@ impl Index {
             Object::VirtualService(_)
             | Object::DestinationRule(_)
             | Object::HttpRoute(_)
-            | Object::GrpcRoute(_) => self.set_l7(upsert),
+            | Object::GrpcRoute(_)
+            | Object::TlsRoute(_)
+            | Object::TcpRoute(_) => self.set_l7(upsert),
             Object::Broken(broken) => match broken.kind {
                 PolicyKind::PeerAuthentication => {
                     let facts = PeerAuthenticationFacts::broken(broken);
@@ -223,9 +225,12 @@ impl Index {
             Kind::IstioGateway | Kind::ReferenceGrant | Kind::Secret => {
                 self.unset_edge(kind, &named);
             }
-            Kind::VirtualService | Kind::DestinationRule | Kind::HttpRoute | Kind::GrpcRoute => {
-                self.unset_l7(kind, &named)
-            }
+            Kind::VirtualService
+            | Kind::DestinationRule
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute => self.unset_l7(kind, &named),
         }
     }
 

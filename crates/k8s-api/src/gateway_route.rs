@@ -39,7 +39,32 @@ pub struct GrpcRoute {
     pub status: Option<serde_json::Value>,
 }
 
+/// A `TLSRoute` object, or a `TCPRoute`, which has no host names.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ConnectionRoute {
+    pub api_version: String,
+    pub kind: String,
+    pub metadata: ObjectMeta,
+    #[serde(deserialize_with = "null_is_default")]
+    pub spec: ConnectionRouteSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<serde_json::Value>,
+}
+
 fields! {
+    /// The wish of a [`ConnectionRoute`].
+    pub struct ConnectionRouteSpec {
+        pub parent_refs: Vec<ParentRef>,
+        pub use_default_gateways: Option<String>,
+        pub hostnames: Vec<String>,
+        pub rules: Vec<ConnectionRule>,
+    }
+    /// One rule of a [`ConnectionRoute`].
+    pub struct ConnectionRule {
+        pub name: Option<String>,
+        pub backend_refs: Vec<BackendRef>,
+    }
     /// The wish of an [`HttpRoute`].
     pub struct HttpRouteSpec {
         pub parent_refs: Vec<ParentRef>,

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
 pub use gateway::{Gateway, ReferenceGrant};
-pub use gateway_route::{GrpcRoute, HttpRoute};
+pub use gateway_route::{ConnectionRoute, GrpcRoute, HttpRoute};
 pub use istio_gateway::IstioGateway;
 pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;

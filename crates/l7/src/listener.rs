@@ -16,12 +16,26 @@ pub struct Listener {
     pub port: u16,
     /// Whose names it takes.
     pub host: HostPattern,
-    /// TLS ends here, with one of these certificates; `None` for plain HTTP.
+    /// TLS ends here, with one of these certificates; `None` where it does not, or is not spoken.
     pub tls: Option<Vec<Certificate>>,
+    /// What is read of what comes.
+    pub reads: Reads,
     /// Clients have to show a certificate that leads to one of these roots, in PEM; `None` asks for none.
     pub client_roots: Option<Vec<u8>>,
     /// What is served, by host.
     pub hosts: Vec<VirtualHost>,
+}
+
+/// What a listener reads of what comes, to know where it goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// Requests of HTTP.
+    #[default]
+    Requests,
+    /// The name that TLS asks for. TLS passes, and ends where it leads.
+    Names,
+    /// Nothing: connections are told apart by the port alone.
+    Nothing,
 }
 
 /// A host that is served, and where its rules are attached.
@@ -117,6 +131,11 @@ impl fmt::Display for HostPattern {
 }
 
 impl Listener {
+    /// Whether clients begin with TLS, which names what they want.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.is_some() || self.reads == Reads::Names
+    }
+
     /// Where the rules for a host are; the most specific pattern counts.
     pub fn virtual_host(&self, host: &str) -> Option<&ServiceKey> {
         let host = host.to_ascii_lowercase();
@@ -132,7 +151,7 @@ pub(crate) fn choose<'l>(
     host: &str,
 ) -> Option<&'l Arc<Listener>> {
     let host = host.to_ascii_lowercase();
-    let fits = |one: &&Arc<Listener>| one.tls.is_some() == tls && one.host.holds(&host);
+    let fits = |one: &&Arc<Listener>| one.speaks_tls() == tls && one.host.holds(&host);
     listeners
         .iter()
         .filter(fits)
@@ -181,6 +200,7 @@ mod tests {
                 port: 80,
                 host: HostPattern::new(host),
                 tls: tls.then(Vec::new),
+                reads: Reads::default(),
                 client_roots: None,
                 hosts: vec![
                     VirtualHost {

@@ -25,6 +25,10 @@ pub enum Kind {
     GrpcRoute,
     /// `HTTPRoute` of the Gateway API.
     HttpRoute,
+    /// `TLSRoute` of the Gateway API.
+    TlsRoute,
+    /// `TCPRoute` of the Gateway API.
+    TcpRoute,
     /// Istio's `VirtualService`.
     VirtualService,
     /// Istio's `DestinationRule`.
@@ -45,6 +49,8 @@ impl Kind {
         match self {
             Self::GrpcRoute => "GRPCRoute",
             Self::HttpRoute => "HTTPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
@@ -59,6 +65,8 @@ impl Kind {
         [
             Self::GrpcRoute,
             Self::HttpRoute,
+            Self::TlsRoute,
+            Self::TcpRoute,
             Self::VirtualService,
             Self::DestinationRule,
             Self::AuthorizationPolicy,

@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_api::{
-    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, GrpcRoute, HttpRoute,
-    IstioGateway, Namespace, NetworkPolicy, Node, ObjectMeta, PeerAuthentication, Pod,
+    AuthorizationPolicy, ConnectionRoute, DestinationRule, EndpointSlice, Gateway, GrpcRoute,
+    HttpRoute, IstioGateway, Namespace, NetworkPolicy, Node, ObjectMeta, PeerAuthentication, Pod,
     ReferenceGrant, Secret, Service, ServiceAccount, VirtualService,
 };
 use serde::{Deserialize, Serialize};
@@ -277,6 +277,10 @@ pub enum Kind {
     /// `gateway.networking.k8s.io`.
     GrpcRoute,
     /// `gateway.networking.k8s.io`.
+    TlsRoute,
+    /// `gateway.networking.k8s.io`.
+    TcpRoute,
+    /// `gateway.networking.k8s.io`.
     ReferenceGrant,
     /// `Gateway` of `networking.istio.io`.
     IstioGateway,
@@ -308,7 +312,7 @@ impl PolicyKind {
 
 impl Kind {
     /// All of them, in an order in which later kinds refer to earlier ones.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -326,6 +330,8 @@ impl Kind {
         Self::VirtualService,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
     ];
 
     /// The kind as manifests spell it.
@@ -345,6 +351,8 @@ impl Kind {
             Self::Gateway => "Gateway",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::IstioGateway => "Gateway",
             Self::Secret => "Secret",
@@ -360,9 +368,12 @@ impl Kind {
             Self::VirtualService | Self::DestinationRule | Self::IstioGateway => {
                 "networking.istio.io"
             }
-            Self::Gateway | Self::HttpRoute | Self::GrpcRoute | Self::ReferenceGrant => {
-                "gateway.networking.k8s.io"
-            }
+            Self::Gateway
+            | Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::TlsRoute
+            | Self::TcpRoute
+            | Self::ReferenceGrant => "gateway.networking.k8s.io",
             Self::Namespace
             | Self::Node
             | Self::ServiceAccount
@@ -383,6 +394,8 @@ impl Kind {
             // The newest version is not everywhere yet.
             Self::ReferenceGrant => &["v1beta1", "v1"],
             Self::HttpRoute | Self::GrpcRoute => &["v1", "v1beta1", "v1alpha2"],
+            Self::TlsRoute => &["v1", "v1alpha3", "v1alpha2"],
+            Self::TcpRoute => &["v1", "v1alpha2"],
             Self::Namespace
             | Self::Node
             | Self::ServiceAccount
@@ -417,7 +430,12 @@ impl Kind {
     pub fn is_l7(self) -> bool {
         matches!(
             self,
-            Self::VirtualService | Self::DestinationRule | Self::HttpRoute | Self::GrpcRoute
+            Self::VirtualService
+                | Self::DestinationRule
+                | Self::HttpRoute
+                | Self::GrpcRoute
+                | Self::TlsRoute
+                | Self::TcpRoute
         )
     }
 
@@ -460,6 +478,8 @@ pub enum Object {
     Gateway(Box<Gateway>),
     HttpRoute(Box<HttpRoute>),
     GrpcRoute(Box<GrpcRoute>),
+    TlsRoute(Box<ConnectionRoute>),
+    TcpRoute(Box<ConnectionRoute>),
     ReferenceGrant(Box<ReferenceGrant>),
     IstioGateway(Box<IstioGateway>),
     Secret(Box<Secret>),
@@ -487,6 +507,8 @@ impl Object {
             Self::Gateway(o) => (Kind::Gateway, &o.metadata),
             Self::HttpRoute(o) => (Kind::HttpRoute, &o.metadata),
             Self::GrpcRoute(o) => (Kind::GrpcRoute, &o.metadata),
+            Self::TlsRoute(o) => (Kind::TlsRoute, &o.metadata),
+            Self::TcpRoute(o) => (Kind::TcpRoute, &o.metadata),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.metadata),
             Self::IstioGateway(o) => (Kind::IstioGateway, &o.metadata),
             Self::Secret(o) => (Kind::Secret, &o.metadata),
@@ -526,6 +548,7 @@ impl Object {
             Self::Gateway(o) => &mut o.metadata,
             Self::HttpRoute(o) => &mut o.metadata,
             Self::GrpcRoute(o) => &mut o.metadata,
+            Self::TlsRoute(o) | Self::TcpRoute(o) => &mut o.metadata,
             Self::ReferenceGrant(o) => &mut o.metadata,
             Self::IstioGateway(o) => &mut o.metadata,
             Self::Secret(o) => &mut o.metadata,
@@ -557,6 +580,8 @@ impl Object {
             | Kind::Gateway
             | Kind::HttpRoute
             | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
             | Kind::ReferenceGrant
             | Kind::IstioGateway
             | Kind::Secret => Self::decode(kind, origin.authorship(), value),
@@ -593,6 +618,8 @@ impl Object {
             Kind::Gateway => boxed(from).map(Self::Gateway),
             Kind::HttpRoute => boxed(from).map(Self::HttpRoute),
             Kind::GrpcRoute => boxed(from).map(Self::GrpcRoute),
+            Kind::TlsRoute => boxed(from).map(Self::TlsRoute),
+            Kind::TcpRoute => boxed(from).map(Self::TcpRoute),
             Kind::ReferenceGrant => boxed(from).map(Self::ReferenceGrant),
             Kind::IstioGateway => boxed(from).map(Self::IstioGateway),
             Kind::Secret => boxed(from).map(Self::Secret),
@@ -630,6 +657,7 @@ impl Serialize for Object {
             Self::Gateway(o) => o.serialize(to),
             Self::HttpRoute(o) => o.serialize(to),
             Self::GrpcRoute(o) => o.serialize(to),
+            Self::TlsRoute(o) | Self::TcpRoute(o) => o.serialize(to),
             Self::ReferenceGrant(o) => o.serialize(to),
             Self::IstioGateway(o) => o.serialize(to),
             Self::Secret(o) => o.serialize(to),

@@ -45,6 +45,8 @@ pub(crate) fn object(
         | Object::Gateway(_)
         | Object::HttpRoute(_)
         | Object::GrpcRoute(_)
+        | Object::TlsRoute(_)
+        | Object::TcpRoute(_)
         | Object::ReferenceGrant(_)
         | Object::IstioGateway(_)
         | Object::Secret(_)

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 /// The name that TLS asks for, in small letters; `None` if it asks for none, or TLS does not begin in time. What was read
 /// is kept in `before`.
-pub(super) async fn server_name(
+pub(crate) async fn server_name(
     client: &mut TcpStream,
     before: &mut BytesMut,
     within: Duration,

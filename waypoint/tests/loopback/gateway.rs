@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use l7::listener::{Certificate, Listener, VirtualHost};
+use l7::listener::{Certificate, Listener, Reads, VirtualHost};
 use l7::route::{Match, PathMatch};
 use l7::{HostPattern, Resource, Service};
 use model::ServiceKey;
@@ -19,7 +19,7 @@ fn host_key(host: &str) -> ServiceKey {
 }
 
 /// A port that nobody listens on.
-async fn free() -> u16 {
+pub(crate) async fn free() -> u16 {
     let listener = TcpListener::bind("[::]:0").await.unwrap();
     listener.local_addr().unwrap().port()
 }
@@ -50,6 +50,7 @@ async fn listen(mesh: &mut Mesh, hosts: &[&str], tls: Option<Vec<Certificate>>) 
         port,
         host: HostPattern::Any,
         tls,
+        reads: Reads::Requests,
         client_roots: None,
         hosts,
     };
@@ -167,6 +168,7 @@ async fn tls_ends_with_the_certificate_of_the_listener_and_a_new_one_counts_at_o
         port: address.port(),
         host: HostPattern::Any,
         tls: Some(vec![second]),
+        reads: Reads::Requests,
         client_roots: None,
         hosts: vec![VirtualHost {
             host: HostPattern::new(name),

@@ -9,6 +9,7 @@
 
 mod gateway;
 mod hostile;
+mod passing;
 mod policy;
 mod protocols;
 mod resilience;

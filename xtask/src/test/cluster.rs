@@ -205,7 +205,7 @@ fn once(
             .env("PATH", path()?)
             .env("RUST_BACKTRACE", "0")
             .args(words);
-        if args.conformance {
+        if args.conformance && !words.iter().any(|word| word == "--exact") {
             command.args(["--ignored", "conformance::"]);
         } else if args.nightly {
             command.arg("--include-ignored");

@@ -115,6 +115,18 @@ impl Index {
                 waypoints.routes.insert((Kind::GrpcRoute, named), aged);
                 notes
             }
+            Object::TlsRoute(object) | Object::TcpRoute(object) => {
+                let kind = match &upsert.object {
+                    Object::TlsRoute(_) => Kind::TlsRoute,
+                    _ => Kind::TcpRoute,
+                };
+                let compiled = gateway_route::connections(kind, object, domain);
+                let notes = compiled.notes.clone();
+                let created = created(&object.metadata);
+                let aged = Aged { created, compiled };
+                waypoints.routes.insert((kind, named), aged);
+                notes
+            }
             _ => return,
         };
         waypoints.all_marked = true;
@@ -127,7 +139,7 @@ impl Index {
         let known = match kind {
             Kind::VirtualService => waypoints.virtual_services.remove(named).is_some(),
             Kind::DestinationRule => waypoints.destination_rules.remove(named).is_some(),
-            Kind::HttpRoute | Kind::GrpcRoute => {
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                 waypoints.routes.remove(&(kind, named.clone())).is_some()
             }
             _ => false,

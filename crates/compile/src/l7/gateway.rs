@@ -8,7 +8,8 @@ mod istio;
 use k8s_api::LabelSelector;
 use k8s_api::gateway::{AllowedRoutes, Gateway, Listener};
 use l7::HostPattern;
-use manifest::NamespacedName;
+use l7::listener::Reads;
+use manifest::{Kind, NamespacedName};
 
 pub(crate) use self::istio::{ClientRoots, IstioServers, istio};
 use super::notes::Notes;
@@ -35,14 +36,21 @@ pub(crate) struct Door {
     pub(crate) port: u16,
     /// Whose requests it takes.
     pub(crate) host: HostPattern,
-    /// The Secrets with its certificates; `None` for plain HTTP.
+    /// The Secrets with its certificates; `None` where TLS does not end here.
     pub(crate) tls: Option<Vec<NamespacedName>>,
+    /// What is read of what comes.
+    pub(crate) reads: Reads,
     /// Whose routes it takes.
     pub(crate) from: From,
-    /// It takes HTTPRoutes.
-    pub(crate) http: bool,
-    /// It takes GRPCRoutes.
-    pub(crate) grpc: bool,
+    /// The kinds of routes that it takes.
+    pub(crate) kinds: Vec<Kind>,
+}
+
+impl Door {
+    /// Whether clients begin with TLS.
+    fn speaks_tls(&self) -> bool {
+        self.tls.is_some() || self.reads == Reads::Names
+    }
 }
 
 /// From which namespaces routes are taken.
@@ -90,9 +98,12 @@ pub(crate) fn listeners(gateway: &Gateway) -> Option<Listeners> {
         if door.tls.is_some() && tls_of_all {
             continue;
         }
+        // TLS that ends here and TLS that passes are told apart by the name.
         let conflict = all.iter().find(|other| {
             other.port == door.port
-                && (other.host == door.host || other.tls.is_some() != door.tls.is_some())
+                && (other.host == door.host
+                    || other.speaks_tls() != door.speaks_tls()
+                    || (other.reads == Reads::Nothing) != (door.reads == Reads::Nothing))
         });
         match conflict {
             Some(other) => {
@@ -112,47 +123,75 @@ pub(crate) fn listeners(gateway: &Gateway) -> Option<Listeners> {
 }
 
 fn door(field: &str, listener: &Listener, namespace: &str, notes: &mut Notes) -> Option<Door> {
-    let errors = notes.errors();
-    let tls = match listener.protocol.as_str() {
-        "HTTP" => {
+    let mut errors = notes.errors();
+    let (tls, reads) = match listener.protocol.as_str() {
+        protocol @ ("HTTP" | "TCP") => {
             if listener.tls.is_some() {
-                notes.error(format!("{field}.tls"), "is not for HTTP");
+                notes.error(format!("{field}.tls"), format!("is not for {protocol}"));
             }
-            None
+            let reads = match protocol {
+                "HTTP" => Reads::Requests,
+                _ => Reads::Nothing,
+            };
+            (None, reads)
         }
-        "HTTPS" => Some(certificates(field, listener, namespace, notes)),
+        "HTTPS" => {
+            let (found, wrong) = certificates(field, listener, namespace, notes);
+            // Without a certificate it is not opened, and is there for who asks for its routes.
+            errors += wrong;
+            (Some(found), Reads::Requests)
+        }
+        "TLS" => {
+            passes(field, listener, notes);
+            (None, Reads::Names)
+        }
         other => {
-            let message = format!("{other:?} is not supported; HTTP and HTTPS are");
+            let message = format!("{other:?} is not supported; HTTP, HTTPS, TLS and TCP are");
             notes.error(format!("{field}.protocol"), message);
-            None
+            (None, Reads::Nothing)
         }
     };
     let Some(port) = listener.port.filter(|port| *port > 0) else {
         notes.error(format!("{field}.port"), "is missing");
         return None;
     };
-    let (from, http, grpc) = allowed(field, listener.allowed_routes.as_ref(), notes);
+    let (from, kinds) = allowed(field, listener.allowed_routes.as_ref(), reads, notes);
     (notes.errors() == errors).then(|| Door {
         name: listener.name.clone(),
         port,
         host: HostPattern::new(listener.hostname.as_deref().unwrap_or_default()),
         tls,
+        reads,
         from,
-        http,
-        grpc,
+        kinds,
     })
 }
 
+/// A listener of protocol TLS: what passes is not decrypted here.
+fn passes(field: &str, listener: &Listener, notes: &mut Notes) {
+    let tls = listener.tls.as_ref();
+    let mode = tls.and_then(|tls| tls.mode.as_deref());
+    if mode != Some("Passthrough") {
+        let message = "Terminate is not supported for TLS; Passthrough is, and HTTPS";
+        notes.error(format!("{field}.tls.mode"), message);
+    }
+    if tls.is_some_and(|tls| !tls.certificate_refs.is_empty()) {
+        let message = "has no effect: TLS passes";
+        notes.warning(format!("{field}.tls"), message);
+    }
+}
+
+/// The Secrets of a listener, and how many references lead to something else.
 fn certificates(
     field: &str,
     listener: &Listener,
     namespace: &str,
     notes: &mut Notes,
-) -> Vec<NamespacedName> {
+) -> (Vec<NamespacedName>, usize) {
     let field = format!("{field}.tls");
     let Some(tls) = &listener.tls else {
         notes.error(field, "is missing");
-        return Vec::new();
+        return (Vec::new(), 0);
     };
     if tls.mode.as_deref().is_some_and(|mode| mode != "Terminate") {
         notes.error(format!("{field}.mode"), "is not supported; Terminate is");
@@ -169,6 +208,7 @@ fn certificates(
         notes.error(format!("{field}.certificateRefs"), "is missing");
     }
     let mut found = Vec::new();
+    let errors = notes.errors();
     for (index, one) in tls.certificate_refs.iter().enumerate() {
         let group = one.group.as_deref().unwrap_or_default();
         let kind = one.kind.as_deref().unwrap_or("Secret");
@@ -180,10 +220,15 @@ fn certificates(
         let of = one.namespace.as_deref().unwrap_or(namespace);
         found.push(NamespacedName::new(of, &one.name));
     }
-    found
+    (found, notes.errors() - errors)
 }
 
-fn allowed(field: &str, written: Option<&AllowedRoutes>, notes: &mut Notes) -> (From, bool, bool) {
+fn allowed(
+    field: &str,
+    written: Option<&AllowedRoutes>,
+    reads: Reads,
+    notes: &mut Notes,
+) -> (From, Vec<Kind>) {
     let field = format!("{field}.allowedRoutes");
     let namespaces = written.and_then(|written| written.namespaces.as_ref());
     let from = match namespaces.and_then(|one| one.from.as_deref()) {
@@ -203,22 +248,28 @@ fn allowed(field: &str, written: Option<&AllowedRoutes>, notes: &mut Notes) -> (
             From::None
         }
     };
-    let kinds = written.map_or(&[][..], |written| &written.kinds);
-    if kinds.is_empty() {
-        return (from, true, true);
+    let possible: &[Kind] = match reads {
+        Reads::Requests => &[Kind::HttpRoute, Kind::GrpcRoute],
+        Reads::Names => &[Kind::TlsRoute],
+        Reads::Nothing => &[Kind::TcpRoute],
+    };
+    let asked = written.map_or(&[][..], |written| &written.kinds);
+    if asked.is_empty() {
+        return (from, possible.to_vec());
     }
-    let (mut http, mut grpc) = (false, false);
-    for (index, kind) in kinds.iter().enumerate() {
-        match kind.kind.as_str() {
-            "HTTPRoute" => http = true,
-            "GRPCRoute" => grpc = true,
-            other => {
-                let message = format!("routes of kind {other} are not supported here");
+    let mut kinds = Vec::new();
+    for (index, one) in asked.iter().enumerate() {
+        let group = one.group.as_deref().unwrap_or(Kind::Gateway.group());
+        let mut all = possible.iter();
+        match all.find(|kind| kind.as_str() == one.kind && kind.group() == group) {
+            Some(kind) => kinds.push(*kind),
+            None => {
+                let message = format!("routes of kind {} are not supported here", one.kind);
                 notes.warning(format!("{field}.kinds[{index}]"), message);
             }
         }
     }
-    (from, http, grpc)
+    (from, kinds)
 }
 
 #[cfg(test)]

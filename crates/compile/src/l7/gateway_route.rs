@@ -1,4 +1,4 @@
-//! `HTTPRoute` and `GRPCRoute`, whose parents are Services and Gateways.
+//! `HTTPRoute`, `GRPCRoute`, `TLSRoute` and `TCPRoute`, whose parents are Services and Gateways.
 
 mod filters;
 mod matches;
@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use k8s_api::gateway_route::{BackendRef, HttpRule, ParentRef};
-use k8s_api::{GrpcRoute, HttpRoute, ObjectMeta};
-use l7::route::{Action, Backend, Forward, HeaderOperations, Retries, RetryOn, WeightedBackend};
+use k8s_api::{ConnectionRoute, GrpcRoute, HttpRoute, ObjectMeta};
+use l7::route::{
+    Action, Backend, ConnectionMatch, Forward, HeaderOperations, Match, Retries, RetryOn,
+    WeightedBackend,
+};
 use l7::{ClusterKey, HostPattern, Kind, Origin, Rule};
 use manifest::NamespacedName;
 use model::ServiceKey;
@@ -123,6 +126,53 @@ pub(crate) fn grpc(object: &GrpcRoute, domain: &str) -> Compiled {
     }
     let attached = (&*spec.parent_refs, &*spec.hostnames);
     compiled(attached, names, rules, notes)
+}
+
+/// Compiles one `TLSRoute` or `TCPRoute` of a cluster with this domain.
+pub(crate) fn connections(
+    kind: manifest::Kind,
+    object: &ConnectionRoute,
+    domain: &str,
+) -> Compiled {
+    let spec = &object.spec;
+    let mut notes = Notes::default();
+    let key = NamespacedName::of(&object.metadata);
+    let names = Names {
+        namespace: &key.namespace,
+        domain,
+    };
+    let (kind, hostnames) = match kind {
+        manifest::Kind::TlsRoute => (Kind::TlsRoute, &*spec.hostnames),
+        _ => (Kind::TcpRoute, &[][..]),
+    };
+    if kind == Kind::TlsRoute && hostnames.is_empty() {
+        notes.error("spec.hostnames", "is missing");
+    }
+    let server_names = hostnames.iter().map(|host| HostPattern::new(host));
+    let connection = ConnectionMatch {
+        server_names: server_names.collect(),
+        subnets: Vec::new(),
+    };
+    let mut rules = Vec::new();
+    for (index, rule) in (0_u32..).zip(&spec.rules) {
+        let origin = origin(kind, &object.metadata, index, rule.name.as_deref());
+        // What is done with a connection is said in words for requests, of which it has few.
+        let written = HttpRule {
+            backend_refs: rule.backend_refs.clone(),
+            ..HttpRule::default()
+        };
+        let field = format!("spec.rules[{index}]");
+        let rule = self::rule(&field, &written, origin, names, &mut notes);
+        rules.push(Parts {
+            matches: vec![Match {
+                connection: Some(connection.clone()),
+                ..Match::default()
+            }],
+            rule: Arc::new(rule),
+            delegate: None,
+        });
+    }
+    compiled((&spec.parent_refs, hostnames), names, rules, notes)
 }
 
 /// A route with these rules, attached to these parents under these hosts.

@@ -28,7 +28,7 @@ pub(crate) struct Compiled {
     pub(crate) mesh: bool,
     /// Its rules for HTTP, then those for connections, each in their order, for clients in the mesh.
     pub(crate) rules: Vec<Parts>,
-    /// Those for HTTP at each gateway that it is bound to.
+    /// The same at each gateway that it is bound to.
     pub(crate) gateways: BTreeMap<NamespacedName, Vec<Parts>>,
     /// What its author should know.
     pub(crate) notes: Vec<Note>,
@@ -43,30 +43,21 @@ pub(crate) fn compile(object: &VirtualService, domain: &str) -> Compiled {
     let hosts = hosts.map(|host| Host::read(host, &key.namespace, domain));
     let hosts: Vec<Host> = hosts.collect();
     let mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|name| name == MESH);
-    let for_connections = [
-        ("spec.tls", !spec.tls.is_empty()),
-        ("spec.tcp", !spec.tcp.is_empty()),
-    ];
-    let at_gateways = spec.gateways.iter().any(|name| name != MESH);
-    for (field, _) in for_connections
-        .into_iter()
-        .filter(|(_, is_there)| *is_there && at_gateways)
-    {
-        let message = "is not supported at gateways, which speak HTTP alone";
-        notes.error(field, message);
-    }
     let mut rules = rules(object, &key, MESH, domain, &mut notes);
+    let names = action::Names {
+        namespace: &key.namespace,
+        domain,
+    };
+    let for_connections = connections::rules(spec, &key, (MESH, names), &mut notes);
     if mesh {
-        let names = action::Names {
-            namespace: &key.namespace,
-            domain,
-        };
-        rules.extend(connections::rules(spec, &key, names, &mut notes));
+        rules.extend(for_connections);
     }
     let bound = spec.gateways.iter().filter(|name| *name != MESH);
     let gateways = bound.map(|written| {
         // What there is to say about the rules has been said.
-        let rules = self::rules(object, &key, written, domain, &mut Notes::default());
+        let nobody = &mut Notes::default();
+        let mut rules = self::rules(object, &key, written, domain, nobody);
+        rules.extend(connections::rules(spec, &key, (written, names), nobody));
         (gateway(written, &key.namespace), rules)
     });
     let gateways = gateways.collect();

@@ -9,6 +9,7 @@ mod bookinfo;
 mod connections;
 mod doors;
 mod locality;
+mod passing;
 mod sock_shop;
 mod stand;
 mod workshop;

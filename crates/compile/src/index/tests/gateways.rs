@@ -431,3 +431,136 @@ fn a_listener_of_one_api_takes_no_rules_of_another_that_has_its_name() {
     let at = |port| decided(&mesh, port, false, "a.example", "/");
     assert_eq!([at(8080), at(80)], ["10.244.1.1:8080", "10.244.1.2:9080"]);
 }
+
+/// Where a connection goes that asks for this name by TLS, or for none.
+fn connected(mesh: &Mesh, port: u16, name: Option<&str>) -> String {
+    let config = config(mesh);
+    let listener = match name {
+        Some(name) => config.listener(port, true, name),
+        None => config.listener(port, false, ""),
+    };
+    let Some(listener) = listener else {
+        return "no listener".to_owned();
+    };
+    let Some(key) = listener.virtual_host(name.unwrap_or_default()) else {
+        return "no host".to_owned();
+    };
+    let client = Client {
+        address: [192, 0, 2, 1].into(),
+        identity: None,
+        namespace: None,
+        labels: None,
+    };
+    let destination = Destination::Service { key, port };
+    let decided = config.decide_connection(client, destination, [10, 244, 1, 9].into(), name);
+    let Decision::Rule { rule, .. } = decided else {
+        return format!("{decided:?}");
+    };
+    let Action::Forward(forward) = &rule.action else {
+        return format!("{:?}", rule.action);
+    };
+    match &forward.backends[0].backend {
+        Backend::Cluster(key) => {
+            let cluster = config.cluster(key, port);
+            let addresses = cluster.into_iter().flat_map(|all| all.ready());
+            let addresses: Vec<_> = addresses.map(|one| one.address.to_string()).collect();
+            format!("{}: {}", rule.origin, addresses.join(" "))
+        }
+        Backend::Invalid { reason, .. } => format!("{}: {reason}", rule.origin),
+    }
+}
+
+/// Issue 12 B8, F49: TLS passes by its name and other connections by their port, to where a VirtualService says.
+#[test]
+fn istios_passthrough_and_tcp_lead_where_tls_and_tcp_of_a_virtual_service_say() {
+    let mut mesh = Mesh::of(EDGE);
+    let changes = mesh.apply(
+        "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: doors, namespace: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 443, name: tls, protocol: TLS}, hosts: ['*.example.com'], tls: {mode: PASSTHROUGH}}
+  - {port: {number: 5432, name: db, protocol: TCP}, hosts: ['*']}
+  - {port: {number: 5432, name: web, protocol: HTTP}, hosts: ['*']}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v, namespace: edge}
+spec:
+  hosts: ['a.example.com', 'b.example.com']
+  gateways: [doors]
+  tls:
+  - {match: [{port: 443, sniHosts: [a.example.com]}], route: [{destination: {host: cart.shop.svc.cluster.local, port: {number: 80}}}]}
+  tcp:
+  - {match: [{port: 5432}], route: [{destination: {host: productpage.default.svc.cluster.local, port: {number: 9080}}}]}
+",
+    );
+    let of = |port, name| connected(&mesh, port, name);
+    assert_eq!(
+        of(443, Some("a.example.com")),
+        "VirtualService edge/v rule tls[0]: 10.244.1.1:8080"
+    );
+    assert_eq!(of(443, Some("b.example.com")), "None(NoMatch)");
+    assert_eq!(of(443, Some("c.example.com")), "no host");
+    assert_eq!(of(443, Some("a.example.org")), "no listener");
+    assert_eq!(
+        of(5432, None),
+        "VirtualService edge/v rule tcp[0]: 10.244.1.2:9080"
+    );
+    // A server for requests cannot be beside one that reads nothing.
+    let key = ObjectKey::new(Kind::IstioGateway, "edge", "doors");
+    let said = changes
+        .diagnostics
+        .iter()
+        .filter(|(about, _)| *about == key);
+    let fields = said.flat_map(|(_, said)| said).map(|one| &*one.field);
+    assert_eq!(fields.collect::<Vec<_>>(), ["spec.servers[2]"]);
+    let listeners = &mesh.index.snapshot().waypoints["edge/gw"].listeners;
+    assert_eq!(listeners.len(), 2);
+}
+
+/// Issue 12 B8: the same by the Gateway API, whose backends of other namespaces need a grant.
+#[test]
+fn tls_and_tcp_routes_lead_connections_of_a_gateway() {
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply(&gateway(
+        "[{name: tls, port: 443, protocol: TLS, tls: {mode: Passthrough}}, {name: tcp, port: 5432, protocol: TCP}]",
+    ));
+    let route = |kind: &str, more: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: edge}}\n\
+             spec: {{parentRefs: [{{name: gw}}], {more} {TO_CART}}}\n"
+        )
+    };
+    mesh.apply(&route("TLSRoute", "hostnames: [a.example.com],"));
+    mesh.apply(&route("TCPRoute", ""));
+    let refused = "Service shop/cart is not granted by a ReferenceGrant there";
+    assert_eq!(
+        connected(&mesh, 443, Some("a.example.com")),
+        format!("TLSRoute edge/r rule 0: {refused}")
+    );
+    let grant = |kind: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: {}, namespace: shop}}\n\
+             spec: {{from: [{{group: gateway.networking.k8s.io, kind: {kind}, namespace: edge}}], to: [{{group: '', kind: Service}}]}}\n",
+            kind.to_lowercase()
+        )
+    };
+    mesh.apply(&grant("TLSRoute"));
+    assert_eq!(
+        connected(&mesh, 443, Some("a.example.com")),
+        "TLSRoute edge/r rule 0: 10.244.1.1:8080"
+    );
+    assert_eq!(connected(&mesh, 443, Some("b.example.com")), "no host");
+    assert_eq!(
+        connected(&mesh, 5432, None),
+        format!("TCPRoute edge/r rule 0: {refused}")
+    );
+    mesh.apply(&grant("TCPRoute"));
+    assert_eq!(
+        connected(&mesh, 5432, None),
+        "TCPRoute edge/r rule 0: 10.244.1.1:8080"
+    );
+}

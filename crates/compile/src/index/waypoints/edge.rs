@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_api::gateway::{Gateway, ReferenceGrantSpec};
-use l7::listener::{Listener, VirtualHost};
+use l7::listener::{Listener, Reads, VirtualHost};
 use l7::route::{Attachment, RouteRule};
 use l7::{HostPattern, Origin, Service};
 use manifest::{
@@ -91,6 +91,16 @@ impl Place {
             listener,
             hosts: BTreeMap::new(),
         }
+    }
+
+    /// Whether what another listener of its port reads leaves nothing for it: TLS and plain HTTP cannot be told apart on one
+    /// port, and where nothing is read there is no other.
+    fn clashes(&self, other: &Self) -> bool {
+        let (own, theirs) = (&self.listener, &other.listener);
+        own.port == theirs.port
+            && self.name != other.name
+            && (own.speaks_tls() != theirs.speaks_tls()
+                || (own.reads == Reads::Nothing) != (theirs.reads == Reads::Nothing))
     }
 
     /// Where rules for a host are attached.
@@ -290,6 +300,7 @@ impl Index {
             port: door.port,
             host: door.host.clone(),
             tls: door.tls.as_ref().map(|_| certificates),
+            reads: door.reads,
             client_roots: None,
             hosts: Vec::new(),
         };
@@ -304,12 +315,8 @@ impl Index {
                         .is_none_or(|name| *name == door.name)
                     && parent.port.is_none_or(|port| port == door.port)
             };
-            let takes = match kind {
-                Kind::GrpcRoute => door.grpc,
-                _ => door.http,
-            };
             let compiled = &route.compiled;
-            if !takes
+            if !door.kinds.contains(kind)
                 || !compiled.gateways.iter().any(|parent| asks(&parent))
                 || !self.may_attach(&door.from, &waypoint.namespace, &route_name.namespace)
             {
@@ -380,11 +387,13 @@ impl Index {
             let mut redirected = BTreeSet::new();
             for served in &server.hosts {
                 // Plain servers of a port are one; of those with TLS the name that is asked for chooses.
-                let (label, host, tls) = match &server.tls {
-                    None => (server.port.to_string(), HostPattern::Any, None),
-                    Some(_) => {
+                let tls = server.tls.as_ref().map(|_| certificates.clone());
+                let (label, host) = match (&server.tls, server.reads) {
+                    (None, Reads::Requests) => (server.port.to_string(), HostPattern::Any),
+                    (None, Reads::Nothing) => (format!("{}/tcp", server.port), HostPattern::Any),
+                    _ => {
                         let label = format!("{}/{}", server.port, served.host);
-                        (label, served.host.clone(), Some(certificates.clone()))
+                        (label, served.host.clone())
                     }
                 };
                 let listener = Listener {
@@ -392,10 +401,21 @@ impl Index {
                     port: server.port,
                     host,
                     tls,
+                    reads: server.reads,
                     client_roots: client_roots.clone(),
                     hosts: Vec::new(),
                 };
                 let place = Place::new(Api::Istio, listener);
+                let other = places.values().find(|other| place.clashes(other));
+                if let Some(other) = other {
+                    let message = format!(
+                        "{} is opened for something else on this port ({}): it is left out",
+                        served.host, other.name
+                    );
+                    let field = format!("spec.servers[{}]", server.index);
+                    built.found.push((about.clone(), error(&field, message)));
+                    continue;
+                }
                 let place = places.entry(place.name.clone()).or_insert(place);
                 for (object, aged) in &self.waypoints.virtual_services {
                     let compiled = &aged.compiled;
@@ -410,6 +430,11 @@ impl Index {
                     }
                     let hosts = compiled.hosts.iter().map(|host| host.pattern());
                     for host in hosts.filter_map(|host| served.host.and(&host)) {
+                        // Where no name is read, whoever comes asks for what there is.
+                        let host = match server.reads {
+                            Reads::Nothing => HostPattern::Any,
+                            Reads::Requests | Reads::Names => host,
+                        };
                         let at = place.attach(&waypoint.namespace, host);
                         redirected.insert(at.clone());
                         let bound = (object.clone(), name.clone());
@@ -572,7 +597,11 @@ fn finish(place: Place, built: &mut Built) {
             ports: vec![ServicePort {
                 port: listener.port,
                 target_port: 0,
-                app_protocol: AppProtocol::Http11,
+                app_protocol: match listener.reads {
+                    Reads::Requests => AppProtocol::Http11,
+                    Reads::Names => AppProtocol::Tls,
+                    Reads::Nothing => AppProtocol::Tcp,
+                },
             }],
             attached: true,
         };

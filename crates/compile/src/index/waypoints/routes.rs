@@ -1,6 +1,7 @@
 //! Which routes count for a service: for every port, and for everybody or for the clients of a namespace.
 //!
-//! On a port GRPCRoutes go before HTTPRoutes, and these before a VirtualService. An object of the service's own namespace
+//! On a port GRPCRoutes go before HTTPRoutes, these before TLSRoutes, these before TCPRoutes (GEP-1294), and these before a
+//! VirtualService. An object of the service's own namespace
 //! (a VirtualService also of the waypoint's or the root namespace) counts for everybody; one of another namespace counts
 //! for the clients of that namespace, and for them stands in the place of the others.
 
@@ -56,10 +57,14 @@ impl Index {
                     here.map(|(object, ..)| object.clone())
                         .collect::<BTreeSet<_>>()
                 };
-                let mut winners = of_kind(Kind::GrpcRoute);
-                if winners.is_empty() {
-                    winners = of_kind(Kind::HttpRoute);
-                }
+                let kinds = [
+                    Kind::GrpcRoute,
+                    Kind::HttpRoute,
+                    Kind::TlsRoute,
+                    Kind::TcpRoute,
+                ];
+                let mut kinds = kinds.into_iter().map(of_kind);
+                let mut winners = kinds.find(|found| !found.is_empty()).unwrap_or_default();
                 if winners.is_empty()
                     && let Some(object) = virtual_services.get(audience)
                 {

@@ -159,6 +159,12 @@ impl Refs {
                 }
                 &route.spec.parent_refs
             }
+            Object::TlsRoute(route) | Object::TcpRoute(route) => {
+                for rule in &route.spec.rules {
+                    backends.extend(rule.backend_refs.iter().cloned());
+                }
+                &route.spec.parent_refs
+            }
             _ => return None,
         };
         Some(Self {
@@ -323,8 +329,7 @@ impl Index {
         let mut kinds = Vec::new();
         let mut attached = 0;
         if let Some(door) = door {
-            kinds.extend(door.http.then_some("HTTPRoute"));
-            kinds.extend(door.grpc.then_some("GRPCRoute"));
+            kinds.extend(door.kinds.iter().map(|kind| kind.as_str()));
             if let Some(wrong) = self.wrong_certificate(gateway, door) {
                 resolved = wrong;
             }
@@ -378,11 +383,8 @@ impl Index {
         door: &Door,
         (kind, route): (Kind, &NamespacedName),
     ) -> bool {
-        let of_kind = match kind {
-            Kind::GrpcRoute => door.grpc,
-            _ => door.http,
-        };
-        of_kind && self.may_attach(&door.from, &gateway.namespace, &route.namespace)
+        door.kinds.contains(&kind)
+            && self.may_attach(&door.from, &gateway.namespace, &route.namespace)
     }
 
     /// Whether a parent takes a route, and whether it is a Gateway; `None` for a parent that is not ours to speak for.

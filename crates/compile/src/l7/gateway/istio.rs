@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_api::IstioGateway;
 use k8s_api::istio_gateway::{Server, ServerTls};
 use l7::HostPattern;
+use l7::listener::Reads;
 
 use crate::index::authorization::Note;
 use crate::l7::notes::Notes;
@@ -37,8 +38,10 @@ pub(crate) struct IstioServer {
     pub(crate) port: u16,
     /// Its hosts.
     pub(crate) hosts: Vec<ServerHost>,
-    /// Names of Secrets in the namespace of the gateway's pods; `None` for plain HTTP.
+    /// Names of Secrets in the namespace of the gateway's pods; `None` where TLS does not end here.
     pub(crate) tls: Option<Vec<String>>,
+    /// What is read of what comes.
+    pub(crate) reads: Reads,
     /// Clients have to show a certificate.
     pub(crate) mutual: Option<ClientRoots>,
     /// What comes here is told to come by HTTPS.
@@ -69,7 +72,7 @@ pub(crate) fn istio(gateway: &IstioGateway, namespace: &str) -> IstioServers {
     for (index, server) in (0_u32..).zip(&gateway.spec.servers) {
         let field = format!("spec.servers[{index}]");
         let errors = notes.errors();
-        let tls = protocol(&field, server, &mut notes);
+        let (tls, reads) = protocol(&field, server, &mut notes);
         for (name, is_there) in [
             ("bind", !server.bind.is_empty()),
             ("defaultEndpoint", !server.default_endpoint.is_empty()),
@@ -103,6 +106,7 @@ pub(crate) fn istio(gateway: &IstioGateway, namespace: &str) -> IstioServers {
                 .collect(),
             mutual: server.tls.as_ref().and_then(client_roots),
             redirect: server.tls.as_ref().is_some_and(|tls| tls.https_redirect),
+            reads,
             tls,
         });
     }
@@ -142,23 +146,54 @@ fn client_roots(tls: &ServerTls) -> Option<ClientRoots> {
     Some(ClientRoots(both.collect()))
 }
 
-fn protocol(field: &str, server: &Server, notes: &mut Notes) -> Option<Vec<String>> {
+/// The Secrets of a server where TLS ends there, and what is read of what comes.
+fn protocol(field: &str, server: &Server, notes: &mut Notes) -> (Option<Vec<String>>, Reads) {
     let none = ServerTls::default();
     let tls = server.tls.as_ref().unwrap_or(&none);
-    match server.port.protocol.to_ascii_uppercase().as_str() {
+    // Without a word the mode is PASSTHROUGH, number 0 of upstream's enum.
+    let passes = ["", "PASSTHROUGH"].contains(&tls.mode.as_str());
+    let protocol = server.port.protocol.to_ascii_uppercase();
+    match protocol.as_str() {
         "HTTP" | "HTTP2" | "GRPC" => {
-            if !["", "PASSTHROUGH"].contains(&tls.mode.as_str()) || !tls.credential_name.is_empty()
-            {
+            if !passes || !tls.credential_name.is_empty() {
                 let message = "only httpsRedirect is for HTTP";
                 notes.error(format!("{field}.tls"), message);
             }
-            None
+            (None, Reads::Requests)
         }
-        "HTTPS" => Some(credentials(field, tls, notes)),
+        "HTTPS" | "TLS" if passes => {
+            let message =
+                "has no effect with PASSTHROUGH: the server that it leads to shows its own";
+            for (name, is_there) in [
+                ("credentialName", !tls.credential_name.is_empty()),
+                ("credentialNames", !tls.credential_names.is_empty()),
+            ] {
+                if is_there {
+                    notes.error(format!("{field}.tls.{name}"), message);
+                }
+            }
+            (None, Reads::Names)
+        }
+        "HTTPS" => (Some(credentials(field, tls, notes)), Reads::Requests),
+        "TLS" => {
+            let message = format!(
+                "{} is not supported for TLS; PASSTHROUGH is, and HTTPS for requests",
+                tls.mode
+            );
+            notes.error(format!("{field}.tls.mode"), message);
+            (None, Reads::Names)
+        }
+        "TCP" | "MONGO" | "MYSQL" | "REDIS" => {
+            if server.tls.is_some() {
+                notes.error(format!("{field}.tls"), "is not supported for TCP");
+            }
+            (None, Reads::Nothing)
+        }
         other => {
-            let message = format!("{other} is not supported; HTTP, HTTP2, GRPC and HTTPS are");
+            let message =
+                format!("{other} is not supported; HTTP, HTTP2, GRPC, HTTPS, TLS and TCP are");
             notes.error(format!("{field}.port.protocol"), message);
-            None
+            (None, Reads::Nothing)
         }
     }
 }
@@ -166,13 +201,11 @@ fn protocol(field: &str, server: &Server, notes: &mut Notes) -> Option<Vec<Strin
 /// The Secrets of a server with TLS. What would narrow whom it takes, and is not carried out, is an error.
 fn credentials(field: &str, tls: &ServerTls, notes: &mut Notes) -> Vec<String> {
     let field = format!("{field}.tls");
-    // Without a word the mode is PASSTHROUGH, number 0 of upstream's enum.
     if !["SIMPLE", MUTUAL].contains(&tls.mode.as_str()) {
-        let mode = match tls.mode.as_str() {
-            "" => "PASSTHROUGH",
-            mode => mode,
-        };
-        let message = format!("{mode} is not supported; SIMPLE and MUTUAL are");
+        let message = format!(
+            "{} is not supported; SIMPLE, MUTUAL and PASSTHROUGH are",
+            tls.mode
+        );
         notes.error(format!("{field}.mode"), message);
     }
     for (name, is_there) in [

@@ -11,16 +11,16 @@ use l7::route::{
 use l7::{HostPattern, Kind, Origin};
 use manifest::NamespacedName;
 
-use super::MESH;
 use super::action::{self, Names};
 use crate::l7::Parts;
 use crate::l7::notes::Notes;
 
-/// The rules for clients in the mesh: those of `tls`, then those of `tcp`.
+/// The rules as they are at a gateway, by the name that the object gives it, or in the mesh: those of `tls`, then those of
+/// `tcp`.
 pub(super) fn rules(
     spec: &VirtualServiceSpec,
     key: &NamespacedName,
-    names: Names<'_>,
+    (place, names): (&str, Names<'_>),
     notes: &mut Notes,
 ) -> Vec<Parts> {
     let mut rules = Vec::new();
@@ -34,7 +34,7 @@ pub(super) fn rules(
         let errors = notes.errors();
         let mut matches = Vec::new();
         for (index, written) in tls.r#match.iter().enumerate() {
-            if !is_here(&written.gateways) {
+            if !is_here(&written.gateways, place) {
                 continue;
             }
             let field = format!("{field}.match[{index}]");
@@ -60,7 +60,7 @@ pub(super) fn rules(
         let errors = notes.errors();
         let mut matches = Vec::new();
         for (index, written) in tcp.r#match.iter().enumerate() {
-            if !is_here(&written.gateways) {
+            if !is_here(&written.gateways, place) {
                 continue;
             }
             let field = format!("{field}.match[{index}]");
@@ -86,8 +86,9 @@ pub(super) fn rules(
     rules
 }
 
-fn is_here(gateways: &[String]) -> bool {
-    gateways.is_empty() || gateways.iter().any(|name| name == MESH)
+/// Whether a condition counts at a place. Whether the object does is not asked here.
+fn is_here(gateways: &[String], place: &str) -> bool {
+    gateways.is_empty() || gateways.iter().any(|name| name == place)
 }
 
 fn one(

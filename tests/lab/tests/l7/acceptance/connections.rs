@@ -1,6 +1,6 @@
 //! Connections that are not HTTP: `tcp` and `tls` of a VirtualService.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +88,12 @@ spec:
 /// Who greets on a connection from the client to an address, after which everything that is sent comes back.
 fn greets(lab: &Lab, address: &str, port: u16, sent: &[u8]) -> Result<String> {
     let to = SocketAddr::new(address.parse::<IpAddr>()?, port);
-    let mut stream = talk::dial(&lab.pod(CLIENT)?, to, Duration::from_secs(5))?;
+    let stream = talk::dial(&lab.pod(CLIENT)?, to, Duration::from_secs(5))?;
+    until_greeted(stream, sent)
+}
+
+/// Who greets on a connection, after which everything that is sent comes back.
+pub(super) fn until_greeted(mut stream: impl Read + Write, sent: &[u8]) -> Result<String> {
     stream.write_all(sent)?;
     let mut text = Vec::new();
     let mut byte = [0];
@@ -112,7 +117,7 @@ fn leads_to(lab: &Lab, at: (&str, u16), sent: &[u8], expected: &str) -> Result<(
 }
 
 /// How a client begins TLS that asks for a name.
-fn hello(name: &str) -> Result<Vec<u8>> {
+pub(super) fn hello(name: &str) -> Result<Vec<u8>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
