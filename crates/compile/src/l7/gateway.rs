@@ -174,8 +174,7 @@ fn passes(field: &str, listener: &Listener, notes: &mut Notes) {
     if mode != Some("Passthrough") {
         let message = "Terminate is not supported for TLS; Passthrough is, and HTTPS";
         notes.error(format!("{field}.tls.mode"), message);
-    }
-    if tls.is_some_and(|tls| !tls.certificate_refs.is_empty()) {
+    } else if tls.is_some_and(|tls| !tls.certificate_refs.is_empty()) {
         let message = "has no effect: TLS passes";
         notes.warning(format!("{field}.tls"), message);
     }
