@@ -177,21 +177,25 @@ async fn begin(worker: Rc<Worker>, mut stream: TcpStream, client: SocketAddr, po
         Rc::new(Caller::at_edge(header, EdgePort { port, by }))
     };
     let mut before = BytesMut::new();
+    // What another kind of connection needs is in boxes, so that an idle one does not have room for it.
     let passed = match there(&worker, port) {
         There::Requests => None,
         There::Nothing(listener) => Some((listener, String::new())),
-        There::Tls { names: false } => return shake(&worker, (before, stream), port, caller).await,
+        There::Tls { names: false } => {
+            return Box::pin(shake(&worker, (before, stream), port, caller)).await;
+        }
         There::Tls { names: true } => {
-            let name = tcp::server_name(&mut stream, &mut before, HANDSHAKE).await;
+            let asked = Box::pin(tcp::server_name(&mut stream, &mut before, HANDSHAKE));
+            let name = asked.await;
             match passes(&worker, port, name.as_deref().unwrap_or_default()) {
-                None => return shake(&worker, (before, stream), port, caller).await,
+                None => return Box::pin(shake(&worker, (before, stream), port, caller)).await,
                 passed => passed,
             }
         }
     };
     if let Some((listener, name)) = passed {
         let caller = caller(By::Connection(listener, name));
-        return tcp::serve(&worker, &caller, stream, before).await;
+        return Box::pin(tcp::serve(&worker, &caller, stream, before)).await;
     }
     let within = worker.shared.limits.head_timeout;
     match accept::first_bytes(&mut stream, &mut before, within).await {
@@ -249,7 +253,8 @@ async fn shake(
     caller: impl FnOnce(By) -> Rc<Caller>,
 ) {
     let stream = Rewound::new(before.freeze(), stream, Watch::default());
-    match tokio::time::timeout(HANDSHAKE, handshake(worker, stream, port)).await {
+    let shaking = Box::pin(handshake(worker, stream, port));
+    match tokio::time::timeout(HANDSHAKE, shaking).await {
         Ok(Ok((stream, listener))) => {
             let spoken = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Spoken::Http2,
