@@ -91,6 +91,7 @@ fn run(mesh: &Installed) -> Result<Value> {
 }
 
 /// The names of all tests that failed, of every profile.
+#[expect(clippy::print_stdout, reason = "the figures of the suite")]
 fn failures(report: &Value) -> Result<BTreeSet<String>> {
     let mut failed = BTreeSet::new();
     let profiles = report["profiles"].as_array().context("profiles")?;
