@@ -41,6 +41,7 @@ impl Classes {
             return;
         }
         self.next = Instant::now() + EVERY;
+        let mut failed = false;
         for (name, description) in [
             (EDGE_CLASS, "Gateways into the mesh"),
             (WAYPOINT_CLASS, "Proxies for requests inside the mesh"),
@@ -55,9 +56,15 @@ impl Classes {
                         );
                     }
                 }
-                // Also where the cluster has no such kind.
-                Err(error) => debug!(class = name, %error, "cannot keep the GatewayClass"),
+                Err(error) => {
+                    debug!(class = name, %error, "cannot keep the GatewayClass");
+                    failed = true;
+                }
             }
+        }
+        if failed {
+            // The cluster has no such kind yet, or its server was away: who adds it waits for the classes.
+            self.next = Instant::now() + AGAIN;
         }
         if let Err(error) = self.refuse_others().await {
             debug!(%error, "cannot look at the other GatewayClasses");
@@ -133,3 +140,5 @@ impl Classes {
 
 const GROUP: &str = "gateway.networking.k8s.io";
 const EVERY: Duration = Duration::from_secs(10);
+/// After it has failed.
+const AGAIN: Duration = Duration::from_secs(1);

@@ -110,9 +110,13 @@ fn a_waypoint_that_is_asked_for_is_made_decides_and_goes_with_its_gateway() -> R
         })
     };
     both()?;
-    let class = tests_cluster::get(&["gatewayclass", "keelson-waypoint"])?;
-    let accepted = crate::kinds::condition(&class["status"]["conditions"], "Accepted")?;
-    ensure!(accepted.0 == "True", "{class}");
+    // Made soon after the kinds are there, whoever is faster.
+    eventually("the class is accepted", || {
+        let class = tests_cluster::get(&["gatewayclass", "keelson-waypoint"])?;
+        let accepted = crate::kinds::condition(&class["status"]["conditions"], "Accepted")?;
+        ensure!(accepted.0 == "True", "{class}");
+        Ok(())
+    })?;
 
     // Policy.
     let label = [
