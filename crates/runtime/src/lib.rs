@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod drain;
 pub mod file;
+pub mod frames;
 pub mod guests;
 pub mod log;
 pub mod memory;
