@@ -11,6 +11,7 @@ const FILES: &[&str] = &[
     "istio_workload.proto",
     "keelson_agent.proto",
     "keelson_l7.proto",
+    "keelson_waypoint.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -20,7 +20,7 @@ use crate::workload::{TunnelProtocol, Workload, WorkloadUid};
 
 mod waypoint;
 
-pub use waypoint::is_waypoint_for;
+pub use waypoint::{is_waypoint_for, waypoint_of_service};
 
 /// Where a connection goes, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,16 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
 /// The port of HBONE.
 pub const HBONE_PORT: u16 = 15008;
+
+/// The ports on which a waypoint takes connections that the kernel leads to it from pods of its node, one for each service
+/// and port. Nobody else is let through to them. They lie above those that Linux gives to clients.
+pub const WAYPOINT_PORTS: std::ops::RangeInclusive<u16> = 61_440..=65_535;
+
+/// Whether a port is one of [`WAYPOINT_PORTS`].
+#[must_use]
+pub fn is_waypoint_port(port: u16) -> bool {
+    WAYPOINT_PORTS.contains(&port)
+}
 
 /// Decides where a connection from `source` to `destination`, as the application sees it, goes.
 ///

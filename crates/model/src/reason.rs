@@ -75,6 +75,8 @@ words! {
         WaypointUnreachable = "waypoint_unreachable", "the destination requires a waypoint that has no ready pod or does not take the connection; it does not go past it";
         AddressTombstone = "address_tombstone", "nobody is known to have the address now, and it was a captured pod's: its node has not said that it let go of it, or holds a pod there that the controller does not know. It is never dialled in plain";
         ReservedPort = "reserved_port", "port 15001, 15006 or 15008 of a mesh pod";
+        WaypointPort = "waypoint_port", "a port of a waypoint where it takes what the kernel leads there from a service's address, dialled itself";
+        CallerUnknown = "caller_unknown", "at such a port of a waypoint, from an address that its agent has not told it of";
         ConnectionRefused = "connection_refused", "TCP to the destination or its agent was refused";
         ConnectTimeout = "connect_timeout", "TCP to the destination or its agent was not answered in time";
         Unreachable = "unreachable", "no route leads to the destination or its agent";
@@ -196,6 +198,8 @@ impl Reason {
             | Self::WaypointUnreachable
             | Self::AddressTombstone
             | Self::ReservedPort
+            | Self::WaypointPort
+            | Self::CallerUnknown
             | Self::ConnectionRefused
             | Self::ConnectTimeout
             | Self::Unreachable

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::{istio, type_url};
 
+pub mod doors;
 pub mod extension;
 #[cfg(feature = "l7")]
 pub mod l7;

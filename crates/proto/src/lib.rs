@@ -50,3 +50,6 @@ pub use crate::generated::keelson::agent::v1 as agent;
 
 /// `keelson.l7.v1`: what the controller tells a waypoint.
 pub use crate::generated::keelson::l7::v1 as l7;
+
+/// `keelson.waypoint.v1`: what an agent and a waypoint of its node tell each other.
+pub use crate::generated::keelson::waypoint::v1 as waypoint;

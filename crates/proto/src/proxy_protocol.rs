@@ -67,6 +67,22 @@ const PROXY: u8 = 0x21;
 const TCP4: u8 = 0x11;
 const TCP6: u8 = 0x21;
 
+/// What an agent begins with that speaks for itself: the command LOCAL, and an entry of the range for private use (0xe0)
+/// that names the conversation of [`crate::convert::doors`].
+pub const CONVERSATION: &[u8; 31] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x0f\xe0\x00\x0ckeelson/door";
+
+/// Whether a connection begins with [`CONVERSATION`]; nothing while there are too few bytes to tell.
+#[must_use]
+pub fn is_conversation(bytes: &[u8]) -> Option<bool> {
+    if bytes.len() >= CONVERSATION.len() {
+        return Some(bytes.starts_with(CONVERSATION));
+    }
+    if CONVERSATION.starts_with(bytes) {
+        return None;
+    }
+    Some(false)
+}
+
 impl Header {
     /// The bytes to write before those of the connection. Where the two addresses are of different families, both are
     /// written as IPv6.

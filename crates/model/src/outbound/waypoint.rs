@@ -165,6 +165,13 @@ pub fn is_waypoint_for(state: &MeshState, workload: &Workload, destination: Sock
         })
 }
 
+/// Whether every connection to a service goes through pods of the waypoint that this workload is one of.
+pub fn waypoint_of_service(service: &Service, workload: &Workload) -> bool {
+    let only = service.weighted_waypoints.is_empty();
+    let waypoint = service.waypoint.as_ref().filter(|_| only);
+    waypoint.is_some_and(|one| is_at(workload, one))
+}
+
 fn serves(workload: &Workload, service: &Service) -> bool {
     let weighted = service
         .weighted_waypoints
