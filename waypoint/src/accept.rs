@@ -1,7 +1,7 @@
 //! What reaches the waypoint: a header that says who calls, then HTTP or anything else.
 //!
-//! Connections come from the node's agent only, over the pod's own loopback. One that does not begin with the agent's
-//! header is closed without a byte, because nobody has proved who calls.
+//! Connections come from the node's agent, over the pod's own loopback, or are led to a door of the waypoint by the kernel
+//! (`doors`). One that does not begin with the agent's header is closed without a byte, because nobody has proved who calls.
 
 mod detect;
 mod patience;
@@ -32,6 +32,7 @@ use self::patience::Exhausted;
 pub(crate) use self::patience::Watch;
 pub(crate) use self::rewound::Rewound;
 use crate::caller::Caller;
+use crate::doors;
 use crate::local::LocalExecutor;
 use crate::serve;
 use crate::tcp;
@@ -77,14 +78,28 @@ pub(crate) async fn accept(worker: Rc<Worker>, listener: TcpListener) {
 async fn begin(worker: Rc<Worker>, mut stream: TcpStream) {
     let telemetry = &worker.shared.telemetry;
     let read = tokio::time::timeout(HEADER_TIMEOUT, read_header(&mut stream)).await;
-    let (header, mut before) = match read {
-        Ok(Ok(read)) => read,
+    let (header, before) = match read {
+        Ok(Ok(Begun::Connection(header, before))) => (header, before),
+        Ok(Ok(Begun::Conversation(before))) => {
+            return Box::pin(doors::converse(worker, stream, before)).await;
+        }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a connection without a header of the agent");
             return telemetry.refuse(error.reason());
         }
         Err(_elapsed) => return telemetry.refuse(Reason::AgentHeaderIncomplete),
     };
+    proceed(worker, stream, header, before).await;
+}
+
+/// Finds out what is spoken on a connection of which it is known who calls, and serves it.
+pub(crate) async fn proceed(
+    worker: Rc<Worker>,
+    mut stream: TcpStream,
+    header: Header,
+    mut before: BytesMut,
+) {
+    let telemetry = &worker.shared.telemetry;
     if stream.set_nodelay(true).is_err() {
         return;
     }
@@ -163,16 +178,29 @@ impl Unproved {
     }
 }
 
-/// The header, and what came after it.
-async fn read_header(stream: &mut TcpStream) -> Result<(Header, BytesMut), Unproved> {
+/// What the agent has begun, and what came after that.
+enum Begun {
+    Connection(Header, BytesMut),
+    Conversation(BytesMut),
+}
+
+async fn read_header(stream: &mut TcpStream) -> Result<Begun, Unproved> {
     let mut bytes = BytesMut::with_capacity(512);
     loop {
         if stream.read_buf(&mut bytes).await? == 0 {
             return Err(Unproved::Short);
         }
+        match proxy_protocol::is_conversation(&bytes) {
+            None => continue,
+            Some(true) => {
+                let rest = bytes.split_off(proxy_protocol::CONVERSATION.len());
+                return Ok(Begun::Conversation(rest));
+            }
+            Some(false) => {}
+        }
         if let Some((header, length)) = Header::parse(&bytes)? {
             let rest = bytes.split_off(length);
-            return Ok((header, rest));
+            return Ok(Begun::Connection(header, rest));
         }
     }
 }

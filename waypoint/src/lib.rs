@@ -12,6 +12,7 @@ mod authorize;
 mod balance;
 mod caller;
 mod cors;
+mod doors;
 mod edge;
 mod fault;
 mod feed;

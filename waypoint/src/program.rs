@@ -94,6 +94,7 @@ impl Serving {
             pod: core.pod,
             tracer: core.tracer,
             limits,
+            doors: Arc::default(),
             drain: drain.signal(),
             stage: seen,
         });

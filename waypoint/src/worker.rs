@@ -1,5 +1,6 @@
 //! The threads that serve: one current-thread runtime each, with its own listener and its own connections to endpoints.
 
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::task::LocalSet;
 use crate::accept;
 use crate::active::{Clusters, Newest};
 use crate::balance::state::Registry;
+use crate::doors::{self, Doors, KnownCallers};
 use crate::edge::{self, Secured};
 use crate::forward::pool::Pool;
 use crate::telemetry::Telemetry;
@@ -67,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) pod: Arc<str>,
     pub(crate) tracer: MayTrace,
     pub(crate) limits: Limits,
+    pub(crate) doors: Arc<Doors>,
     pub(crate) drain: DrainSignal,
     pub(crate) stage: watch::Receiver<Stage>,
 }
@@ -102,6 +105,8 @@ pub(crate) struct Worker {
     pub(crate) pool: Pool,
     pub(crate) clusters: Clusters,
     pub(crate) secured: Secured,
+    /// Who has which address of this node, as this worker goes by it.
+    pub(crate) callers: RefCell<KnownCallers>,
 }
 
 /// Starts so many workers on as many listeners.
@@ -150,10 +155,12 @@ fn run(
             pool: Pool::new(others),
             clusters: Clusters::default(),
             secured: Secured::default(),
+            callers: RefCell::default(),
         });
         let listener = TcpListener::from_std(listener)?;
         let accepting = tokio::task::spawn_local(accept::accept(Rc::clone(&worker), listener));
         tokio::task::spawn_local(edge::keep(Rc::clone(&worker)));
+        tokio::task::spawn_local(doors::keep(Rc::clone(&worker)));
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
             tokio::select! {

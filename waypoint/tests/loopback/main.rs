@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod doors;
 mod gateway;
 mod hostile;
 mod passing;
