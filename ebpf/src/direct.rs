@@ -2,8 +2,11 @@
 //!
 //! "Directly" means socket to socket in this kernel, under the same policy: a plain yes of the
 //! compiled verdicts lets it, a plain no refuses it, anything else leaves it to the agent.
+//!
+//! A service with a waypoint on this node has the waypoint's ports as its endpoints. Nobody gets there in another way,
+//! because the waypoint takes the port for what the client dialled.
 
-use abi::{Addr, DirectVerdict, Endpoint, Target};
+use abi::{Addr, DirectVerdict, Endpoint, Target, is_waypoint_port};
 
 /// What the decision may ask. Each answer costs a map lookup, so it is asked for only when needed.
 pub trait Facts {
@@ -13,6 +16,8 @@ pub trait Facts {
     fn local_pod(&self, addr: &Addr) -> Option<u32>;
     /// What policy says of a connection to that pod's port.
     fn verdict(&self, destination: u32, port: u16) -> DirectVerdict;
+    /// Whether the waypoint listens there and takes direct connections of the pod.
+    fn led(&self, waypoint: &Target) -> DirectVerdict;
 }
 
 /// Which way the connection takes.
@@ -36,8 +41,17 @@ pub enum Path {
 pub fn choose(own: u32, dialled: &Endpoint, facts: &impl Facts) -> Path {
     let target = match facts.draw(dialled) {
         Some(target) if target.pod == 0 => return Path::Agent { drawn: true },
+        Some(target) if is_waypoint_port(target.endpoint.port) => {
+            // What a waypoint itself dials is for those behind it.
+            return if target.pod != own && facts.led(&target) == DirectVerdict::Allow {
+                Path::Direct(target)
+            } else {
+                Path::Agent { drawn: false }
+            };
+        }
         Some(target) if target.pod == own => return Path::ToSelf(target.endpoint),
         Some(target) => target,
+        None if is_waypoint_port(dialled.port) => return Path::Agent { drawn: false },
         None => match facts.local_pod(&dialled.addr) {
             Some(pod) => Target {
                 endpoint: *dialled,
@@ -103,6 +117,7 @@ mod tests {
         drawn: Option<Target>,
         local: Option<u32>,
         verdict: DirectVerdict,
+        led: DirectVerdict,
     }
 
     impl Facts for Node {
@@ -123,6 +138,10 @@ mod tests {
                 "the endpoint's port decides"
             );
             self.verdict
+        }
+        fn led(&self, waypoint: &Target) -> DirectVerdict {
+            assert_ne!(waypoint.pod, 1, "never asked about itself");
+            self.led
         }
     }
 
@@ -165,12 +184,49 @@ mod tests {
                 drawn,
                 local,
                 verdict,
+                led: Deny,
             };
             assert_eq!(
                 choose(1, &dialled, &node),
                 expected,
                 "{drawn:?} {local:?} {verdict:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_ports_of_a_waypoint_are_for_those_who_are_led_there() {
+        use DirectVerdict::{Agent, Allow, Deny};
+        let carried = Path::Agent { drawn: false };
+        for port in [61_440, 65_535] {
+            let waypoint = |pod| Target {
+                endpoint: endpoint("10.244.1.30", port),
+                pod,
+            };
+            let service = endpoint("10.96.0.7", 80);
+            for (drawn, led, expected) in [
+                (waypoint(2), Allow, Path::Direct(waypoint(2))),
+                (waypoint(2), Agent, carried),
+                (waypoint(2), Deny, carried),
+                (waypoint(1), Allow, carried),
+            ] {
+                let node = Node {
+                    drawn: Some(drawn),
+                    local: None,
+                    // What it would be if the port were any other.
+                    verdict: Allow,
+                    led,
+                };
+                assert_eq!(choose(1, &service, &node), expected, "{drawn:?} {led:?}");
+            }
+            let node = Node {
+                drawn: None,
+                local: Some(2),
+                verdict: Allow,
+                led: Allow,
+            };
+            let itself = endpoint("10.244.1.30", port);
+            assert_eq!(choose(1, &itself, &node), carried, "dialled by its address");
         }
     }
 

@@ -12,7 +12,7 @@ use abi::{
     DirectVerdict, EVENT_WINDOW_NS, EVENTS_PER_WINDOW, Endpoint, Event, Flow, Held, HeldKey,
     ListenerKey, MAX_WORKERS, MemberKey, NATIVE, NodeConfig, Pod, PodAddr, PortKey, Reason,
     SYN_WINDOW_NS, SYNS_PER_WINDOW, Service, Session, SessionKey, Share, Slot, SlotKey, Syn,
-    VerdictKey, Waits,
+    VerdictKey, Waits, sockets,
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -140,7 +140,7 @@ pub fn verdict(source: u32, destination: u32, port: u16) -> DirectVerdict {
         source,
         destination,
         port,
-        reserved: 0,
+        way: 0,
     };
     // SAFETY: the value is copied out at once; it is one word.
     let named = unsafe { VERDICTS.get(&key) }.copied();
@@ -150,6 +150,27 @@ pub fn verdict(source: u32, destination: u32, port: u16) -> DirectVerdict {
     key.port = abi::ANY_PORT;
     // SAFETY: as above.
     DirectVerdict::from_raw(unsafe { VERDICTS.get(&key) }.copied())
+}
+
+/// Whether a pod of this node may be led to the ports of a waypoint there.
+#[inline(always)]
+pub fn verdict_led(source: u32, destination: u32) -> DirectVerdict {
+    let key = VerdictKey {
+        source,
+        destination,
+        port: abi::ANY_PORT,
+        way: abi::LED,
+    };
+    // SAFETY: the value is copied out at once; it is one word.
+    DirectVerdict::from_raw(unsafe { VERDICTS.get(&key) }.copied())
+}
+
+/// Whether an application of the pod listens on the port.
+#[inline(always)]
+pub fn is_listening(pod: u32, port: u16, family: u16) -> bool {
+    let key = PortKey { pod, port, family };
+    // SAFETY: the value is copied out at once; it is one word.
+    sockets(unsafe { LISTENING.get(&key) }.copied().unwrap_or(0)) > 0
 }
 
 /// Entries of `LISTENING` that one pod may have.
@@ -193,7 +214,7 @@ pub fn deny(event: &Event) {
         source: event.source,
         destination: event.destination,
         port: event.flow.destination_port,
-        reserved: 0,
+        way: 0,
     };
     let mut denial = DENIALS.get_ptr_mut(&key);
     if denial.is_none() {

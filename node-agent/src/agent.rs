@@ -20,6 +20,7 @@ pub mod presence;
 pub mod probe;
 mod setup;
 mod unservable;
+mod waypoints;
 
 use std::{future::Future, sync::Arc};
 

@@ -32,6 +32,7 @@ mod older;
 mod revoke;
 mod verdicts;
 pub(crate) mod wall;
+mod waypoints;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -43,9 +44,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use abi::{ANY_PORT, Addr, DirectVerdict, Event, EventKind, Flow, Reason, VerdictKey};
+use abi::{
+    ANY_PORT, Addr, DirectVerdict, Endpoint, Event, EventKind, Flow, LED, Reason, VerdictKey,
+    is_waypoint_port,
+};
 use model::{Ending, MeshState};
 use runtime::threads::{self, Told};
+use tokio::sync::watch;
 
 use crate::{
     bpf::{Drawn, Kernel, KernelError},
@@ -63,6 +68,8 @@ use handle::Message;
 pub use handle::{DirectHandle, Inherit, Reached};
 use older::Elders;
 use revoke::{Left, Policy, Sweep};
+pub(crate) use waypoints::loopback_port;
+pub use waypoints::{AllSaid, Callers, Said, Wanted};
 
 /// How often the ring of events is emptied.
 const LOOK: Duration = Duration::from_millis(100);
@@ -88,6 +95,9 @@ pub struct Direct {
     messages: mpsc::Receiver<Message>,
     pods: Vec<Arc<Pod>>,
     others: Vec<IpAddr>,
+    /// What waypoints of this node are told, and what they have said.
+    waypoints: watch::Sender<Wanted>,
+    said: AllSaid,
     tables: Tables,
     ledger: Ledger,
     denials: Denials,
@@ -129,6 +139,7 @@ impl Direct {
             tracing::warn!(%error, "cannot schedule the agent's own work after traffic");
         }
         let (sender, messages) = mpsc::channel();
+        let (waypoints, wanted) = watch::channel(Wanted::default());
         let walls = Walls::new(Arc::clone(&kernel), Arc::clone(&mesh));
         let direct = Self {
             walls,
@@ -142,6 +153,8 @@ impl Direct {
             messages,
             pods: Vec::new(),
             others: Vec::new(),
+            waypoints,
+            said: AllSaid::default(),
             tables: Tables::default(),
             ledger: Ledger::default(),
             denials: Denials::default(),
@@ -156,7 +169,7 @@ impl Direct {
             in_charge: false,
         };
         threads::spawn("direct", move || direct.run())?;
-        Ok(DirectHandle(sender))
+        Ok(DirectHandle { sender, wanted })
     }
 
     fn run(mut self) -> Told {
@@ -238,6 +251,17 @@ impl Direct {
                 let _gone = reply.send(self.verdict(key)).is_err();
                 Some(false)
             }
+            Message::Waypoint(pod, said) => {
+                let before = match said {
+                    Some(said) => self.said.insert(pod, said),
+                    None => self.said.remove(&pod),
+                };
+                Some(before.as_ref() != self.said.get(&pod))
+            }
+            Message::Leads(source, dialled, reply) => {
+                let _gone = reply.send(self.leads(source, dialled)).is_err();
+                Some(false)
+            }
             Message::Charge(inherit, done) => {
                 self.charge(inherit);
                 let _nobody_waits = done.send(()).is_err();
@@ -247,11 +271,32 @@ impl Direct {
                 self.take_events();
                 self.native.pause();
                 self.in_charge = false;
+                // A successor talks to them.
+                self.waypoints.send_replace(Wanted::default());
                 let _nobody_waits = done.send(()).is_err();
                 Some(false)
             }
             Message::Stop => None,
         }
+    }
+
+    /// As the kernel does it, but for whether the waypoint listens.
+    fn leads(&self, source: u32, dialled: SocketAddr) -> bool {
+        let dialled = Endpoint::new(Addr::from(dialled.ip().to_canonical()), dialled.port());
+        let Some(service) = self.tables.services.get(&dialled) else {
+            return false;
+        };
+        let led = |destination| {
+            let key = VerdictKey {
+                source,
+                destination,
+                port: ANY_PORT,
+                way: LED,
+            };
+            self.verdict(key) == Some(DirectVerdict::Allow)
+        };
+        let mut doors = service.targets.iter().map(|(target, _)| target);
+        doors.any(|door| is_waypoint_port(door.endpoint.port) && led(door.pod))
     }
 
     /// As the kernel looks it up: by the port, else by what stands for all of them.
@@ -416,7 +461,8 @@ impl Direct {
         let state = self.mesh.state();
         self.elders.judge(&state, &self.recorder);
         let local: Vec<LocalPod> = self.pods.iter().map(|pod| LocalPod::of(pod)).collect();
-        let mut tables = compile(&state, &local);
+        self.tell_waypoints(&state);
+        let mut tables = compile(&state, &local, &self.said);
         // Nobody else may use them: the source guard looks here.
         for other in &self.others {
             tables
@@ -458,6 +504,23 @@ impl Direct {
         if self.unlisted {
             self.sweep.add(withdrawn, &policy);
         }
+    }
+
+    /// Waypoints hear who calls them; until they have heard nobody is led to them.
+    fn tell_waypoints(&mut self, state: &MeshState) {
+        let direct = self.mesh.same_node().unwrap_or(self.same_node) == SameNode::Direct;
+        let wanted = if direct {
+            waypoints::wanted(state, &self.pods)
+        } else {
+            Wanted::default()
+        };
+        let is_there = |pod: &u32| wanted.waypoints.iter().any(|(one, _)| one.id == *pod);
+        self.said.retain(|pod, _| is_there(pod));
+        self.waypoints.send_if_modified(|told| {
+            let changed = *told != wanted;
+            *told = wanted;
+            changed
+        });
     }
 
     /// Does as the mesh says, or else as this agent is told. Connections that are open stay as they are.

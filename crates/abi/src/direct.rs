@@ -155,14 +155,30 @@ pub struct VerdictKey {
     pub destination: u32,
     /// A port that a policy names, or [`ANY_PORT`] for all that none names.
     pub port: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// Zero, or [`LED`].
+    pub way: u16,
 }
 
 const _: () = assert!(size_of::<VerdictKey>() == 12 && align_of::<VerdictKey>() == 4);
 
 /// In a [`VerdictKey`]: every port without a key of its own.
 pub const ANY_PORT: u16 = 0;
+
+/// In a [`VerdictKey`], with [`ANY_PORT`]: the server is a waypoint, and a service's address leads to one of its
+/// [`WAYPOINT_PORTS`]. Only who is led there gets there.
+pub const LED: u16 = 1;
+
+/// The ports on which a waypoint takes direct connections of its node's pods, one for each service and port that it serves.
+/// They lie above those that Linux gives to clients (`ip_local_port_range`). No pod is reached directly at one of them in any
+/// other way.
+pub const WAYPOINT_PORTS: (u16, u16) = (61_440, 65_535);
+
+/// Whether a port is one of [`WAYPOINT_PORTS`].
+#[inline(always)]
+#[must_use]
+pub const fn is_waypoint_port(port: u16) -> bool {
+    WAYPOINT_PORTS.0 <= port && port <= WAYPOINT_PORTS.1
+}
 
 /// A verdict in `VERDICTS`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

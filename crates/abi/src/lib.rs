@@ -22,8 +22,8 @@ pub use address::Addr;
 pub use config::{DIRECT, NATIVE, NodeConfig};
 pub use direct::{
     ANY_PORT, DENIAL_WINDOW_NS, DENIALS_TOLD, Denial, DirectFlow, DirectSocket, DirectVerdict,
-    Endpoint, Event, EventKind, LEG_SOURCE, MemberKey, NOBODY, Service, Session, SessionKey, Slot,
-    SlotKey, Target, VerdictKey,
+    Endpoint, Event, EventKind, LED, LEG_SOURCE, MemberKey, NOBODY, Service, Session, SessionKey,
+    Slot, SlotKey, Target, VerdictKey, WAYPOINT_PORTS, is_waypoint_port,
 };
 pub use flow::Flow;
 pub use heartbeat::{BEAT_PARTS, BEAT_WINDOW_NS, MAX_WORKERS, beat_index};

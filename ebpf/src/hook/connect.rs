@@ -35,7 +35,7 @@ use crate::{
     liveness::Lacking,
     maps::{
         self, AGENTS, LOCAL_PODS, MEMBERS, SERVICES, SESSIONS, SLOTS, SOCKETS, address_flags,
-        count, is_carried, is_set, pod, verdict,
+        count, is_carried, is_listening, is_set, pod, verdict, verdict_led,
     },
     outbound::{Carry, CarryFacts, Facts, Verdict, carry, decide},
 };
@@ -146,6 +146,15 @@ impl crate::direct::Facts for DirectFacts {
     #[inline(always)]
     fn verdict(&self, destination: u32, port: u16) -> DirectVerdict {
         verdict(self.pod, destination, port)
+    }
+
+    #[inline(always)]
+    fn led(&self, waypoint: &Target) -> DirectVerdict {
+        let family = if waypoint.endpoint.addr.is_v4() { 4 } else { 6 };
+        if !is_listening(waypoint.pod, waypoint.endpoint.port, family) {
+            return DirectVerdict::Agent;
+        }
+        verdict_led(self.pod, waypoint.pod)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use abi::{
     Addr, FLOW_WINDOW_NS, Flow, HeldKey, LEG_SOURCE, LOOPBACK_IFINDEX, ListenerKind, OWN_ADDRESS,
-    PROBE_WINDOW_NS, PodAddr, PortKey, Reason, sockets,
+    PROBE_WINDOW_NS, PodAddr, PortKey, Reason, is_waypoint_port,
 };
 use aya_ebpf::{
     bindings::bpf_sk_lookup,
@@ -24,7 +24,8 @@ use crate::{
     inbound::{Connection, Facts, Noted, Verdict, decide},
     liveness::Lacking,
     maps::{
-        FLOWS, HELD, INBOUND, LISTENING, PROBE_PORTS, PROBES, address_flags, count, verdict, worker,
+        FLOWS, HELD, INBOUND, PROBE_PORTS, PROBES, address_flags, count, is_listening, verdict,
+        verdict_led, worker,
     },
 };
 
@@ -89,22 +90,17 @@ impl Facts for Context {
         if note.source == LEG_SOURCE {
             return Some(Noted::Leg);
         }
-        Some(Noted::Direct(verdict(
-            note.source,
-            self.pod,
-            self.connection.local_port,
-        )))
+        let port = self.connection.local_port;
+        Some(Noted::Direct(if is_waypoint_port(port) {
+            verdict_led(note.source, self.pod)
+        } else {
+            verdict(note.source, self.pod, port)
+        }))
     }
 
     #[inline(always)]
     fn listening(&self) -> bool {
-        let key = PortKey {
-            pod: self.pod,
-            port: self.connection.local_port,
-            family: self.family,
-        };
-        // SAFETY: the value is copied out at once; it is one word.
-        sockets(unsafe { LISTENING.get(&key) }.copied().unwrap_or(0)) > 0
+        is_listening(self.pod, self.connection.local_port, self.family)
     }
 }
 

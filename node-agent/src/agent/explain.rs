@@ -175,6 +175,13 @@ async fn reached(
     let address = application(route);
     let path = match &route.kind {
         RouteKind::Plain { .. } | RouteKind::ToSelf { .. } => Path::Plain,
+        RouteKind::Hbone { .. } if route.waypoint.is_some() => {
+            if sources.direct.leads(pod.id, address).await {
+                Path::Direct
+            } else {
+                Path::Tunnel
+            }
+        }
         RouteKind::Hbone { .. } => {
             let neighbour = owner(pods, address.ip()).and_then(|seen| seen.pod.as_ref());
             let verdict = match neighbour {

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     Core, admin, cni, config::RunArgs, draining::Draining, follow::follow_readiness, leave,
-    plugin::Plugin, presence::Witness, vital,
+    plugin::Plugin, presence::Witness, vital, waypoints,
 };
 use crate::{
     carry::thread::Cause,
@@ -88,6 +88,7 @@ impl InCharge {
             patience: args.takeover_timeout,
             restore: Box::new(move || rebind_cni(&service)),
         };
+        vital("waypoints", waypoints::converse(core.direct.clone()));
         let (drained, wait) = oneshot::channel();
         let listener = succession::bind(&args.runtime_dir)
             .with_context(|| format!("--runtime-dir {}", args.runtime_dir.display()))?;

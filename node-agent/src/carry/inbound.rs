@@ -402,9 +402,14 @@ async fn leg(worker: &Worker, pod: &Pod, asked: &Asked) -> io::Result<TcpStream>
         return Err(refused);
     }
     match shared.translations.ask(pod, asked.target).await {
-        Some(application) => to(application).await,
-        None => Err(refused),
+        Some(application) if !is_guarded(worker, pod, application) => to(application).await,
+        _ => Err(refused),
     }
+}
+
+fn is_guarded(worker: &Worker, pod: &Pod, application: SocketAddr) -> bool {
+    let state = worker.shared.mesh.state();
+    waypoint::guarded(&state, pod, [application; 2]).is_some()
 }
 
 /// How the application answered, for its client's agent and in a word.
@@ -459,6 +464,10 @@ fn authorize<'s>(
             let denied = ErrorType::HttpRequestDenied;
             (StatusCode::UNAUTHORIZED, denied, refusal)
         });
+    }
+    if let Some(refusal) = waypoint::guarded(state, pod, [asked.target, asked.application]) {
+        let (status, kind) = (StatusCode::BAD_REQUEST, ErrorType::HttpRequestError);
+        return Err((status, kind, refusal));
     }
     let judged = judge(
         state,

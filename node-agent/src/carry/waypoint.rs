@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use model::{
     Identity, MeshState, Reason, Workload,
-    outbound::{Route, is_waypoint_for},
-    workload::ApplicationProtocol,
+    outbound::{Route, is_waypoint_for, is_waypoint_port},
 };
 use proto::proxy_protocol::Header;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::carry::outbound::own_workload;
 use crate::{
+    direct::loopback_port,
     pod::{Pod, sock},
     telemetry::record::Refusal,
 };
@@ -25,11 +25,23 @@ use crate::{
 /// The port on which the pod takes connections for a destination that is not its own, if it is the waypoint for that.
 pub(super) fn port(state: &MeshState, pod: &Pod, target: SocketAddr) -> Option<u16> {
     let workload = state.workload(pod.workload.as_ref())?;
-    let tunnel = workload.application_tunnel?;
-    let speaks = tunnel.protocol == ApplicationProtocol::Proxy;
-    tunnel
-        .port
-        .filter(|_| speaks && is_waypoint_for(state, workload, target))
+    loopback_port(workload).filter(|_| is_waypoint_for(state, workload, target))
+}
+
+/// Why nobody is let through to a port of the pod, where it is a waypoint that takes connections there that the kernel leads
+/// to it: it would believe of such a connection what its address and port say.
+pub(super) fn guarded(state: &MeshState, pod: &Pod, targets: [SocketAddr; 2]) -> Option<Refusal> {
+    let port = targets.map(|target| target.port());
+    let port = port.into_iter().find(|port| is_waypoint_port(*port))?;
+    // Who is not known may be one.
+    let workload = state.workload(pod.workload.as_ref());
+    let guarded = workload.is_none_or(|workload| loopback_port(workload).is_some());
+    guarded.then(|| Refusal {
+        reason: Reason::WaypointPort,
+        text: format!(
+            "port {port} of a waypoint is for connections to the services behind it, by their addresses"
+        ),
+    })
 }
 
 /// Lets a client through to the waypoint that has shown who it is: about everything else the waypoint decides.

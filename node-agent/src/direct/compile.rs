@@ -20,6 +20,7 @@ use model::{
     service::{Mode, ServiceKey, Visibility},
 };
 
+use super::waypoints::{self, AllSaid, loopback_port};
 use crate::pod::Pod;
 
 /// A captured pod of this node, as far as tables are concerned.
@@ -68,15 +69,15 @@ pub struct ServiceTable {
     pub session_seconds: u32,
 }
 
-struct Server<'a> {
-    pod: &'a LocalPod,
-    workload: &'a Workload,
+pub(super) struct Server<'a> {
+    pub(super) pod: &'a LocalPod,
+    pub(super) workload: &'a Workload,
     ports: BTreeSet<u16>,
 }
 
-/// Compiles the tables for the captured pods of this node.
+/// Compiles the tables for the captured pods of this node; `said` is what waypoints among them have said.
 #[must_use]
-pub fn compile(state: &MeshState, pods: &[LocalPod]) -> Tables {
+pub fn compile(state: &MeshState, pods: &[LocalPod], said: &AllSaid) -> Tables {
     let mut tables = Tables::default();
     let servers: Vec<Server<'_>> = pods.iter().filter_map(|pod| server(state, pod)).collect();
     for server in &servers {
@@ -99,6 +100,7 @@ pub fn compile(state: &MeshState, pods: &[LocalPod]) -> Tables {
     {
         services(state, source, &servers, &mut tables);
     }
+    waypoints::add(state, pods, &servers, said, &mut tables);
     tables
 }
 
@@ -116,7 +118,7 @@ fn server<'a>(state: &'a MeshState, pod: &'a LocalPod) -> Option<Server<'a>> {
     })
 }
 
-fn is_known(state: &MeshState, pod: &LocalPod) -> bool {
+pub(super) fn is_known(state: &MeshState, pod: &LocalPod) -> bool {
     state
         .workload(pod.workload.as_ref())
         .is_some_and(|workload| workload.identity() == pod.identity)
@@ -145,7 +147,7 @@ fn verdicts(
         source: client.id,
         destination: server.pod.id,
         port,
-        reserved: 0,
+        way: 0,
     };
     for port in &server.ports {
         into.insert(key(*port), verdict(state, client, server, *port));
@@ -184,6 +186,8 @@ fn verdict(state: &MeshState, client: &LocalPod, server: &Server<'_>, port: u16)
         }
     }
     match answer {
+        // Nobody has to do with a waypoint itself but for what is behind it; its ports are the agent's to guard.
+        Some(true) if loopback_port(server.workload).is_some() => DirectVerdict::Agent,
         Some(true) => DirectVerdict::Allow,
         Some(false) => DirectVerdict::Deny,
         None => DirectVerdict::Agent,
@@ -241,7 +245,7 @@ fn is_plain(service: &Service) -> bool {
         && service.visibility == Visibility::Public
 }
 
-fn is_shared(state: &MeshState, service: &Service, network: &str, ip: IpAddr) -> bool {
+pub(super) fn is_shared(state: &MeshState, service: &Service, network: &str, ip: IpAddr) -> bool {
     let others = state
         .services()
         .filter(|other| other.namespace != service.namespace);

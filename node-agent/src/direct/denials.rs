@@ -176,7 +176,7 @@ fn key(event: &Event, port: u16) -> VerdictKey {
         source: event.source,
         destination: event.destination,
         port,
-        reserved: 0,
+        way: 0,
     }
 }
 

@@ -9,7 +9,9 @@ use std::{
 use abi::{DirectVerdict, VerdictKey};
 use arc_swap::ArcSwap;
 use model::WorkloadUid;
+use tokio::sync::watch;
 
+use super::waypoints::{Said, Wanted};
 use crate::{
     pod::{Pod, older::Older},
     telemetry::record::LiveView,
@@ -42,6 +44,10 @@ pub(super) enum Message {
         VerdictKey,
         tokio::sync::oneshot::Sender<Option<DirectVerdict>>,
     ),
+    /// What the waypoint with this pod number says now; nothing where the conversation has ended.
+    Waypoint(u32, Option<Said>),
+    /// Whether the pod that dials this address is led to a waypoint.
+    Leads(u32, SocketAddr, tokio::sync::oneshot::Sender<bool>),
     /// From now on the tables and events are this agent's; with those that a predecessor left
     /// brought up to date before the answer, or removed.
     Charge(Inherit, mpsc::Sender<()>),
@@ -62,7 +68,10 @@ pub enum Inherit {
 
 /// Talks to the thread.
 #[derive(Clone)]
-pub struct DirectHandle(pub(super) mpsc::Sender<Message>);
+pub struct DirectHandle {
+    pub(super) sender: mpsc::Sender<Message>,
+    pub(super) wanted: watch::Receiver<Wanted>,
+}
 
 impl DirectHandle {
     /// The mesh has changed.
@@ -93,13 +102,35 @@ impl DirectHandle {
     /// What the kernel goes by for connections of one captured pod of this node to another's port; nothing where they go
     /// through the agent.
     pub async fn verdict(&self, source: u32, destination: u32, port: u16) -> Option<DirectVerdict> {
-        let (reply, answer) = tokio::sync::oneshot::channel();
         let key = VerdictKey {
             source,
             destination,
             port,
-            reserved: 0,
+            way: 0,
         };
+        self.asked(key).await
+    }
+
+    /// What waypoints of this node are to be told.
+    #[must_use]
+    pub fn waypoints(&self) -> watch::Receiver<Wanted> {
+        self.wanted.clone()
+    }
+
+    /// A waypoint has said this, or there is no conversation with it any more.
+    pub fn waypoint_said(&self, pod: u32, said: Option<Said>) {
+        self.send(Message::Waypoint(pod, said));
+    }
+
+    /// Whether the kernel leads a captured pod of this node, which dials this address, to a waypoint.
+    pub async fn leads(&self, source: u32, dialled: SocketAddr) -> bool {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.send(Message::Leads(source, dialled, reply));
+        answer.await.unwrap_or(false)
+    }
+
+    async fn asked(&self, key: VerdictKey) -> Option<DirectVerdict> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
         self.send(Message::Verdict(key, reply));
         answer.await.ok().flatten()
     }
@@ -126,6 +157,6 @@ impl DirectHandle {
 
     fn send(&self, message: Message) {
         // The thread ends with the agent.
-        drop(self.0.send(message));
+        drop(self.sender.send(message));
     }
 }

@@ -17,10 +17,11 @@ use std::{
 
 use model::{
     Ending, Identity, MeshState,
+    outbound::is_waypoint_port,
     policy::{Connection, DenyReason, Verdict},
 };
 
-use super::microseconds;
+use super::{microseconds, waypoints::loopback_port};
 use crate::{
     host::sock_diag::{self, Ender, Found},
     pod::{Pod, PodName},
@@ -182,6 +183,10 @@ impl Policy {
     ) -> Option<(String, DenyReason)> {
         let server = pods.iter().find(|pod| pod.id == server)?;
         let workload = self.state.workload(server.workload.as_ref())?;
+        // Who was led to a waypoint is judged there, request by request.
+        if is_waypoint_port(found.local.port()) && loopback_port(workload).is_some() {
+            return None;
+        }
         let ip = found.remote.ip();
         let (name, identity) = match pods.iter().find(|pod| pod.has_address(ip)) {
             Some(client) if client.id == server.id => return None,

@@ -103,7 +103,7 @@ mod tests {
             source,
             destination,
             port,
-            reserved: 0,
+            way: 0,
         });
         prop::collection::btree_map(key, verdict, 0..20)
     }
@@ -121,7 +121,7 @@ mod tests {
                     source,
                     destination,
                     port,
-                    reserved: 0,
+                    way: 0,
                 })
             })
         })

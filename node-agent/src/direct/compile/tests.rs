@@ -12,6 +12,7 @@ use model::{
 use proptest::prelude::*;
 
 use super::{LocalPod, Tables, compile};
+use crate::direct::AllSaid;
 
 const ACCOUNTS: [&str; 3] = ["a", "b", "c"];
 const PORTS: [u16; 4] = [80, 443, 8080, 9090];
@@ -55,7 +56,7 @@ fn kernel(tables: &Tables, source: u32, destination: u32, port: u16) -> DirectVe
             source,
             destination,
             port,
-            reserved: 0,
+            way: 0,
         })
     };
     get(port)
@@ -158,7 +159,7 @@ proptest! {
     #[test]
     fn the_kernel_never_disagrees_with_user_space(policies in any_policies()) {
         let (state, pods) = state(policies);
-        let tables = compile(&state, &pods);
+        let tables = compile(&state, &pods, &AllSaid::default());
         for client in &pods {
             for server in pods.iter().filter(|server| server.id != client.id) {
                 for port in PORTS.into_iter().chain([1, 22, 65535]) {
@@ -184,7 +185,7 @@ proptest! {
 #[test]
 fn the_meshs_own_ports_are_left_to_the_agent() {
     let (state, pods) = state(Vec::new());
-    let tables = compile(&state, &pods);
+    let tables = compile(&state, &pods, &AllSaid::default());
     for port in [15001, 15006, 15008] {
         assert_eq!(kernel(&tables, 1, 2, port), DirectVerdict::Agent, "{port}");
     }
@@ -202,7 +203,7 @@ fn a_policy_that_has_not_arrived_leaves_nothing_to_the_kernel() {
     let mut waiting = workload(1, "b", "n1");
     waiting.authorization_policies = vec![PolicyKey::new("shop", "not-here")];
     state.insert_workload(waiting);
-    let tables = compile(&state, &pods);
+    let tables = compile(&state, &pods, &AllSaid::default());
     assert_eq!(kernel(&tables, 1, 2, 80), DirectVerdict::Agent);
     assert_eq!(tables.local_pods.get(&Addr::from(addresses(1)[0])), None);
     assert_eq!(kernel(&tables, 1, 3, 80), DirectVerdict::Allow);
@@ -237,7 +238,7 @@ fn a_service_keeps_the_shares_of_its_remote_endpoints() {
     }
     let mut sticky = service.clone();
     state.insert_service(service);
-    let tables = compile(&state, &pods);
+    let tables = compile(&state, &pods, &AllSaid::default());
     let vip = Endpoint::new(Addr::from("10.96.0.7".parse::<IpAddr>().unwrap()), 80);
     let shares: BTreeSet<(u32, u64)> = tables.services[&vip]
         .targets
@@ -254,7 +255,7 @@ fn a_service_keeps_the_shares_of_its_remote_endpoints() {
     for (timeout, expected) in [(10_800, 10_800), (0, 1), (u64::MAX, u32::MAX)] {
         sticky.session_timeout = Some(std::time::Duration::from_secs(timeout));
         state.insert_service(sticky.clone());
-        let tables = compile(&state, &pods);
+        let tables = compile(&state, &pods, &AllSaid::default());
         assert_eq!(tables.services[&vip].session_seconds, expected);
     }
 }
