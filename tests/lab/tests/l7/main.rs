@@ -5,5 +5,6 @@ mod bypass;
 mod fixture;
 mod gateway;
 mod idle;
+mod led;
 mod routes;
 mod table;

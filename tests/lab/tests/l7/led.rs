@@ -1,0 +1,127 @@
+//! Connections that the kernel leads to the waypoint of the client's node, past the agent.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::Lab;
+
+use crate::fixture::{APPLIES, CART, SHOP, apply, get, gets, with};
+
+const TO_ALL: &str = "- route: [{destination: {host: cart}}]\n";
+
+/// Where the kernel led the last connection of a client on `n1` that has ended.
+fn led_to(lab: &Lab, client: &str) -> Option<SocketAddr> {
+    let waypoint = lab.pod("shop/waypoint-n1").ok()?.v4().ok()?;
+    let log = lab.agent_log("n1");
+    let told = log.lines().rev().find_map(|line| {
+        let is_meant = line.contains("direction=\"direct\"") || line.contains("direction=direct");
+        let (_, rest) = line.split_once("dst.addr=")?;
+        let to = rest.split_whitespace().next()?.trim_matches('"');
+        let to: SocketAddr = to.parse().ok()?;
+        (is_meant && line.contains(client) && to.ip() == waypoint).then_some(to)
+    })?;
+    (told.port() >= 61_440).then_some(told)
+}
+
+/// Asks until the kernel has led a request to the waypoint of `n1`; gives where.
+fn led(lab: &Lab) -> Result<SocketAddr> {
+    apply(lab, TO_ALL, || {
+        ensure!(get(lab, "front", "/", &[])?.status == 200);
+        Ok(())
+    })?;
+    testkit::eventually("the kernel leads to the waypoint", APPLIES, || {
+        let answer = get(lab, "front", "/", &[])?;
+        ensure!(answer.status == 200, "{answer:?}");
+        led_to(lab, "shop/front").context("no direct connection to the waypoint is told of")
+    })
+}
+
+fn policy(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: led, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn who_is_led_is_known_by_its_identity() -> Result<()> {
+    let _turn = tests_lab::turn()?;
+    let lab = SHOP.lab()?;
+    led(lab)?;
+    let service = format!("http://{CART}/");
+    let only_front = "{selector: {matchLabels: {app: cart}}, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/front]}}], to: [{operation: {methods: [GET]}}]}]}";
+    with(lab, "led.yaml", &policy(only_front), || {
+        gets(lab, "bank/teller", &service, &[], 403)?;
+        gets(lab, "front", &service, &[], 200)?;
+        gets(lab, "front", &service, &["--request", "POST"], 403)
+    })?;
+    testkit::eventually("both were led", APPLIES, || {
+        gets(lab, "bank/teller", &service, &[], 200)?;
+        ensure!(led_to(lab, "bank/teller").is_some());
+        Ok(())
+    })?;
+    ensure!(led_to(lab, "shop/front").is_some());
+    Ok(())
+}
+
+#[test]
+fn nobody_reaches_a_door_who_is_not_led_there() -> Result<()> {
+    let _turn = tests_lab::turn()?;
+    let lab = SHOP.lab()?;
+    let door = led(lab)?;
+    for from in ["shop/front", "shop/back", "bank/teller", "outside/plain"] {
+        let said = lab.pod(from)?.run(|| -> std::io::Result<Vec<u8>> {
+            let mut stream = TcpStream::connect_timeout(&door, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET / HTTP/1.0\r\nhost: cart\r\n\r\n")?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(answer)
+        })?;
+        ensure!(
+            said.as_ref().map_or(true, Vec::is_empty),
+            "{from} was answered at {door}: {said:?}"
+        );
+    }
+    let log = lab.agent_log("n1");
+    ensure!(log.contains("waypoint_port"), "the reason is told: {log}");
+    Ok(())
+}
+
+#[test]
+fn a_new_agent_leads_to_the_waypoint_as_the_one_before() -> Result<()> {
+    let _turn = tests_lab::turn()?;
+    let lab = SHOP.lab()?;
+    led(lab)?;
+    let over = AtomicBool::new(false);
+    let (asked, failed) = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let (mut asked, mut failed) = (0, Vec::new());
+            while !over.load(Ordering::Relaxed) {
+                match get(lab, "front", "/", &[]) {
+                    Ok(answer) if answer.status == 200 => {}
+                    other => failed.push(format!("{other:?}")),
+                }
+                asked += 1;
+            }
+            (asked, failed)
+        });
+        let old = lab.succeed_agent("n1", &lab::AgentOptions::default());
+        std::thread::sleep(Duration::from_secs(1));
+        over.store(true, Ordering::Relaxed);
+        drop(old?);
+        let asked = asking.join();
+        asked.map_err(|_panic| anyhow::anyhow!("who asked has panicked"))
+    })?;
+    ensure!(failed.is_empty(), "of {asked} requests failed: {failed:?}");
+    ensure!(asked > 10, "{asked} requests are too few to tell");
+    // The new one's log says where it leads.
+    testkit::eventually("the kernel leads to the waypoint again", APPLIES, || {
+        let answer = get(lab, "front", "/", &[])?;
+        ensure!(answer.status == 200, "{answer:?}");
+        led_to(lab, "shop/front").context("no direct connection to the waypoint is told of")
+    })?;
+    Ok(())
+}
