@@ -1,5 +1,6 @@
 //! What the controller sends, made into configurations.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use model::MeshState;
@@ -17,6 +18,10 @@ pub(crate) struct Feed {
     /// This pod, as `namespace/name`.
     own: (Arc<str>, Arc<str>),
     changes: Changes,
+    /// Types of which a part has come and not the rest.
+    incomplete: BTreeSet<String>,
+    /// Bytes that have been read since the last change was complete.
+    unseen: usize,
 }
 
 impl Feed {
@@ -27,6 +32,8 @@ impl Feed {
             l7: l7::Store::default(),
             own,
             changes,
+            incomplete: BTreeSet::new(),
+            unseen: 0,
         }
     }
 
@@ -72,6 +79,9 @@ impl Feed {
     }
 
     fn publish(&mut self) {
+        if !self.incomplete.is_empty() {
+            return;
+        }
         let (namespace, name) = &self.own;
         let l7 = self.l7.config();
         // The controller tells a waypoint of its own pods too.
@@ -96,14 +106,58 @@ impl Handler for Feed {
         updated: Vec<RawResource>,
         removed: Vec<String>,
     ) -> Vec<Rejection> {
+        self.apply_part(type_url, updated, removed, false)
+    }
+
+    fn apply_part(
+        &mut self,
+        type_url: &str,
+        updated: Vec<RawResource>,
+        removed: Vec<String>,
+        more: bool,
+    ) -> Vec<Rejection> {
         let rejected = if type_url == type_url::ADDRESS {
             self.addresses(&updated, &removed)
         } else {
             self.rules(type_url, &updated, &removed)
         };
+        if more {
+            self.incomplete.insert(type_url.to_owned());
+        } else {
+            self.incomplete.remove(type_url);
+        }
         self.publish();
-        let bytes = updated.iter().map(|resource| resource.bytes.len()).sum();
-        self.changes.read(bytes);
+        let bytes = updated.iter().map(|resource| resource.bytes.len());
+        self.unseen += bytes.sum::<usize>();
+        if !more {
+            self.changes.read(std::mem::take(&mut self.unseen));
+        }
         rejected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_decided_with_a_part() {
+        let newest = Arc::<Newest>::default();
+        let own = ("shop".into(), "waypoint".into());
+        let mut feed = Feed::new(Arc::clone(&newest), own, Changes::default());
+        let mut take = |kind: &str, more| {
+            feed.apply_part(kind, Vec::new(), Vec::new(), more);
+            newest.load().generation
+        };
+        let [routes, services] = [type_url::L7_ROUTE, type_url::L7_SERVICE];
+        assert_eq!(take(services, false), 1);
+        assert_eq!(take(routes, true), 1);
+        assert_eq!(
+            take(services, false),
+            1,
+            "it would be with a part of the routes"
+        );
+        assert_eq!(take(routes, true), 1);
+        assert_eq!(take(routes, false), 2);
     }
 }

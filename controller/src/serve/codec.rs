@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use prost::Message;
-use prost::encoding::string;
+use prost::encoding::{bool as boolean, string};
 use proto::envoy::discovery::DeltaDiscoveryRequest;
 use tokio::sync::mpsc;
 use tonic::codec::{DecodeBuf, Decoder};
@@ -27,6 +27,8 @@ pub(super) struct Response {
     pub(super) nonce: String,
     pub(super) resources: Vec<Arc<Resource>>,
     pub(super) removed: Vec<Arc<str>>,
+    /// What belongs together goes on in the next response of the type.
+    pub(super) more: bool,
 }
 
 /// The body of an answer: responses as gRPC messages, then the status that says that all is over.
@@ -109,7 +111,7 @@ impl Writing {
         (out.freeze(), true)
     }
 
-    /// Field numbers of `DeltaDiscoveryResponse`: version 1, resources 2, type URL 4, nonce 5, removed 6.
+    /// Field numbers of `DeltaDiscoveryResponse`: version 1, resources 2, type URL 4, nonce 5, removed 6, more 1000.
     fn begin(&self, out: &mut BytesMut) {
         let resources = &self.response.resources;
         let frames: usize = resources.iter().map(|one| one.frame().len()).sum();
@@ -121,7 +123,8 @@ impl Writing {
             + frames
             + string::encoded_len(4, &self.response.type_url.to_owned())
             + string::encoded_len(5, &self.response.nonce)
-            + removed;
+            + removed
+            + usize::from(self.response.more) * boolean::encoded_len(MORE, &true);
         const NOT_COMPRESSED: u8 = 0;
         out.put_u8(NOT_COMPRESSED);
         // No mesh comes near 4 GiB; a client would end the stream at a length that is wrong.
@@ -135,8 +138,13 @@ impl Writing {
         for name in &self.response.removed {
             string::encode(6, &name.to_string(), out);
         }
+        if self.response.more {
+            boolean::encode(MORE, &true, out);
+        }
     }
 }
+
+const MORE: u32 = 1000;
 
 fn end() -> HeaderMap {
     let mut trailers = HeaderMap::new();
@@ -184,6 +192,7 @@ mod tests {
             nonce: "n".to_owned(),
             resources: (0..1000).map(resource).collect(),
             removed: vec!["gone".into(), "away".into()],
+            more: true,
         };
         let mut writing = Writing::new(response);
         let mut whole = Vec::new();
@@ -208,6 +217,7 @@ mod tests {
         assert_eq!(decoded.resources.len(), 1000);
         assert_eq!(decoded.resources[999].name, "r00999");
         assert_eq!(decoded.removed_resources, ["gone", "away"]);
+        assert!(decoded.more);
         assert_eq!(
             (
                 &*decoded.nonce,
@@ -226,6 +236,7 @@ mod tests {
             nonce: String::new(),
             resources: vec![Arc::new(Resource::new("t", "big", &"x".repeat(3 * PIECE)))],
             removed: Vec::new(),
+            more: false,
         };
         let mut writing = Writing::new(response);
         assert!(!writing.piece().1);

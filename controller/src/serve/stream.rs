@@ -3,6 +3,9 @@
 //! Two orders matter. Policies go out before the workloads that name them, and policies that are gone are taken back
 //! only after the workloads that named them have changed; so a client never meets a name that it does not know. The same
 //! holds for what the routes of a waypoint name. And a type has at most one response that the client has not answered.
+//!
+//! What a waypoint gets is cut into parts: a client has a response in memory as a whole, and a large one for as long as the
+//! stream lasts.
 
 mod demand;
 
@@ -195,11 +198,20 @@ struct Subscription {
     generation: u64,
     /// Removals that wait until nothing refers to the names.
     withheld: BTreeSet<Arc<str>>,
+    /// What is left of a response that was cut into parts.
+    rest: Option<Rest>,
     unanswered: Option<(String, u64)>,
     /// Generation of the last response that the client took.
     taken: u64,
     /// The client refused the last response, and knows at most a part of it.
     refused: bool,
+}
+
+/// The resources in the reverse of their order, and what is removed with the last part.
+#[derive(Debug)]
+struct Rest {
+    resources: Vec<Arc<Resource>>,
+    removed: Vec<Arc<str>>,
 }
 
 impl Stream {
@@ -256,36 +268,37 @@ impl Stream {
     /// The next response that may be sent, given what is known now. Call it until there is none.
     pub(super) fn next(&mut self, now: &Snapshot) -> Option<Response> {
         for (kind, subscription) in &mut self.subscriptions {
-            if !subscription.is_behind(*kind, now, &self.viewer) {
+            let is_cut = subscription.rest.is_some();
+            if !is_cut && !subscription.is_behind(*kind, now, &self.viewer) {
                 continue;
             }
             if subscription.unanswered.is_some() {
                 // Later types may refer to what this one still has to say.
                 return None;
             }
-            let (resources, removed, is_first) = subscription.advance(*kind, now, &self.viewer);
-            if is_first || !resources.is_empty() || !removed.is_empty() {
-                return Some(respond(
-                    *kind,
-                    subscription,
-                    &mut self.nonces,
-                    resources,
-                    removed,
-                ));
+            if !is_cut {
+                let (mut resources, removed, is_first) =
+                    subscription.advance(*kind, now, &self.viewer);
+                if !is_first && resources.is_empty() && removed.is_empty() {
+                    continue;
+                }
+                if !kind.is_for_waypoints() {
+                    let what = (resources, removed, false);
+                    return Some(respond(*kind, subscription, &mut self.nonces, what));
+                }
+                resources.reverse();
+                subscription.rest = Some(Rest { resources, removed });
             }
+            let part = subscription.part();
+            return Some(respond(*kind, subscription, &mut self.nonces, part));
         }
         for (kind, subscription) in &mut self.subscriptions {
             if subscription.unanswered.is_none() && !subscription.withheld.is_empty() {
                 let removed = std::mem::take(&mut subscription.withheld)
                     .into_iter()
                     .collect();
-                return Some(respond(
-                    *kind,
-                    subscription,
-                    &mut self.nonces,
-                    Vec::new(),
-                    removed,
-                ));
+                let what = (Vec::new(), removed, false);
+                return Some(respond(*kind, subscription, &mut self.nonces, what));
             }
         }
         None
@@ -296,23 +309,44 @@ fn respond(
     kind: Type,
     subscription: &mut Subscription,
     nonces: &mut u64,
-    resources: Vec<Arc<Resource>>,
-    removed: Vec<Arc<str>>,
+    (resources, removed, more): (Vec<Arc<Resource>>, Vec<Arc<str>>, bool),
 ) -> Response {
     *nonces += 1;
     let nonce = nonces.to_string();
     let generation = subscription.generation;
-    subscription.unanswered = Some((nonce.clone(), generation));
+    // Who has taken a part does not know the whole.
+    let known = if more { subscription.taken } else { generation };
+    subscription.unanswered = Some((nonce.clone(), known));
     Response {
         generation,
         type_url: kind.url(),
         nonce,
         resources,
         removed,
+        more,
     }
 }
 
 impl Subscription {
+    /// The next part of what is left, what is removed with it, and whether more follows.
+    fn part(&mut self) -> (Vec<Arc<Resource>>, Vec<Arc<str>>, bool) {
+        let Some(rest) = &mut self.rest else {
+            return Default::default();
+        };
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while bytes < PART
+            && let Some(resource) = rest.resources.pop()
+        {
+            bytes += resource.frame().len();
+            part.push(resource);
+        }
+        if !rest.resources.is_empty() {
+            return (part, Vec::new(), true);
+        }
+        let removed = self.rest.take().map(|rest| rest.removed);
+        (part, removed.unwrap_or_default(), false)
+    }
+
     fn knows(&self) -> u64 {
         if self.told.is_some() && self.unanswered.is_none() && !self.refused {
             // What changed since the last response is nothing of this type.
@@ -575,6 +609,8 @@ fn workload_of(address: &Resource) -> Option<Resource> {
     Some(Resource::from_body(type_url::WORKLOAD, name, rest))
 }
 
+/// A part ends with the resource that makes it as large as this, in bytes.
+const PART: usize = 64 << 10;
 /// Subscribes to everything.
 const WILDCARD: &str = "*";
 

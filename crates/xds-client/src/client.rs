@@ -96,6 +96,19 @@ pub trait Handler {
         updated: Vec<RawResource>,
         removed: Vec<String>,
     ) -> Vec<Rejection>;
+
+    /// Takes a response that is a part of what belongs together, where `more` of it follows. Nothing is decided with it
+    /// before the last part. If the stream breaks, the next one begins with a response that ends it.
+    fn apply_part(
+        &mut self,
+        type_url: &str,
+        updated: Vec<RawResource>,
+        removed: Vec<String>,
+        more: bool,
+    ) -> Vec<Rejection> {
+        let _more = more;
+        self.apply(type_url, updated, removed)
+    }
 }
 
 /// A client that does not run yet.

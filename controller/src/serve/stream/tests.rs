@@ -487,3 +487,71 @@ fn on_demand_a_reconnect_hears_what_has_gone() {
     });
     assert_eq!(client.drain(), ["Address +heir -far"]);
 }
+
+/// The parts of the routes of `shop/waypoint`, each acknowledged: how many resources, what is removed, whether more follows.
+fn parts(client: &mut Client) -> Vec<(usize, usize, bool)> {
+    let mut parts = Vec::new();
+    while let Some(response) = client.next() {
+        assert_eq!(response.type_url, Type::L7Route.url());
+        assert!(
+            client.next().is_none(),
+            "the next part waits for the answer"
+        );
+        parts.push((
+            response.resources.len(),
+            response.removed.len(),
+            response.more,
+        ));
+        assert!(matches!(client.ack(&response), Meaning::Ack(..)));
+    }
+    parts
+}
+
+#[test]
+fn a_large_response_to_a_waypoint_is_cut_into_parts() {
+    let mut client = Client::new(Snapshot::default());
+    client.stream = Stream::new(Viewer::Waypoint("shop/waypoint".into()));
+    let routes = |client: &mut Client, names: std::ops::Range<usize>, content: &str| {
+        let mut resources = Resources::default();
+        for number in names {
+            let name = format!("shop/cart/{number:04}");
+            let content = format!("{content}{}", "x".repeat(1 << 10));
+            put(&mut resources, Type::L7Route, &name, &content);
+        }
+        client.set(|snapshot| {
+            let entry = WaypointEntry {
+                routes: resources,
+                ..WaypointEntry::default()
+            };
+            snapshot
+                .waypoints
+                .insert("shop/waypoint".into(), Arc::new(entry));
+        });
+    };
+    routes(&mut client, 0..10, "a");
+    client.ask(Type::L7Route, &[], &[]);
+    assert_eq!(parts(&mut client), [(10, 0, false)], "a small one is whole");
+    routes(&mut client, 5..205, "b");
+    let told = parts(&mut client);
+    assert!(told.len() > 2, "{told:?}");
+    let (last, before) = told.split_last().expect("parts");
+    assert!(
+        before
+            .iter()
+            .all(|(_, removed, more)| *removed == 0 && *more)
+    );
+    assert_eq!(
+        (last.1, last.2),
+        (5, false),
+        "what is gone goes with the last part"
+    );
+    assert_eq!(told.iter().map(|(count, ..)| count).sum::<usize>(), 200);
+    assert!(client.next().is_none());
+    // What changes between two parts comes after them.
+    routes(&mut client, 5..205, "c");
+    let first = client.next().expect("a part");
+    routes(&mut client, 5..206, "c");
+    client.ack(&first);
+    let rest = parts(&mut client);
+    assert_eq!(rest.last(), Some(&(1, 0, false)), "{rest:?}");
+}

@@ -113,6 +113,7 @@ fn take(
         resources,
         removed_resources: removed,
         nonce,
+        more,
         ..
     } = response;
     if !config.types.contains(&type_url) {
@@ -136,13 +137,15 @@ fn take(
         removed = removed.len(),
         "configuration received"
     );
-    rejected.extend(handler.apply(&type_url, updated.clone(), removed.clone()));
+    rejected.extend(handler.apply_part(&type_url, updated.clone(), removed.clone(), more));
     let count = remember(shared, &type_url, updated, &removed, &rejected);
-    shared.change();
+    if !more {
+        shared.change();
+    }
     let detail = nack(&rejected);
     shared.status.send_modify(|status| {
         let one = status.types.entry(type_url.clone()).or_default();
-        one.synced = true;
+        one.synced |= !more;
         one.resources = count;
         match &detail {
             None => one.acked += 1,
