@@ -227,6 +227,7 @@ impl Direct {
             Message::Pods(pods, others) => {
                 self.budget.set_pods(pods.len());
                 self.note_left(&pods);
+                self.end_orphans(&pods);
                 let gone = self.elders.retain(&pods);
                 self.unlist(gone);
                 self.walls.set_pods(&pods);
@@ -430,6 +431,19 @@ impl Direct {
         for flow in flows {
             kernel.remove(flow);
         }
+    }
+
+    /// Ends what was led to a waypoint that is not among the pods any more.
+    fn end_orphans(&self, pods: &[Arc<Pod>]) {
+        let before = self.pods.iter().map(|pod| pod.id);
+        let is_gone = |id: &u32| !pods.iter().any(|pod| pod.id == *id);
+        let gone: HashSet<u32> = before.filter(is_gone).collect();
+        if gone.is_empty() {
+            return;
+        }
+        let open = self.ledger.to(&gone).into_values().flatten();
+        let led = open.filter(|(_, waypoint)| is_waypoint_port(waypoint.port()));
+        revoke::end_orphans(pods, &self.recorder, led);
     }
 
     /// Notes who is not among the pods any more and has connections open.

@@ -8,7 +8,7 @@
 //! one see an error.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -205,6 +205,49 @@ impl Policy {
         match self.state.authorize(workload, &connection) {
             Verdict::Deny(reason) => Some((name.to_string(), reason)),
             Verdict::Allow(_) => None,
+        }
+    }
+}
+
+/// Ends connections at their clients, which were led to waypoints that are gone: who hears nothing of that would wait for an
+/// answer. (client, waypoint).
+pub(super) fn end_orphans(
+    pods: &[Arc<Pod>],
+    recorder: &Recorder,
+    orphans: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
+) {
+    let mut by_client: BTreeMap<u32, Vec<(SocketAddr, SocketAddr)>> = BTreeMap::new();
+    for orphan in orphans {
+        if let Some(client) = pods.iter().find(|pod| pod.has_address(orphan.0.ip())) {
+            by_client.entry(client.id).or_default().push(orphan);
+        }
+    }
+    for (client, orphans) in by_client {
+        let Some(client) = pods.iter().find(|pod| pod.id == client) else {
+            continue;
+        };
+        // Nothing here waits for anybody but the kernel.
+        let ended = client.netns.with(|| {
+            let mut ender = Ender::new()?;
+            let mut ended = Vec::new();
+            for (local, remote) in orphans {
+                if ender.destroy_named(&Found::named(local, remote))? {
+                    ended.push((local, remote));
+                }
+            }
+            io::Result::Ok(ended)
+        });
+        match ended {
+            Ok(Ok(ended)) => {
+                recorder.metrics.cut(Ending::Drain, ended.len() as u64);
+                for (local, remote) in ended {
+                    tracing::info!(target: "access", direction = "direct", pod = %client.name, src.addr = %local, dst.addr = %remote,
+                        end = Ending::Drain.as_str(), "connection ended: its waypoint is gone");
+                }
+            }
+            Ok(Err(error)) | Err(error) => {
+                tracing::warn!(pod = %client.name, %error, "cannot end connections to a waypoint that is gone");
+            }
         }
     }
 }

@@ -1,14 +1,15 @@
 //! Connections that the kernel leads to the waypoint of the client's node, past the agent.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::Lab;
 
-use crate::fixture::{APPLIES, CART, SHOP, apply, get, gets, with};
+use crate::fixture::{APPLIES, CART, SHOP, apply, gateway, get, gets, with};
 
 const TO_ALL: &str = "- route: [{destination: {host: cart}}]\n";
 
@@ -123,5 +124,53 @@ fn a_new_agent_leads_to_the_waypoint_as_the_one_before() -> Result<()> {
         ensure!(answer.status == 200, "{answer:?}");
         led_to(lab, "shop/front").context("no direct connection to the waypoint is told of")
     })?;
+    Ok(())
+}
+
+#[test]
+fn who_waits_for_a_waypoint_that_vanishes_hears_of_it() -> Result<()> {
+    let _turn = tests_lab::turn()?;
+    let lab = SHOP.lab()?;
+    let checked = led(lab).and_then(|_| waits_for_one_that_vanishes(lab));
+    // New pods, also where the test has not come so far.
+    let _deleted = lab.delete("gateway.yaml").is_ok();
+    lab.apply("gateway.yaml", &gateway("shop", "all"))?;
+    gets(lab, "front", &format!("http://{CART}/"), &[], 200)?;
+    checked
+}
+
+fn waits_for_one_that_vanishes(lab: &Lab) -> Result<()> {
+    let service: SocketAddr = format!("{CART}:80").parse()?;
+    let mut client = lab
+        .pod("shop/front")?
+        .run(|| TcpStream::connect(service))??;
+    client.set_read_timeout(Some(Duration::from_secs(30)))?;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: cart\r\n\r\n")?;
+    let mut answer = [0; 4096];
+    let count = client.read(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer[..count]);
+    ensure!(text.contains(" 200 "), "{text}");
+    testkit::eventually("the connection is listed as led", APPLIES, || {
+        let own = client.local_addr()?.port();
+        let all = lab.agent_get("n1", "/connections")?;
+        ensure!(all.contains(&format!(":{own}\"")), "{all}");
+        Ok(())
+    })?;
+    let waypoint = lab.pod("shop/waypoint-n1")?;
+    // Nothing of its end gets out of the pod.
+    waypoint.run(|| {
+        Command::new("ip")
+            .args(["link", "set", "eth0", "down"])
+            .status()
+    })??;
+    let started = Instant::now();
+    lab.delete("gateway.yaml")?;
+    let end = client.read(&mut answer);
+    let waited = started.elapsed();
+    ensure!(
+        end.as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionAborted),
+        "after {waited:?}: {end:?}"
+    );
     Ok(())
 }
