@@ -3,6 +3,7 @@
 //! Nothing here knows of meshes, policies or certificates.
 
 pub mod admin;
+pub mod busy;
 pub mod drain;
 pub mod file;
 pub mod frames;

@@ -10,7 +10,6 @@
 //!   the other side really finished, everything else ends in a reset.
 
 pub mod authority;
-pub mod busy;
 pub mod client;
 pub mod copy;
 pub mod forwarded;

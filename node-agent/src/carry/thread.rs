@@ -189,7 +189,7 @@ fn run(index: u32, shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Comman
             Arc::clone(&worker.shared.heartbeat),
             worker.beating.clone(),
         ));
-        tokio::task::spawn_local(tunnel::busy::stay_awake(worker.shared.busy_poll));
+        tokio::task::spawn_local(runtime::busy::stay_awake(worker.shared.busy_poll));
         worker.serve(commands).await;
     });
 }

@@ -21,7 +21,7 @@ const ARROWS: [(&str, &[&str]); 29] = [
     ("manifest", &["k8s-api"]),
     ("compile", &["k8s-api", "l7", "manifest", "model", "proto"]),
     ("tls", &["model"]),
-    ("tunnel", &["model", "tls"]),
+    ("tunnel", &["model", "runtime", "tls"]),
     ("runtime", &[]),
     ("telemetry", &["admin-api", "model", "runtime"]),
     ("xds-client", &["model", "proto", "runtime", "tls"]),

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
+use runtime::busy::{self, Way};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::frame::Kind;
 use super::stream::{App, ThinStream};
-use crate::busy::{self, Way};
 use crate::copy::socket::{self, Closing};
 use crate::copy::{Abort, CopyEnd, Counters, End, Side, TURN};
 use crate::stream::StreamEnd;

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use h2::Reason;
 use prost::Message;
+use runtime::busy::{self, Way};
 use tls::{TlsFailure, classify_io};
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -34,7 +35,6 @@ use super::frame::{HEAD, Kind, Parser, Part, Violation, number};
 use super::message::{Answer, Open};
 use super::mux::{Handle, Mux};
 use super::stream::{Gone, Stream, ThinStream};
-use crate::busy::{self, Way};
 use crate::client::Lost;
 use crate::line::Patience;
 use crate::secure::Link;

@@ -35,7 +35,7 @@ const TRIAL: u32 = 100;
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// From a tunnel to an application.
     Inward,
     /// From an application to a tunnel.
@@ -49,7 +49,7 @@ thread_local! {
 }
 
 /// Tunnels of this thread have moved bytes.
-pub(crate) fn moved(way: Way, bytes: usize) {
+pub fn moved(way: Way, bytes: usize) {
     let turned = LAST.replace(way) != way && bytes >= MESSAGE;
     let seen = SEEN.get();
     if turned || seen.is_none() {
@@ -62,9 +62,9 @@ pub(crate) fn moved(way: Way, bytes: usize) {
     }
 }
 
-/// Whether they have since the last time.
-#[cfg(test)]
-pub(crate) fn has_moved() -> bool {
+/// Whether they have since the last time; tests ask.
+#[must_use]
+pub fn has_moved() -> bool {
     SEEN.take().is_some()
 }
 
