@@ -60,6 +60,9 @@ pub struct Options {
     /// Bytes of a request's body that are kept to send it again or to mirror it
     #[arg(long, default_value_t = 64 << 10)]
     pub replay_bytes: usize,
+    /// How long a worker may stay awake for a request or an answer that it expects at once; 0s puts it to sleep at once.
+    #[arg(long, default_value = "100us", value_parser = humantime::parse_duration)]
+    pub busy_poll: Duration,
     /// The collector that gets spans of requests by OTLP over gRPC, as http://HOST:PORT; without it there are no spans, and
     /// headers of traces pass as they are
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")]

@@ -90,6 +90,7 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
         detect_timeout: options.detect_timeout,
         http2_age: options.http2_age,
         replay_bytes: options.replay_bytes,
+        busy_poll: options.busy_poll,
         ..Limits::default()
     };
     let telemetry = Arc::clone(&core.telemetry);

@@ -14,6 +14,7 @@ use l7::route::{
 };
 use l7::{ClusterKey, Decision, NoRoute, Path, Rule};
 use rand::RngExt as _;
+use runtime::busy::{self, MESSAGE, Way};
 
 use crate::accept::Answering;
 use crate::active::Active;
@@ -62,7 +63,9 @@ pub(crate) async fn serve(
     answering: Answering,
 ) -> Response<Answer> {
     let version = request.version();
+    busy::moved(Way::Outward, MESSAGE);
     let mut response = Box::pin(answer(&worker, &caller, request)).await;
+    busy::moved(Way::Inward, MESSAGE);
     let takes_over = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if worker.shared.drain.is_draining() && version < Version::HTTP_2 && !takes_over {
         let close = HeaderValue::from_static("close");

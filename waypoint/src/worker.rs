@@ -42,6 +42,8 @@ pub struct Limits {
     pub http2_age: Duration,
     /// Bytes of a request's body that are kept to send it again.
     pub replay_bytes: usize,
+    /// For how long a worker stays awake for what it expects at once; see [`runtime::busy`].
+    pub busy_poll: Duration,
 }
 
 impl Default for Limits {
@@ -55,6 +57,7 @@ impl Default for Limits {
             streams: 100,
             http2_age: Duration::from_secs(50),
             replay_bytes: 64 << 10,
+            busy_poll: Duration::ZERO,
         }
     }
 }
@@ -161,6 +164,7 @@ fn run(
         let accepting = tokio::task::spawn_local(accept::accept(Rc::clone(&worker), listener));
         tokio::task::spawn_local(edge::keep(Rc::clone(&worker)));
         tokio::task::spawn_local(doors::keep(Rc::clone(&worker)));
+        tokio::task::spawn_local(runtime::busy::stay_awake(shared.limits.busy_poll));
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
             tokio::select! {

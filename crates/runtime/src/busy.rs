@@ -25,7 +25,7 @@ const SHARED: Duration = Duration::from_micros(5);
 const TURN: (u32, u32) = (3, 5);
 
 /// Bytes that are a message. Requests and answers have more, as their frames in a tunnel do.
-const MESSAGE: usize = 16;
+pub const MESSAGE: usize = 16;
 
 /// What can be saved up, in limits.
 const SAVINGS: u32 = 2;
@@ -36,9 +36,9 @@ const TRIAL: u32 = 100;
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// From a tunnel to an application.
+    /// To an application from who it talks to: from a tunnel, or an answer from a server.
     Inward,
-    /// From an application to a tunnel.
+    /// From an application to who it talks to: to a tunnel, or a request to a server.
     Outward,
 }
 
@@ -48,7 +48,7 @@ thread_local! {
     static SLEEPER: RefCell<Option<Waker>> = const { RefCell::new(None) };
 }
 
-/// Tunnels of this thread have moved bytes.
+/// This thread has moved bytes.
 pub fn moved(way: Way, bytes: usize) {
     let turned = LAST.replace(way) != way && bytes >= MESSAGE;
     let seen = SEEN.get();
@@ -68,7 +68,7 @@ pub fn has_moved() -> bool {
     SEEN.take().is_some()
 }
 
-/// Keeps this thread awake for up to `limit` after its tunnels moved bytes, where waiting has been
+/// Keeps this thread awake for up to `limit` after it moved bytes, where waiting has been
 /// shorter than that and pays. Spawn it once on each worker; it never ends. Nothing, with a limit of
 /// zero.
 pub async fn stay_awake(limit: Duration) {
