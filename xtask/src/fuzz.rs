@@ -97,7 +97,7 @@ fn seconds(minutes: f64) -> u64 {
         .max(1)
 }
 
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 10] = [
     "framing",
     "records",
     "headers",
@@ -107,6 +107,7 @@ const TARGETS: [&str; 9] = [
     "subscriptions",
     "cni",
     "proxy_header",
+    "doors",
 ];
 
 const ARTIFACTS: &str = "fuzz/artifacts";
