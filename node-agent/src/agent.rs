@@ -46,7 +46,7 @@ use crate::{
 };
 use config::{LogFormat, RunArgs};
 use prepared::Prepared;
-use setup::raise_descriptor_limit;
+use setup::DESCRIPTORS;
 use unservable::Unservable;
 
 /// Runs until SIGTERM or SIGINT, then drains.
@@ -62,7 +62,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     check_log(args.ebpf_log)?;
     netns::remember_home().context("/proc must be mounted")?;
     pod_net::write_settings_in(args.net_settings.clone());
-    let descriptors = raise_descriptor_limit();
+    let descriptors = runtime::descriptors::raise(DESCRIPTORS);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod busy;
+pub mod descriptors;
 pub mod drain;
 pub mod file;
 pub mod frames;

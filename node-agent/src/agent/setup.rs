@@ -29,7 +29,7 @@ const PORT_SHARES: u32 = 64;
 /// Even if there is little room.
 const PORTS_AT_LEAST: u32 = 16;
 /// Connections need descriptors: the limit is raised to what the kernel allows.
-const DESCRIPTORS: u64 = 1 << 20;
+pub(super) const DESCRIPTORS: u64 = 1 << 20;
 
 pub(super) fn certificates(
     controller: &Controller,
@@ -124,19 +124,4 @@ pub(super) fn client_config(args: &RunArgs, controller: Controller) -> xds_clien
     config.backoff.max = RECONNECT_AT_MOST;
     config.snapshot = Some(args.state_dir.join("configuration.snapshot"));
     config
-}
-
-/// Raises the limit of open files as far as it goes; says how many there may be now.
-pub(super) fn raise_descriptor_limit() -> u64 {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
-        // Root may raise the hard limit too, up to fs.nr_open.
-        setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS.max(hard))
-            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
-    });
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-    // What every system gives at least, should the kernel not say.
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
