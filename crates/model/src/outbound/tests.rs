@@ -347,6 +347,57 @@ fn what_requires_a_waypoint_goes_to_a_ready_pod_of_it() {
     }
 }
 
+/// How far the numbers lie apart, as a part of their mean.
+fn variation(counts: &[f64]) -> f64 {
+    let number = counts.len() as f64;
+    let mean = counts.iter().sum::<f64>() / number;
+    let squares = counts.iter().map(|one| (one - mean).powi(2));
+    (squares.sum::<f64>() / number).sqrt() / mean
+}
+
+#[test]
+fn connections_to_a_waypoint_of_other_nodes_are_spread_evenly() {
+    let replicas = ["r1", "r2", "r3", "r4"];
+    let mut mesh = Mesh::new();
+    for (index, name) in replicas.into_iter().enumerate() {
+        let address = format!("10.244.3.{}", index + 1);
+        mesh.state.insert_workload(Workload {
+            services: [(key("waypoint"), vec![])].into(),
+            ..pod(name, &address, TunnelProtocol::Hbone)
+        });
+    }
+    mesh.state.insert_service(Service {
+        waypoint: Some(waypoint()),
+        ..service("front", "10.96.0.1")
+    });
+    // Ten clients on ten nodes, each of which begins anywhere.
+    let nodes = std::thread::scope(|scope| {
+        let node = || {
+            let mut counts = [0.0; 4];
+            for _ in 0..40 {
+                let route = mesh.route("b", "10.96.0.1:80").unwrap();
+                let name = &*route.destination.unwrap().name;
+                let which = replicas.iter().position(|one| *one == name).unwrap();
+                counts[which] += 1.0;
+            }
+            counts
+        };
+        let nodes: Vec<_> = (0..10).map(|_| scope.spawn(node)).collect();
+        nodes
+            .into_iter()
+            .map(|node| node.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    let mut all = [0.0; 4];
+    for counts in nodes {
+        for (sum, count) in all.iter_mut().zip(counts) {
+            assert!((8.0..=12.0).contains(&count), "of one node: {counts:?}");
+            *sum += count;
+        }
+    }
+    assert!(variation(&all) < 0.1, "{all:?}");
+}
+
 #[test]
 fn an_endpoint_that_requires_a_waypoint_is_reached_through_it_by_its_service_too() {
     let mut mesh = Mesh::new();
