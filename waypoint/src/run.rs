@@ -27,6 +27,8 @@ use crate::{admin, quota};
 /// Why it cannot.
 pub fn run(options: Options) -> anyhow::Result<()> {
     let log = runtime::log::init(options.log_format, &options.log).context("--log")?;
+    let descriptors = runtime::descriptors::raise(DESCRIPTORS);
+    tracing::debug!(descriptors, "files that may be open");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -115,6 +117,9 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     }
     Ok(())
 }
+
+/// A connection of a client takes one, and one to an endpoint another. What starts a container often leaves it 1,024.
+const DESCRIPTORS: u64 = 1 << 20;
 
 /// Who makes spans, if that is wanted.
 fn tracer(options: &Options, pod: &str, metrics: &Metrics) -> anyhow::Result<MayTrace> {
