@@ -240,7 +240,10 @@ async fn http1<S: Stream>(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<
     let service = service_fn(|request| {
         let answering = watch.begin();
         let (worker, caller) = (Rc::clone(worker), Rc::clone(caller));
-        async move { Ok::<_, Infallible>(serve::serve(worker, caller, request, answering).await) }
+        // In a box, so that a connection has no room for a request while it has none.
+        Box::pin(async move {
+            Ok::<_, Infallible>(serve::serve(worker, caller, request, answering).await)
+        })
     });
     let connection = http1::Builder::new()
         .half_close(true)

@@ -64,7 +64,7 @@ pub(crate) async fn serve(
 ) -> Response<Answer> {
     let version = request.version();
     busy::moved(Way::Outward, MESSAGE);
-    let mut response = Box::pin(answer(&worker, &caller, request)).await;
+    let mut response = answer(&worker, &caller, request).await;
     busy::moved(Way::Inward, MESSAGE);
     let takes_over = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if worker.shared.drain.is_draining() && version < Version::HTTP_2 && !takes_over {

@@ -100,7 +100,7 @@ pub(crate) struct Answer {
     deadline: Option<Pin<Box<Sleep>>>,
     bytes: u64,
     /// What a change of policy is asked about, once the answer lasts.
-    judged: Option<(Rc<Worker>, Judged)>,
+    judged: Option<Box<(Rc<Worker>, Judged)>>,
     refused: Option<Pin<Box<dyn Future<Output = Reply>>>>,
     /// The client's connection is not idle meanwhile.
     _answering: Option<Answering>,
@@ -158,7 +158,7 @@ impl Answer {
 
     /// Policy that comes to refuse the request ends it.
     pub(crate) fn watch(&mut self, worker: &Rc<Worker>, judged: Judged) {
-        self.judged = Some((Rc::clone(worker), judged));
+        self.judged = Some(Box::new((Rc::clone(worker), judged)));
     }
 
     /// Why it may not go on, if it may not: while nothing comes.
@@ -168,8 +168,8 @@ impl Answer {
         {
             return Poll::Ready(BodyError::Timeout);
         }
-        if let Some((worker, judged)) = self.judged.take() {
-            let refused = async move { until_refused(&worker, &judged).await };
+        if let Some(asked) = self.judged.take() {
+            let refused = async move { until_refused(&asked.0, &asked.1).await };
             self.refused = Some(Box::pin(refused));
         }
         let Some(refused) = &mut self.refused else {
