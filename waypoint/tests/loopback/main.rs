@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod changes;
 mod doors;
 mod gateway;
 mod hostile;
