@@ -2,6 +2,7 @@
 
 mod acceptance;
 mod bypass;
+mod crowd;
 mod fixture;
 mod gateway;
 mod idle;
