@@ -47,6 +47,7 @@ pub(crate) fn authorize_at_edge(active: &Active, request: &Request<'_>) -> Resul
     let nobody = Endpoint {
         uid: "".into(),
         addresses: Vec::new(),
+        hostname: None,
         identity: None,
         namespace: "".into(),
         labels: Arc::default(),

@@ -20,6 +20,7 @@ use telemetry::{Asked, Party, Text};
 
 use self::state::{ClusterState, EndpointState, Registry};
 use crate::telemetry::{asked_of, party_of_endpoint};
+use crate::upstream::{self, MaySecured};
 
 /// A cluster of a configuration, with what is known of it.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct Resolved {
     pub(crate) name: Arc<str>,
     /// Its service, for labels.
     pub(crate) asked: Rc<Asked>,
+    /// TLS to its endpoints, where it is asked for.
+    pub(crate) secured: MaySecured,
 }
 
 /// An endpoint, with what is known of it.
@@ -56,6 +59,7 @@ impl Resolved {
             candidates: cluster.members.iter().map(candidate).collect(),
             name: state::name(&cluster.key).into(),
             asked: Rc::new(asked_of(mesh, &cluster.key.service)),
+            secured: upstream::secured(&cluster),
             cluster,
             state,
         }

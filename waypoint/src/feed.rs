@@ -3,18 +3,25 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hickory_resolver::TokioResolver;
 use model::MeshState;
+use parking_lot::Mutex;
 use proto::{convert, type_url};
 use xds_client::{Handler, RawResource, Rejection};
 
 use crate::active::{Active, Newest};
 use crate::memory::Changes;
+use crate::names::{self, Names};
 
-/// Takes the controller's resources and publishes what they come to.
-pub(crate) struct Feed {
+/// Takes the controller's resources, and what names lead to, and publishes what they come to.
+#[derive(Clone)]
+pub(crate) struct Feed(Arc<Mutex<Inner>>);
+
+struct Inner {
     newest: Arc<Newest>,
     mesh: MeshState,
     l7: l7::Store,
+    names: Names,
     /// This pod, as `namespace/name`.
     own: (Arc<str>, Arc<str>),
     changes: Changes,
@@ -26,17 +33,33 @@ pub(crate) struct Feed {
 
 impl Feed {
     pub(crate) fn new(newest: Arc<Newest>, own: (Arc<str>, Arc<str>), changes: Changes) -> Self {
-        Self {
+        Self(Arc::new(Mutex::new(Inner {
             newest,
             mesh: MeshState::default(),
             l7: l7::Store::default(),
+            names: Names::default(),
             own,
             changes,
             incomplete: BTreeSet::new(),
             unseen: 0,
-        }
+        })))
     }
 
+    /// Looks up the names of endpoints, for ever.
+    pub(crate) async fn look_up(self, resolver: TokioResolver) {
+        let news = Arc::clone(&self.0.lock().names.news);
+        let hostnames = || self.0.lock().names.hostnames();
+        let learn = |name: &Arc<str>, addresses| {
+            let inner = &mut *self.0.lock();
+            if inner.names.learn(&mut inner.l7, name, addresses) {
+                inner.publish();
+            }
+        };
+        names::follow(resolver, news, hostnames, learn).await;
+    }
+}
+
+impl Inner {
     fn addresses(&mut self, updated: &[RawResource], removed: &[String]) -> Vec<Rejection> {
         let mut rejected = Vec::new();
         for resource in updated {
@@ -62,7 +85,7 @@ impl Feed {
         let mut rejected = Vec::new();
         for resource in updated {
             match convert::l7::resource(kind, &resource.name, &resource.bytes) {
-                Some(Ok(read)) => self.l7.apply(read),
+                Some(Ok(read)) => self.names.apply(&mut self.l7, read),
                 Some(Err(error)) => rejected.push(Rejection {
                     name: resource.name.clone(),
                     reason: error.to_string(),
@@ -72,7 +95,7 @@ impl Feed {
         }
         for name in removed {
             if let Some(name) = convert::l7::resource_name(kind, name) {
-                self.l7.remove(&name);
+                self.names.remove(&mut self.l7, &name);
             }
         }
         rejected
@@ -116,21 +139,23 @@ impl Handler for Feed {
         removed: Vec<String>,
         more: bool,
     ) -> Vec<Rejection> {
+        let mut inner = self.0.lock();
         let rejected = if type_url == type_url::ADDRESS {
-            self.addresses(&updated, &removed)
+            inner.addresses(&updated, &removed)
         } else {
-            self.rules(type_url, &updated, &removed)
+            inner.rules(type_url, &updated, &removed)
         };
         if more {
-            self.incomplete.insert(type_url.to_owned());
+            inner.incomplete.insert(type_url.to_owned());
         } else {
-            self.incomplete.remove(type_url);
+            inner.incomplete.remove(type_url);
         }
-        self.publish();
+        inner.publish();
         let bytes = updated.iter().map(|resource| resource.bytes.len());
-        self.unseen += bytes.sum::<usize>();
+        inner.unseen += bytes.sum::<usize>();
         if !more {
-            self.changes.read(std::mem::take(&mut self.unseen));
+            let unseen = std::mem::take(&mut inner.unseen);
+            inner.changes.read(unseen);
         }
         rejected
     }

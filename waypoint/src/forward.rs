@@ -254,6 +254,7 @@ pub(crate) fn target(
         cluster: Arc::clone(&resolved.state),
         address: candidate.member.address,
         http2: message::speaks_http2(resolved.cluster.protocol, limits.upgrade, is_http2),
+        secured: resolved.secured.clone(),
         limits: ConnectionLimits {
             connect_timeout: limits.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
             connections: limits.connections.unwrap_or(u32::MAX),

@@ -20,6 +20,7 @@ mod forward;
 mod live;
 mod local;
 mod memory;
+mod names;
 pub mod options;
 pub mod program;
 mod quota;
@@ -29,6 +30,7 @@ mod serve;
 mod tcp;
 mod telemetry;
 pub mod trace;
+mod upstream;
 mod worker;
 
 pub use worker::Limits;

@@ -63,6 +63,10 @@ pub struct Options {
     /// How long a worker may stay awake for a request or an answer that it expects at once; 0s puts it to sleep at once.
     #[arg(long, default_value = "100us", value_parser = humantime::parse_duration)]
     pub busy_poll: Duration,
+    /// A server that knows the names of endpoints, as ADDR:PORT; may be given several times. Without any, those of
+    /// /etc/resolv.conf
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub dns_server: Vec<SocketAddr>,
     /// The collector that gets spans of requests by OTLP over gRPC, as http://HOST:PORT; without it there are no spans, and
     /// headers of traces pass as they are
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")]

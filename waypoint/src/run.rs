@@ -19,7 +19,7 @@ use crate::options::Options;
 use crate::program::{Core, Serving};
 use crate::trace::{self, MayTrace, Tracer};
 use crate::worker::Limits;
-use crate::{admin, quota};
+use crate::{admin, names, quota};
 
 /// Runs until it is asked to stop.
 ///
@@ -57,6 +57,11 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     let changes = Changes::default();
     let feed = Feed::new(Arc::clone(&core.newest), own, changes.clone());
     let (stop, stopped) = oneshot::channel::<()>();
+    match names::resolver(&options.dns_server) {
+        Ok(resolver) => drop(tokio::spawn(feed.clone().look_up(resolver))),
+        // Most waypoints have no endpoint with a name.
+        Err(error) => tracing::warn!(%error, "no name can be looked up"),
+    }
     let subscription = tokio::spawn(client.run(feed, async {
         drop(stopped.await);
     }));

@@ -32,6 +32,7 @@ use crate::balance::{Candidate, Resolved};
 use crate::caller::{Caller, Dialled, Known};
 use crate::serve;
 use crate::telemetry::{Flag, labels_of, security_of};
+use crate::upstream::{self, Inside, Upstream};
 use crate::worker::Worker;
 
 /// Carries a connection to an endpoint and back.
@@ -63,8 +64,9 @@ pub(crate) async fn serve(
     let (request, response) = (Cell::new(before.len() as u64), Cell::new(0));
     let count = |sum: &Cell<u64>, bytes: &[u8]| sum.set(sum.get() + bytes.len() as u64);
     let copied = async {
-        endpoint.set_nodelay(true)?;
         endpoint.write_all(&before).await?;
+        // What TLS has not written yet.
+        endpoint.flush().await?;
         let mut client = InspectReader::new(&mut client, |bytes| count(&request, bytes));
         let mut endpoint = InspectReader::new(&mut endpoint, |bytes| count(&response, bytes));
         tokio::io::copy_bidirectional(&mut client, &mut endpoint).await
@@ -83,7 +85,7 @@ pub(crate) async fn serve(
         Some((ending, error)) => {
             // Neither side shall take what it has got for the whole.
             reset_when_dropped(&client);
-            reset_when_dropped(&endpoint);
+            reset_when_dropped(endpoint.socket());
             ending.inspect(|ending| recorder.metrics.cut(*ending, 1));
             (ending, Some(error))
         }
@@ -129,7 +131,7 @@ fn reset_when_dropped(stream: &TcpStream) {
 
 /// A connection to an endpoint.
 struct Opened {
-    endpoint: TcpStream,
+    endpoint: Upstream,
     candidate: Candidate,
     /// The service whose endpoint it is.
     served: Option<Rc<telemetry::Asked>>,
@@ -182,7 +184,8 @@ async fn open(
             );
             Refused::new(Flag::Overflow, Reason::ServiceConnectionLimit, text)
         })?;
-        let failed = match tokio::time::timeout(within, TcpStream::connect(address)).await {
+        let connecting = upstream::connect(address, &resolved.secured, Inside::Opaque);
+        let failed = match tokio::time::timeout(within, connecting).await {
             Ok(Ok(endpoint)) => {
                 return Ok(Opened {
                     endpoint,

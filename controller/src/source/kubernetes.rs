@@ -64,7 +64,7 @@ impl Cluster {
 }
 
 /// The kinds that are followed always. Nothing is compiled from service accounts.
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 17] = [
     Kind::Namespace,
     Kind::Node,
     Kind::PeerAuthentication,
@@ -81,6 +81,7 @@ const KINDS: [Kind; 16] = [
     Kind::GrpcRoute,
     Kind::TlsRoute,
     Kind::TcpRoute,
+    Kind::ServiceEntry,
 ];
 
 impl Source for Cluster {
@@ -303,6 +304,7 @@ pub(crate) fn resource(kind: Kind) -> ApiResource {
         Kind::ReferenceGrant => "referencegrants",
         Kind::IstioGateway => "gateways",
         Kind::Secret => "secrets",
+        Kind::ServiceEntry => "serviceentries",
     };
     ApiResource {
         group: group.to_owned(),

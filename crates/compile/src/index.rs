@@ -5,6 +5,7 @@ mod announce;
 pub mod authorization;
 mod endpoints;
 pub mod enrolment;
+mod entries;
 mod flush;
 mod held;
 pub mod holdings;
@@ -68,7 +69,9 @@ pub struct Index {
     pods_by_address: HashMap<IpAddr, BTreeSet<Arc<str>>>,
     pod_labels: PodLabels,
 
+    /// Those of Kubernetes, and those that `ServiceEntry` objects declare.
     services: BTreeMap<NamespacedName, ServiceFacts>,
+    entries: entries::Entries,
     service_selectors: Selectors<NamespacedName>,
 
     slices: HashMap<NamespacedName, SliceFacts>,
@@ -152,8 +155,9 @@ impl Index {
             Object::Pod(pod) => self.set_pod(&pod.key, Some(Arc::clone(pod))),
             Object::Service(service) => {
                 let facts = ServiceFacts::read(service);
-                self.set_service(&facts.key.clone(), Some(facts));
+                self.set_service_of_kubernetes(&facts.key.clone(), Some(facts));
             }
+            Object::ServiceEntry(entry) => self.set_entry(entry, upsert),
             Object::EndpointSlice(slice) => {
                 self.set_slice(
                     &NamespacedName::of(&slice.metadata),
@@ -213,7 +217,8 @@ impl Index {
             // Nothing is compiled from them.
             Kind::ServiceAccount => {}
             Kind::Pod => self.set_pod(&named, None),
-            Kind::Service => self.set_service(&named, None),
+            Kind::Service => self.set_service_of_kubernetes(&named, None),
+            Kind::ServiceEntry => self.unset_entry(&named),
             Kind::EndpointSlice => self.set_slice(&named, None),
             Kind::NetworkPolicy => self.set_network_policy(&named, None),
             Kind::PeerAuthentication => self.set_peer_authentication(&named, None),

@@ -1,6 +1,6 @@
 //! What is legal in Istio's traffic objects and surely not meant, as far as files tell.
 //!
-//! Keelson does not read these kinds yet. Who brings them along hears of what is known to go wrong with them: two owners
+//! Who brings them along hears of what is known to go wrong with them: two owners
 //! of one host, routes that nothing reaches, hosts and subsets that are nowhere. Only what the files themselves
 //! contradict is said: a host that is in no file may be in the cluster.
 

@@ -4,13 +4,15 @@ mod endpoint_slice;
 mod network_policy;
 mod policy;
 mod service;
+mod service_entry;
 
 use manifest::Labels;
 
-pub use endpoint_slice::{Readiness, SliceEndpoint, SliceFacts};
+pub use endpoint_slice::{Readiness, SliceEndpoint, SliceFacts, Traits};
 pub use network_policy::{Allowance, NetworkPolicyFacts, Peer, Ports, Selector};
 pub use policy::{PeerAuthenticationFacts, PolicyFacts, PolicyWish};
-pub use service::{ServiceFacts, ServicePortFacts, TargetPort};
+pub use service::{Declared, ServiceFacts, ServicePortFacts, TargetPort};
+pub use service_entry::{EntryEndpoint, EntryFacts, Place, Resolution};
 
 /// The namespace of that waypoint, if it is another.
 pub(crate) const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";

@@ -11,6 +11,7 @@ pub mod gateway_route;
 pub mod istio_gateway;
 pub mod peer_authentication;
 mod secret;
+pub mod service_entry;
 mod tolerant;
 pub mod virtual_service;
 
@@ -31,6 +32,7 @@ pub use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 pub use peer_authentication::PeerAuthentication;
 pub use secret::Secret;
 use serde::{Deserialize, Serialize};
+pub use service_entry::ServiceEntry;
 pub use virtual_service::VirtualService;
 
 /// Which workloads a policy selects: those that carry every label (`istio.type.v1beta1.WorkloadSelector`).

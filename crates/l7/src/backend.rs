@@ -54,6 +54,8 @@ pub struct Endpoint {
     pub uid: WorkloadUid,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// The name that leads to its addresses, where these have to be looked up.
+    pub hostname: Option<Arc<str>>,
     /// Who it is, if the mesh has captured it.
     pub identity: Option<Identity>,
     /// Its namespace.
@@ -286,7 +288,21 @@ pub enum TlsMode {
         names: Vec<Arc<str>>,
         /// Nothing is verified.
         insecure: bool,
+        /// What the server's certificate has to lead to.
+        roots: Roots,
     },
+}
+
+/// The certificates that are believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Roots {
+    /// Those of the machine.
+    #[default]
+    Machine,
+    /// These, in PEM. None at all believes nobody.
+    Given(Arc<[u8]>),
+    /// Those in the Secret of this name, of the namespace of who asks. The controller puts them in its place.
+    Named(Arc<str>),
 }
 
 impl Default for Outliers {
@@ -300,6 +316,18 @@ impl Default for Outliers {
             base_time: Duration::from_secs(30),
             max_percent: 10,
             min_health_percent: 0,
+        }
+    }
+}
+
+impl TlsMode {
+    /// TLS that no server can satisfy: where it cannot be known what was meant, nothing is sent.
+    pub fn impossible() -> Self {
+        Self::Simple {
+            sni: None,
+            names: Vec::new(),
+            insecure: false,
+            roots: Roots::Given(Arc::new([])),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_api::{
     AuthorizationPolicy, ConnectionRoute, DestinationRule, EndpointSlice, Gateway, GrpcRoute,
     HttpRoute, IstioGateway, Namespace, NetworkPolicy, Node, ObjectMeta, PeerAuthentication, Pod,
-    ReferenceGrant, Secret, Service, ServiceAccount, VirtualService,
+    ReferenceGrant, Secret, Service, ServiceAccount, ServiceEntry, VirtualService,
 };
 use serde::{Deserialize, Serialize};
 
@@ -286,6 +286,8 @@ pub enum Kind {
     IstioGateway,
     /// Core.
     Secret,
+    /// `networking.istio.io`.
+    ServiceEntry,
 }
 
 /// The kinds of policy that can be read. One that is broken refuses on its scope, for nobody knows what it would allow.
@@ -312,7 +314,7 @@ impl PolicyKind {
 
 impl Kind {
     /// All of them, in an order in which later kinds refer to earlier ones.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -322,6 +324,7 @@ impl Kind {
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
+        Self::ServiceEntry,
         Self::Secret,
         Self::ReferenceGrant,
         Self::Gateway,
@@ -356,6 +359,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::IstioGateway => "Gateway",
             Self::Secret => "Secret",
+            Self::ServiceEntry => "ServiceEntry",
         }
     }
 
@@ -365,9 +369,10 @@ impl Kind {
             Self::EndpointSlice => "discovery.k8s.io",
             Self::NetworkPolicy => "networking.k8s.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
-            Self::VirtualService | Self::DestinationRule | Self::IstioGateway => {
-                "networking.istio.io"
-            }
+            Self::VirtualService
+            | Self::DestinationRule
+            | Self::IstioGateway
+            | Self::ServiceEntry => "networking.istio.io",
             Self::Gateway
             | Self::HttpRoute
             | Self::GrpcRoute
@@ -387,9 +392,10 @@ impl Kind {
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             Self::PeerAuthentication | Self::AuthorizationPolicy => &["v1", "v1beta1"],
-            Self::VirtualService | Self::DestinationRule | Self::IstioGateway => {
-                &["v1", "v1beta1", "v1alpha3"]
-            }
+            Self::VirtualService
+            | Self::DestinationRule
+            | Self::IstioGateway
+            | Self::ServiceEntry => &["v1", "v1beta1", "v1alpha3"],
             Self::Gateway => &["v1", "v1beta1"],
             // The newest version is not everywhere yet.
             Self::ReferenceGrant => &["v1beta1", "v1"],
@@ -436,6 +442,7 @@ impl Kind {
                 | Self::GrpcRoute
                 | Self::TlsRoute
                 | Self::TcpRoute
+                | Self::ServiceEntry
         )
     }
 
@@ -483,6 +490,7 @@ pub enum Object {
     ReferenceGrant(Box<ReferenceGrant>),
     IstioGateway(Box<IstioGateway>),
     Secret(Box<Secret>),
+    ServiceEntry(Box<ServiceEntry>),
     Broken(Box<BrokenPolicy>),
 }
 
@@ -512,6 +520,7 @@ impl Object {
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.metadata),
             Self::IstioGateway(o) => (Kind::IstioGateway, &o.metadata),
             Self::Secret(o) => (Kind::Secret, &o.metadata),
+            Self::ServiceEntry(o) => (Kind::ServiceEntry, &o.metadata),
         };
         let namespace = if kind.is_namespaced() {
             meta.namespace.as_deref()
@@ -552,6 +561,7 @@ impl Object {
             Self::ReferenceGrant(o) => &mut o.metadata,
             Self::IstioGateway(o) => &mut o.metadata,
             Self::Secret(o) => &mut o.metadata,
+            Self::ServiceEntry(o) => &mut o.metadata,
         };
         metadata.namespace = (!namespace.is_empty()).then(|| namespace.to_owned());
     }
@@ -584,6 +594,7 @@ impl Object {
             | Kind::TcpRoute
             | Kind::ReferenceGrant
             | Kind::IstioGateway
+            | Kind::ServiceEntry
             | Kind::Secret => Self::decode(kind, origin.authorship(), value),
         }
     }
@@ -623,6 +634,7 @@ impl Object {
             Kind::ReferenceGrant => boxed(from).map(Self::ReferenceGrant),
             Kind::IstioGateway => boxed(from).map(Self::IstioGateway),
             Kind::Secret => boxed(from).map(Self::Secret),
+            Kind::ServiceEntry => boxed(from).map(Self::ServiceEntry),
         }
     }
 }
@@ -661,6 +673,7 @@ impl Serialize for Object {
             Self::ReferenceGrant(o) => o.serialize(to),
             Self::IstioGateway(o) => o.serialize(to),
             Self::Secret(o) => o.serialize(to),
+            Self::ServiceEntry(o) => o.serialize(to),
         }
     }
 }

@@ -50,6 +50,7 @@ pub(crate) fn object(
         | Object::ReferenceGrant(_)
         | Object::IstioGateway(_)
         | Object::Secret(_)
+        | Object::ServiceEntry(_)
         | Object::Broken(_) => {}
     }
     found.0

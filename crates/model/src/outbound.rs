@@ -81,6 +81,16 @@ pub enum RouteError {
         /// Whose port.
         workload: WorkloadUid,
     },
+    /// Nobody in the mesh knows it, and the client may connect to nobody else.
+    #[error(
+        "{destination} is nobody that the mesh knows, and egress of workload {workload} is closed (keelson.io/egress)"
+    )]
+    EgressClosed {
+        /// What was asked for.
+        destination: SocketAddr,
+        /// Who asked.
+        workload: WorkloadUid,
+    },
     /// Its address was a captured workload's, and nobody has said that it is free.
     #[error(
         "{ip} was the address of captured workload {workload}, and its node has not let go of it"
@@ -114,7 +124,7 @@ pub fn is_waypoint_port(port: u16) -> bool {
 ///
 /// The order is that of Istio's ambient mode: a service by its address goes to its waypoint or to
 /// one of its endpoints; a workload by its address goes to its waypoint or to the workload; what
-/// is not known goes on as it is. Of a service's range and a workload's address in it, the
+/// is not known goes on as it is, unless the client's egress is closed. Of a service's range and a workload's address in it, the
 /// address wins. An address that is or was a captured workload's is never dialled in plain,
 /// whatever else leads there. Unlike in Istio, an endpoint that requires a waypoint is reached through it
 /// also where the service has none: its node lets in nobody else.
@@ -158,6 +168,12 @@ pub fn route_among<R: Rng + ?Sized>(
     }
     if let Some(service) = state.service_by_range(network, ip, client) {
         return to_service(state, source, service, destination, rng, allowed);
+    }
+    if source.egress_closed && state.workload_by_ip(network, ip).is_none() {
+        return Err(RouteError::EgressClosed {
+            destination,
+            workload: source.uid.clone(),
+        });
     }
     plain(state, source, destination, None, None)
 }
@@ -335,6 +351,7 @@ impl RouteError {
             Self::NoEndpoint(none) => none.reason.reason(),
             Self::Waypoint { .. } => Reason::WaypointUnreachable,
             Self::ReservedPort { .. } => Reason::ReservedPort,
+            Self::EgressClosed { .. } => Reason::EgressClosed,
             Self::Tombstone { .. } => Reason::AddressTombstone,
         }
     }

@@ -73,6 +73,7 @@ words! {
         EndpointWeightedZero = "endpoint_weighted_zero", "every endpoint is weighted zero";
         EndpointTooFar = "endpoint_too_far", "no endpoint is near enough for the service's strict locality";
         WaypointUnreachable = "waypoint_unreachable", "the destination requires a waypoint that has no ready pod or does not take the connection; it does not go past it";
+        EgressClosed = "egress_closed", "nobody in the mesh knows the destination, and the pod's namespace says `keelson.io/egress: closed`";
         AddressTombstone = "address_tombstone", "nobody is known to have the address now, and it was a captured pod's: its node has not said that it let go of it, or holds a pod there that the controller does not know. It is never dialled in plain";
         ReservedPort = "reserved_port", "port 15001, 15006 or 15008 of a mesh pod";
         WaypointPort = "waypoint_port", "a port of a waypoint where it takes what the kernel leads there from a service's address, dialled itself";
@@ -196,6 +197,7 @@ impl Reason {
             | Self::EndpointWeightedZero
             | Self::EndpointTooFar
             | Self::WaypointUnreachable
+            | Self::EgressClosed
             | Self::AddressTombstone
             | Self::ReservedPort
             | Self::WaypointPort

@@ -65,6 +65,8 @@ pub struct Workload {
     pub authorization_policies: Vec<PolicyKey>,
     /// The `PeerAuthentication` that makes it STRICT on every port, where that is known.
     pub strict_by: Option<Box<PolicyKey>>,
+    /// It may connect to nobody that the mesh does not know.
+    pub egress_closed: bool,
     /// Whether it is ready.
     pub status: Health,
     /// The cluster that it runs in.
@@ -272,6 +274,7 @@ impl Default for Workload {
             services: BTreeMap::new(),
             authorization_policies: Vec::new(),
             strict_by: None,
+            egress_closed: false,
             status: Health::default(),
             cluster_id: "Kubernetes".into(),
             locality: Locality::default(),

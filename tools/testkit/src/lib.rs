@@ -3,6 +3,7 @@
 //! Peers are plain threads on blocking sockets: a listener made inside a namespace is served from
 //! outside it, so no test needs a runtime to have somebody to talk to.
 
+pub mod dns;
 mod http;
 mod latency;
 mod page;

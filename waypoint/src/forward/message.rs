@@ -63,7 +63,12 @@ pub(super) fn request(
     } else {
         all.insert(HOST, HeaderValue::try_from(authority)?);
     }
-    *request.uri_mut() = uri(&head.method, authority, path, target.http2)?;
+    let scheme = match target.secured {
+        Some(_) => Scheme::HTTPS,
+        None => Scheme::HTTP,
+    };
+    let scheme = target.http2.then_some(scheme);
+    *request.uri_mut() = uri(&head.method, authority, path, scheme)?;
     *request.headers_mut() = all;
     Ok(request)
 }
@@ -72,20 +77,20 @@ fn uri(
     method: &Method,
     authority: &str,
     path: PathAndQuery,
-    http2: bool,
+    scheme: Option<Scheme>,
 ) -> Result<Uri, http::Error> {
     let mut parts = http::uri::Parts::default();
     if *method == Method::CONNECT {
         parts.authority = Some(Authority::try_from(authority)?);
         return Ok(Uri::from_parts(parts)?);
     }
-    if http2 {
+    if let Some(scheme) = scheme {
         let fallback = if authority.is_empty() {
             "localhost"
         } else {
             authority
         };
-        parts.scheme = Some(Scheme::HTTP);
+        parts.scheme = Some(scheme);
         parts.authority = Some(Authority::try_from(fallback)?);
     }
     parts.path_and_query = Some(path);

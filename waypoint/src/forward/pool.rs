@@ -23,6 +23,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::body::Outgoing;
 use crate::balance::state::ClusterState;
+use crate::upstream::MaySecured;
 
 /// Where a request goes, and what its connection may be.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub(crate) struct Target {
     pub(crate) cluster: Arc<ClusterState>,
     pub(crate) address: SocketAddr,
     pub(crate) http2: bool,
+    /// TLS, where it is asked for.
+    pub(crate) secured: MaySecured,
     pub(crate) limits: ConnectionLimits,
 }
 
@@ -111,6 +114,8 @@ struct Key {
     cluster: u32,
     address: SocketAddr,
     http2: bool,
+    /// Connections by other TLS, or none, are others.
+    secured: u64,
 }
 
 /// The connections to one endpoint.
@@ -159,6 +164,10 @@ impl Pool {
             cluster: target.cluster.id,
             address: target.address,
             http2: target.http2,
+            secured: match target.secured.as_deref() {
+                Some(Ok(secured)) => secured.id,
+                _ => 0,
+            },
         };
         Rc::clone(self.places.borrow_mut().entry(key).or_default())
     }

@@ -186,6 +186,7 @@ async fn a_policy_that_has_not_arrived_denies() {
     mesh.apply(Resource::Endpoint(l7::Endpoint {
         uid: "Kubernetes//Pod/shop/a".into(),
         addresses: vec![server.address.ip()],
+        hostname: None,
         identity: None,
         namespace: "shop".into(),
         labels: Arc::default(),

@@ -186,6 +186,7 @@ impl Mesh {
         self.apply(Resource::Endpoint(Endpoint {
             uid: format!("Kubernetes//Pod/shop/{name}").as_str().into(),
             addresses: vec![address.ip()],
+            hostname: None,
             identity: None,
             namespace: "shop".into(),
             labels: Arc::new(labels),

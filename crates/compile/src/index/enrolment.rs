@@ -88,6 +88,8 @@ fn exempt(reason: String) -> Enrolment {
 
 /// Keelson's own label and annotation: `enabled`, or `disabled`/`none`.
 pub const MESH: &str = "keelson.io/mesh";
+/// The label of a namespace whose pods may connect to nobody that the mesh does not know, where it says `closed`.
+pub const EGRESS: &str = "keelson.io/egress";
 /// Istio's label and annotation: `ambient`, or `none`.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const SIDECAR_INJECT: &str = "sidecar.istio.io/inject";

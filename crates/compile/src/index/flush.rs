@@ -14,14 +14,15 @@ use proto::type_url;
 use super::peer_authentication::{self, Effect, converted, strict_key};
 use super::waypoints::edge;
 use super::workload::{self, Surroundings};
-use super::{Changes, Dirty, Index, service, waypoint};
+use super::{Changes, Dirty, Index, enrolment, service, waypoint};
 use crate::resource::Resource;
 use crate::snapshot::{NodeEntry, Resources};
-use crate::store::ServiceFacts;
+use crate::store::{GATEWAY_NAME, ServiceFacts};
 
 impl Index {
     /// Rebuilds what changed since the last flush. Look at [`Index::snapshot`] for the result.
     pub fn flush(&mut self) -> Changes {
+        self.settle_entries();
         let mut dirty = std::mem::take(&mut self.dirty);
         // Nearly everything that a pod or a namespace says can be what a NetworkPolicy asks for.
         dirty.network |= !self.network_policies.is_empty() && !dirty.pods.is_empty();
@@ -139,6 +140,11 @@ impl Index {
     }
 
     pub(super) fn waypoint_of(&self, service: &ServiceFacts) -> Option<GatewayAddress> {
+        let declared = service.declared.as_deref();
+        if declared.is_some_and(|declared| declared.passes_through) {
+            // It would not know where to.
+            return None;
+        }
         let namespace = &service.key.namespace;
         let of_namespace = self.namespaces.get(namespace);
         let has_auto = || self.has_auto(namespace);
@@ -159,6 +165,14 @@ impl Index {
         let has_auto = || self.has_auto(namespace);
         waypoint::required(&self.mesh, namespace, &pod.labels, of_namespace, has_auto)
             .filter(|address| self.serves(address).is_none_or(|serves| serves.workloads))
+    }
+
+    /// Whether a pod may connect to nobody that the mesh does not know, as its namespace says. Gateways and waypoints are the
+    /// way out.
+    fn is_egress_closed(&self, pod: &PodFacts) -> bool {
+        let labels = self.namespaces.get(&pod.key.namespace);
+        let word = labels.and_then(|labels| labels.get(enrolment::EGRESS));
+        word.is_some_and(|word| word != "open") && !pod.labels.contains_key(GATEWAY_NAME)
     }
 
     /// Whether a namespace has a waypoint that was made for `keelson.io/l7: auto` and has been ready.
@@ -187,6 +201,7 @@ impl Index {
             captured: self.is_captured(uid, pod),
             locality: self.nodes.get(&pod.node).cloned().flatten(),
             waypoint: self.waypoint_of_pod(pod),
+            egress_closed: self.is_egress_closed(pod),
             policies,
             strict_by,
             endpoints: self.publish(

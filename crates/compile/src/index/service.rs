@@ -1,12 +1,14 @@
 //! A Service as the workload API describes it.
 
 use manifest::NamespacedName;
+use model::ServiceKey;
 use proto::convert::extension;
 use proto::istio::workload::load_balancing::{HealthPolicy, Mode, Scope};
 use proto::istio::workload::{self as pb, AppProtocol, IpFamilies, LoadBalancing};
 
 use super::MeshConfig;
 use super::authorization::octets;
+use crate::l7::hosts;
 use crate::store::ServiceFacts;
 
 /// The resource of a Service that is behind this waypoint; `None` for those that are only a DNS alias, which need no mesh.
@@ -25,16 +27,23 @@ pub fn build(
         target_port: 0,
         app_protocol: app_protocol(&port.protocol).into(),
     });
+    let declared = service.declared.as_deref();
     let addresses = service.addresses.iter().map(|ip| pb::NetworkAddress {
         network: String::new(),
         address: octets(*ip),
         length: None,
     });
+    let ranges = declared.into_iter().flat_map(|declared| &declared.ranges);
+    let ranges = ranges.map(|range| pb::NetworkAddress {
+        network: String::new(),
+        address: octets(range.network()),
+        length: Some(range.prefix_len().into()),
+    });
     Some(pb::Service {
         name: service.key.name.to_string(),
         namespace: service.key.namespace.to_string(),
         hostname: hostname(&service.key, mesh),
-        addresses: addresses.collect(),
+        addresses: addresses.chain(ranges).collect(),
         ports: ports.collect(),
         load_balancing: load_balancing(service),
         ip_families: ip_families(&service.ip_families).into(),
@@ -43,20 +52,37 @@ pub fn build(
             .map(extension::session_affinity)
             .into_iter()
             .collect(),
-        canonical: true,
+        canonical: declared.is_none(),
         waypoint,
+        visibility: match declared.is_some_and(|declared| declared.own_namespace_only) {
+            true => pb::service::Visibility::Namespace,
+            false => pb::service::Visibility::Public,
+        }
+        .into(),
         ..pb::Service::default()
     })
 }
 
-/// `cart.shop.svc.cluster.local`
+/// `cart.shop.svc.cluster.local`; what a `ServiceEntry` declares has its host for a name, which has a dot, as no Service's has.
 pub fn hostname(key: &NamespacedName, mesh: &MeshConfig) -> String {
+    if key.name.contains('.') {
+        return key.name.to_string();
+    }
     format!("{}.{}.svc.{}", key.name, key.namespace, mesh.cluster_domain)
 }
 
 /// The name of the resource, `shop/cart.shop.svc.cluster.local`.
 pub fn resource_name(key: &NamespacedName, mesh: &MeshConfig) -> String {
     format!("{}/{}", key.namespace, hostname(key, mesh))
+}
+
+/// The name of a service by its host name.
+pub(super) fn name_of(key: &ServiceKey, mesh: &MeshConfig) -> NamespacedName {
+    let name = match hosts::service(&key.hostname, &mesh.cluster_domain) {
+        Some(of) if of.namespace == key.namespace => key.hostname.split('.').next(),
+        _ => Some(&*key.hostname),
+    };
+    NamespacedName::new(&key.namespace, name.unwrap_or_default())
 }
 
 /// What Istio makes of a port's `appProtocol` or name prefix.
@@ -91,7 +117,9 @@ fn load_balancing(service: &ServiceFacts) -> Option<LoadBalancing> {
         Scope::Subzone,
         Scope::Node,
     ];
+    let declared = service.declared.as_deref();
     let (scopes, mode): (&[Scope], Mode) = match service.traffic_distribution.as_deref() {
+        _ if declared.is_some_and(|declared| declared.passes_through) => (&[], Mode::Passthrough),
         _ if service.node_local => (&[Scope::Node], Mode::Strict),
         Some("PreferClose" | "PreferSameZone") => (CLOSE, Mode::Failover),
         Some("PreferSameNode") => (SAME_NODE, Mode::Failover),
@@ -102,7 +130,8 @@ fn load_balancing(service: &ServiceFacts) -> Option<LoadBalancing> {
     } else {
         HealthPolicy::OnlyHealthy
     };
-    let says_something = !scopes.is_empty() || service.publish_not_ready;
+    let says_something =
+        !scopes.is_empty() || service.publish_not_ready || mode == Mode::Passthrough;
     says_something.then(|| LoadBalancing {
         routing_preference: scopes.iter().map(|scope| (*scope).into()).collect(),
         mode: mode.into(),

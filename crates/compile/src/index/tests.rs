@@ -4,6 +4,7 @@ mod authorization;
 mod auto;
 mod damaged;
 mod endpoints;
+mod entries;
 mod gateways;
 mod held;
 mod incremental;

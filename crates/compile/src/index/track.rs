@@ -14,6 +14,7 @@
 //! | a Pod | itself, and pods of its namespace that are terminating | its addresses before and after, its node's list |
 //! | a Service | those that it selects or that its slices name | itself, and endpoints without a pod |
 //! | an `EndpointSlice` | those behind its Service before and after | endpoints without a pod |
+//! | a `ServiceEntry` | as Services and `EndpointSlice` objects that it stands for | waypoints that look up a Service's address for it |
 //! | a `PeerAuthentication` | those that it selects | itself as a policy; all that inherit from it, where that changes |
 //! | an `AuthorizationPolicy` | those that name it: by selector, or behind the Services that it targets | itself |
 //! | a `NetworkPolicy`, and while there is one a pod, a namespace or a node | those that name another policy of it then | all that `NetworkPolicy` objects mean |
@@ -31,7 +32,7 @@ use k8s_api::Namespace;
 use manifest::{Diagnostic, Kind, NamespacedName, ObjectKey, PodFacts, Severity, Upsert};
 use proto::istio::workload::Locality;
 
-use super::enrolment::{DATAPLANE_MODE, MESH};
+use super::enrolment::{DATAPLANE_MODE, EGRESS, MESH};
 use super::trust_domains::TrustDomains;
 use super::{Index, authorization, name, peer_authentication, workload};
 use crate::store::{PeerAuthenticationFacts, PolicyFacts, ServiceFacts, SliceFacts};
@@ -56,6 +57,14 @@ impl Index {
                 let note = Diagnostic::new(Severity::Warning, &upsert.origin, Some(&key), message);
                 notes.push(note.field(format!("metadata.labels[{label:?}]")));
             }
+        }
+        if let Some(value) = labels
+            .get(EGRESS)
+            .filter(|value| !["open", "closed"].contains(&value.as_str()))
+        {
+            let message = format!("{EGRESS}={value} means nothing; write open or closed");
+            let note = Diagnostic::new(Severity::Error, &upsert.origin, Some(&key), message);
+            notes.push(note.field(format!("metadata.labels[{EGRESS:?}]")));
         }
         self.dirty.diagnostics.insert(key, notes);
         let namespace = name(namespace.metadata.name.as_deref());
@@ -463,6 +472,7 @@ impl Index {
         let services = self.services.range(from..).map(|(key, _)| key);
         let services = services.take_while(|key| key.namespace == *namespace);
         self.dirty.services.extend(services.cloned());
+        self.recheck_entries();
     }
 
     /// Marks everything that lists its ports of a Service: pods and endpoints.

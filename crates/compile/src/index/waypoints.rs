@@ -50,7 +50,7 @@ pub(super) struct Waypoints {
     refs: BTreeMap<(Kind, NamespacedName), view::Refs>,
     view_version: u64,
     marked: BTreeSet<Waypoint>,
-    all_marked: bool,
+    pub(super) all_marked: bool,
 }
 
 /// Something compiled, and when its object was created: the oldest goes first, one without a time last.
@@ -172,6 +172,7 @@ impl Index {
         if before != serves {
             self.dirty.pods.extend(self.pods.keys().cloned());
             self.dirty.services.extend(self.services.keys().cloned());
+            self.recheck_entries();
         }
     }
 

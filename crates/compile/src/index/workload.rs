@@ -28,6 +28,8 @@ pub(super) struct Surroundings {
     pub(super) policies: Vec<String>,
     /// The `PeerAuthentication` that makes it strict on every port.
     pub(super) strict_by: Option<PolicyKey>,
+    /// It may connect to nobody that the mesh does not know.
+    pub(super) egress_closed: bool,
 }
 
 /// The name of a pod's resource, as Istio's control plane writes it.
@@ -118,6 +120,7 @@ pub(super) fn from_pod(
         extensions: extensions
             .into_iter()
             .chain(around.strict_by.as_ref().map(extension::strict_by))
+            .chain(around.egress_closed.then(extension::egress_closed))
             .collect(),
         // What is no number was refused where the manifest was read.
         capacity: pod

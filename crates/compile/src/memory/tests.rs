@@ -143,7 +143,7 @@ fn two_definitions_of_one_object_are_reported_and_the_later_one_counts() {
     let mut folder = Folder::new();
     let service = |name: &str| {
         format!(
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\n"
+            "apiVersion: networking.istio.io/v1\nkind: EnvoyFilter\nmetadata: {{name: {name}}}\n"
         )
     };
     folder.write("a.yaml", NAMESPACE);
@@ -161,7 +161,7 @@ fn two_definitions_of_one_object_are_reported_and_the_later_one_counts() {
         twice,
         lines(&[
             "a.yaml:1: error: Namespace a: metadata.name: is defined again at b.yaml:1; the later definition counts, this one has no effect",
-            "b.yaml:5: error: ServiceEntry default/www: metadata.name: is defined again at b.yaml:9; the later definition counts, this one has no effect",
+            "b.yaml:5: error: EnvoyFilter default/www: metadata.name: is defined again at b.yaml:9; the later definition counts, this one has no effect",
         ])
     );
     folder.write("b.yaml", "");

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_api::EndpointSlice;
-use manifest::NamespacedName;
+use l7::backend::Locality;
+use manifest::{Labels, NamespacedName};
 
 /// What the mesh needs to know of a slice.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,19 @@ pub struct SliceEndpoint {
     pub node: Arc<str>,
     /// Whether new connections may go there.
     pub readiness: Readiness,
+    /// What a slice has no fields for; an endpoint of a `ServiceEntry` has them.
+    pub traits: Option<Arc<Traits>>,
+}
+
+/// What is said of an endpoint that is no pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Traits {
+    /// Its labels.
+    pub labels: Labels,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Its share, relative to the others.
+    pub weight: u32,
 }
 
 /// Whether new connections may go to an endpoint. The better sorts first.
@@ -98,6 +112,7 @@ impl SliceFacts {
                     .map_or(Readiness::Ready, |conditions| {
                         Readiness::of(conditions.ready, conditions.serving, conditions.terminating)
                     }),
+                traits: None,
             }
         });
         Some(Self {

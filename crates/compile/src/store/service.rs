@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use k8s_api::{IntOrString, Service};
+use ipnet::IpNet;
+use k8s_api::{IntOrString, ObjectMeta, Service};
 use k8s_openapi::api::core::v1::ServicePort;
 use manifest::{Labels, NamespacedName, USE_WAYPOINT};
 
-use super::{GATEWAY_NAME, USE_WAYPOINT_NAMESPACE};
+use super::{EntryEndpoint, GATEWAY_NAME, USE_WAYPOINT_NAMESPACE};
 use crate::index::waypoint::L7;
 
 /// What the mesh needs to know of a Service.
@@ -37,6 +38,23 @@ pub struct ServiceFacts {
     pub session_timeout: Option<Duration>,
     /// `spec.trafficDistribution`, else Istio's annotation of the same meaning.
     pub traffic_distribution: Option<String>,
+    /// What a `ServiceEntry` says beyond that; nothing for a Service.
+    pub declared: Option<Box<Declared>>,
+}
+
+/// What a service is that a `ServiceEntry` declares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Declared {
+    /// The object.
+    pub object: NamespacedName,
+    /// Ranges of addresses.
+    pub ranges: Vec<IpNet>,
+    /// Connections go to the address that was dialled.
+    pub passes_through: bool,
+    /// Only clients of its own namespace may use it.
+    pub own_namespace_only: bool,
+    /// Endpoints that are found by their names.
+    pub named: Vec<EntryEndpoint>,
 }
 
 /// A TCP port of a Service.
@@ -77,14 +95,7 @@ impl ServiceFacts {
         }
         Self {
             key: NamespacedName::of(&service.metadata),
-            labels: service
-                .metadata
-                .labels
-                .iter()
-                .flatten()
-                .filter(|(name, _)| WAYPOINT_LABELS.contains(&name.as_str()))
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            labels: waypoint_labels(&service.metadata),
             selector: spec.selector.unwrap_or_default(),
             headless: listed.iter().any(|ip| ip == "None"),
             addresses: listed.iter().filter_map(|ip| ip.parse().ok()).collect(),
@@ -106,8 +117,18 @@ impl ServiceFacts {
                 configured.map_or(SESSION_TIMEOUT, Duration::from_secs)
             }),
             traffic_distribution: spec.traffic_distribution.or(annotation),
+            declared: None,
         }
     }
+}
+
+/// The labels of an object that decide which waypoint it has.
+pub(super) fn waypoint_labels(metadata: &ObjectMeta) -> Labels {
+    let labels = metadata.labels.iter().flatten();
+    labels
+        .filter(|(name, _)| WAYPOINT_LABELS.contains(&name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 fn port(port: &ServicePort) -> Option<ServicePortFacts> {

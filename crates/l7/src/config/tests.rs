@@ -30,6 +30,7 @@ fn endpoint(name: &str, last: u8, version: &str) -> Endpoint {
     Endpoint {
         uid: format!("c//Pod/shop/{name}").as_str().into(),
         addresses: vec![[10, 0, 0, last].into()],
+        hostname: None,
         identity: None,
         namespace: "shop".into(),
         labels: Arc::new(BTreeMap::from([("version".into(), version.into())])),

@@ -547,3 +547,30 @@ fn addresses_of_other_networks_are_not_confused_with_ours() {
     let error = mesh.route("b", "10.96.0.1:80").unwrap_err();
     assert_eq!(error.reason().as_str(), "endpoint_in_other_network");
 }
+
+/// F42: whose egress is closed reaches whom the mesh knows and nobody else, and the kernel half is told to look at everything
+/// as long as there is such a one.
+#[test]
+fn f42_closed_egress_reaches_whom_the_mesh_knows_and_nobody_else() {
+    let everything = |state: &MeshState| {
+        let all: Vec<ipnet::IpNet> = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap()).into();
+        let carried: Vec<_> = state.carried().collect();
+        let held = all.iter().filter(|net| state.carries(net)).count();
+        assert_eq!(held, all.iter().filter(|net| carried.contains(net)).count());
+        held
+    };
+    let mut mesh = Mesh::new();
+    mesh.check("a", "192.0.2.1:443", plain_to("192.0.2.1:443"));
+    assert_eq!(everything(&mesh.state), 0);
+    mesh.change("a", |client| client.egress_closed = true);
+    assert_eq!(everything(&mesh.state), 2);
+    for outside in ["192.0.2.1:443", "[2001:db8::1]:443"] {
+        let error = mesh.route("a", outside).unwrap_err();
+        assert_eq!(error.reason(), Reason::EgressClosed, "{error}");
+        assert!(error.to_string().contains(outside), "{error}");
+    }
+    mesh.check("a", "10.244.2.11:80", plain_to("10.244.2.11:80"));
+    mesh.change("a", |client| client.egress_closed = false);
+    assert_eq!(everything(&mesh.state), 0);
+    mesh.check("a", "192.0.2.1:443", plain_to("192.0.2.1:443"));
+}

@@ -3,6 +3,7 @@
 
 use ipnet::IpNet;
 
+use super::network::everything;
 use super::{MeshState, Tombstone};
 use crate::service::Service;
 use crate::workload::Workload;
@@ -29,7 +30,9 @@ impl MeshState {
 /// The addresses of a workload, as [`MeshState::carries`] takes them.
 pub fn of_workload(workload: &Workload) -> impl Iterator<Item = IpNet> + '_ {
     let addresses = workload.addresses.iter();
-    addresses.map(|ip| IpNet::from(ip.to_canonical()))
+    let own = addresses.map(|ip| IpNet::from(ip.to_canonical()));
+    // Whoever may not connect to everybody has all of it looked at.
+    own.chain(everything().filter(|_| workload.egress_closed))
 }
 
 /// The addresses of a tombstone, as [`MeshState::carries`] takes them.

@@ -1,6 +1,6 @@
 //! Who has which address in one network.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -18,6 +18,17 @@ pub(super) struct Network {
     /// Few: ranges come from hand-written entries only.
     pub(super) ranges: Arc<Vec<(IpNet, Arc<Service>)>>,
     pub(super) tombstones: imbl::HashMap<IpAddr, Sorted<Tombstone>>,
+    /// Workloads that may connect to nobody that is not known: all that they open has to be looked at.
+    pub(super) closed: usize,
+}
+
+/// All addresses.
+pub(super) fn everything() -> impl Iterator<Item = IpNet> {
+    let all = [
+        IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        IpNet::new_assert(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+    ];
+    all.into_iter()
 }
 
 /// The workloads that have an address, the preferred one first. Nearly always one.
@@ -33,15 +44,17 @@ impl Network {
             && self.services.is_empty()
             && self.ranges.is_empty()
             && self.tombstones.is_empty()
+            && self.closed == 0
     }
 
     /// See [`crate::MeshState::carries`].
     pub(super) fn carries(&self, destination: &IpNet) -> bool {
         if destination.prefix_len() < destination.max_prefix_len() {
-            return self
-                .ranges
-                .iter()
-                .any(|(range, _)| range.trunc() == *destination);
+            return (self.closed > 0 && destination.prefix_len() == 0)
+                || self
+                    .ranges
+                    .iter()
+                    .any(|(range, _)| range.trunc() == *destination);
         }
         let ip = destination.addr();
         self.services.contains_key(&ip)
@@ -60,10 +73,13 @@ impl Network {
             .chain(self.services.keys())
             .chain(self.tombstones.keys())
             .map(|ip| IpNet::from(*ip));
-        hosts.chain(self.ranges.iter().map(|(range, _)| range.trunc()))
+        let everything = everything().filter(|_| self.closed > 0);
+        let ranges = self.ranges.iter().map(|(range, _)| range.trunc());
+        hosts.chain(ranges).chain(everything)
     }
 
     pub(super) fn add_workload(&mut self, workload: &Arc<Workload>) {
+        self.closed += usize::from(workload.egress_closed);
         for ip in workload.addresses.iter().map(IpAddr::to_canonical) {
             let occupants = match self.workloads.get(&ip) {
                 None => Occupants::One(Arc::clone(workload)),
@@ -74,6 +90,7 @@ impl Network {
     }
 
     pub(super) fn remove_workload(&mut self, workload: &Workload) {
+        self.closed -= usize::from(workload.egress_closed && self.closed > 0);
         for ip in workload.addresses.iter().map(IpAddr::to_canonical) {
             if let Some(occupants) = self.workloads.get(&ip) {
                 match occupants.without(workload) {

@@ -25,6 +25,9 @@ pub const SESSION_AFFINITY: &str = "keelson.io/session-affinity";
 /// `PeerAuthentication` that makes it so, `namespace/name`.
 pub const STRICT_BY: &str = "keelson.io/strict-by";
 
+/// Name of the extension of a workload that may connect to nobody that the mesh does not know. It has no content.
+pub const EGRESS_CLOSED: &str = "keelson.io/egress-closed";
+
 type Services = BTreeMap<ServiceKey, Vec<PortMapping>>;
 
 /// The extension of a workload.
@@ -54,6 +57,19 @@ pub fn strict_by(object: &PolicyKey) -> Extension {
         name: STRICT_BY.to_owned(),
         config: Some(pack(type_url::STRING_VALUE, &name)),
     }
+}
+
+/// The extension of a workload whose egress is closed.
+pub fn egress_closed() -> Extension {
+    Extension {
+        name: EGRESS_CLOSED.to_owned(),
+        config: None,
+    }
+}
+
+/// Whether a workload's extensions say that its egress is closed.
+pub(super) fn egress_closed_in(extensions: &[Extension]) -> bool {
+    extensions.iter().any(|one| one.name == EGRESS_CLOSED)
 }
 
 /// The `PeerAuthentication` that a workload's extensions name. It is for people, so what cannot be read is left out.

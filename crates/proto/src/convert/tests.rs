@@ -450,6 +450,7 @@ fn a_workload_comes_back_as_it_went() {
             PolicyKey::new("shop", "p"),
             PolicyKey::peer_authentication("shop", "p"),
         ],
+        egress_closed: true,
         strict_by: Some(Box::new(PolicyKey::peer_authentication("shop", "default"))),
         status: Health::Unhealthy,
         cluster_id: "c1".into(),

@@ -80,6 +80,7 @@ impl TryFrom<pb::Workload> for Workload {
                 |name| Ok(name.parse()?),
             )?,
             strict_by: extension::strict_by_in(&from.extensions).map(Box::new),
+            egress_closed: extension::egress_closed_in(&from.extensions),
             status,
             cluster_id: or(from.cluster_id, CLUSTER).into(),
             locality: from.locality.map(locality).unwrap_or_default(),
@@ -152,6 +153,7 @@ impl From<&Workload> for pb::Workload {
             extensions: extension::services_out(&from.services)
                 .into_iter()
                 .chain(from.strict_by.as_deref().map(extension::strict_by))
+                .chain(from.egress_closed.then(extension::egress_closed))
                 .collect(),
             capacity: (from.capacity != 1).then_some(from.capacity),
         }

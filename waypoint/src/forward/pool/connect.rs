@@ -9,11 +9,11 @@ use std::time::Duration;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
 
 use super::{Outgoing, SendError, Target};
 use crate::balance::count::Held;
 use crate::local::LocalExecutor;
+use crate::upstream::{self, Inside, Upstream};
 
 /// A connection that has served nobody yet.
 pub(super) async fn http1(
@@ -21,7 +21,7 @@ pub(super) async fn http1(
     held: Held,
 ) -> Result<http1::SendRequest<Outgoing>, SendError> {
     within(target, async {
-        let stream = tcp(target).await?;
+        let stream = open(target, Inside::Http1).await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(MOST_HEADERS)
             .max_buf_size(LARGEST_HEAD)
@@ -41,7 +41,7 @@ pub(super) async fn http1(
 }
 
 /// An HTTP/2 connection, which knows how many streams the endpoint lets it have.
-type Http2 = http2::Connection<TokioIo<TcpStream>, Outgoing, LocalExecutor>;
+type Http2 = http2::Connection<TokioIo<Upstream>, Outgoing, LocalExecutor>;
 
 /// How many streams the endpoint lets a connection have now: asked of the connection, which hears of it while nobody
 /// polls what this module holds of it.
@@ -68,7 +68,7 @@ pub(super) async fn http2(
     held: Held,
 ) -> Result<(http2::SendRequest<Outgoing>, Allowed), SendError> {
     within(target, async {
-        let stream = tcp(target).await?;
+        let stream = open(target, Inside::Http2).await?;
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -95,17 +95,17 @@ pub(super) async fn http2(
     .await
 }
 
-async fn tcp(target: &Target) -> Result<TcpStream, SendError> {
+async fn open(target: &Target, inside: Inside) -> Result<Upstream, SendError> {
     let failed = |source| SendError::Connect {
         address: target.address,
         source,
     };
-    let stream = TcpStream::connect(target.address).await.map_err(failed)?;
-    stream.set_nodelay(true).map_err(failed)?;
+    let opened = upstream::connect(target.address, &target.secured, inside).await;
+    let stream = opened.map_err(failed)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
         .with_interval(KEEPALIVE);
-    SockRef::from(&stream)
+    SockRef::from(stream.socket())
         .set_tcp_keepalive(&keepalive)
         .map_err(failed)?;
     Ok(stream)

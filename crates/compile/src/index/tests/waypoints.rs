@@ -61,7 +61,12 @@ fn route(kind: &str, namespace: &str, rules: &str) -> String {
 
 /// What the waypoint `shop/wp` makes of what it is told.
 fn config(mesh: &Mesh) -> Arc<Config> {
-    let entry = &mesh.index.snapshot().waypoints["shop/wp"];
+    config_of(mesh, "shop/wp")
+}
+
+/// What a waypoint or gateway makes of what it is told.
+pub(super) fn config_of(mesh: &Mesh, waypoint: &str) -> Arc<Config> {
+    let entry = &mesh.index.snapshot().waypoints[waypoint];
     let mut store = Store::default();
     for kind in TYPES {
         let resources = match kind {

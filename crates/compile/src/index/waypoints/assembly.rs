@@ -15,12 +15,15 @@ use proto::convert::l7::backend_out;
 use proto::istio::workload as workload_api;
 use proto::{l7 as pb, type_url};
 
+use super::super::entries::own_port;
 use super::super::flush::set;
 use super::super::{Index, service, workload};
 use super::Waypoint;
 use super::routes::Attached;
+use crate::l7::hosts;
 use crate::resource::Resource;
 use crate::snapshot::{Resources, WaypointEntry};
+use crate::store::Place;
 
 /// What a waypoint has to know of.
 #[derive(Debug, Default)]
@@ -28,6 +31,8 @@ pub(super) struct Need {
     pub(super) attached: BTreeSet<NamespacedName>,
     /// Also those that routes lead to, whether they exist or not.
     services: BTreeSet<NamespacedName>,
+    /// Services whose addresses are those of endpoints.
+    looked_up: BTreeSet<NamespacedName>,
     /// Namespaces of endpoints.
     pub(super) namespaces: BTreeSet<Arc<str>>,
     /// Policies that endpoints name.
@@ -120,7 +125,7 @@ impl Index {
         }
         waypoints.involved.retain(|_, known| !known.is_empty());
         waypoints.knowing.retain(|_, known| !known.is_empty());
-        for service in &need.services {
+        for service in need.services.iter().chain(&need.looked_up) {
             let known = waypoints.involved.entry(service.clone()).or_default();
             known.insert(waypoint.clone());
         }
@@ -150,8 +155,7 @@ impl Index {
             });
         let mirrors = forward.mirrors.iter().map(|mirror| &mirror.backend);
         for key in backends.chain(mirrors) {
-            let name = key.service.hostname.split('.').next().unwrap_or_default();
-            let name = NamespacedName::new(&key.service.namespace, name);
+            let name = service::name_of(&key.service, &self.mesh);
             need.services.insert(name);
         }
     }
@@ -215,7 +219,8 @@ impl Index {
             });
             if let Some((_, aged)) = found {
                 let resource = service::resource_name(name, &self.mesh);
-                let message = backend_out(&key, &aged.compiled.rule);
+                let rule = self.rooted(&waypoint.namespace, &aged.compiled.rule);
+                let message = backend_out(&key, &rule);
                 built.push(Resource::new(type_url::L7_BACKEND, resource, &message));
             }
         }
@@ -230,6 +235,7 @@ impl Index {
     ) -> (Vec<Resource>, BTreeSet<Arc<str>>) {
         let mut addresses: BTreeSet<(NamespacedName, IpAddr)> = BTreeSet::new();
         let mut built = Vec::new();
+        let mut looked_up = BTreeSet::new();
         for service in &need.services {
             if let Some(endpoint) = self.by_its_waypoint(service).filter(|_| need.edge) {
                 let message = pb::Endpoint::from(&endpoint);
@@ -238,7 +244,13 @@ impl Index {
             }
             // Where a waypoint stands for the service, these are the endpoints of its subsets.
             self.members_of(service, &mut pods, &mut addresses);
+            for endpoint in self.endpoints_by_name(service, &mut looked_up) {
+                let message = pb::Endpoint::from(&endpoint);
+                let name = endpoint.uid.to_string();
+                built.push(Resource::new(type_url::L7_ENDPOINT, name, &message));
+            }
         }
+        need.looked_up = looked_up;
         if need.clients {
             pods.extend(self.pods.keys().cloned());
         }
@@ -333,10 +345,6 @@ impl Index {
                 Arc::clone(&pod.service_account),
             )
         });
-        let labels = pod.labels.iter();
-        let labels: BTreeMap<Arc<str>, Arc<str>> = labels
-            .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
-            .collect();
         let weight = pod
             .annotations
             .get(WEIGHT)
@@ -344,9 +352,10 @@ impl Index {
         Some(Endpoint {
             uid: (&**uid).into(),
             addresses,
+            hostname: None,
             identity,
             namespace: Arc::clone(&pod.key.namespace),
-            labels: Arc::new(labels),
+            labels: Arc::new(shared(&pod.labels)),
             node: Arc::clone(&pod.node),
             locality: Locality {
                 region: locality.region.into(),
@@ -377,18 +386,82 @@ impl Index {
             return None;
         }
         let endpoints = self.endpoints_of_address(slice, address)?;
+        let mut listed = slice.endpoints.iter();
+        let listed = listed.find(|one| one.pod.is_none() && one.addresses.contains(&address));
+        let traits = listed.and_then(|one| one.traits.as_deref());
         Some(Endpoint {
             uid: (&**uid).into(),
             addresses: vec![address],
+            hostname: None,
             identity: None,
             namespace: Arc::clone(&slice.key.namespace),
-            labels: Arc::default(),
+            labels: Arc::new(
+                traits
+                    .map(|traits| shared(&traits.labels))
+                    .unwrap_or_default(),
+            ),
             node: "".into(),
-            locality: Locality::default(),
-            weight: 1,
+            locality: traits
+                .map(|traits| traits.locality.clone())
+                .unwrap_or_default(),
+            weight: traits.map_or(1, |traits| traits.weight),
             ports: self.ports_of(&endpoints, &need.services, address),
             policies: Vec::new(),
         })
+    }
+
+    /// Endpoints of a `ServiceEntry` that have names: the address of a Service of this cluster is known, others are looked
+    /// up by who uses them.
+    fn endpoints_by_name(
+        &self,
+        service: &NamespacedName,
+        looked_up: &mut BTreeSet<NamespacedName>,
+    ) -> Vec<Endpoint> {
+        let facts = self.services.get(service);
+        let Some((facts, declared)) =
+            facts.and_then(|facts| Some((facts, facts.declared.as_ref()?)))
+        else {
+            return Vec::new();
+        };
+        let mut built = Vec::new();
+        for endpoint in &declared.named {
+            let Place::Host(host) = &endpoint.place else {
+                continue;
+            };
+            let full = hosts::full(host, &service.namespace, &self.mesh.cluster_domain);
+            let of_cluster = hosts::service(&full, &self.mesh.cluster_domain);
+            let of_cluster = of_cluster.map(|key| service::name_of(&key, &self.mesh));
+            let addresses = of_cluster
+                .as_ref()
+                .and_then(|name| self.services.get(name))
+                .map(|facts| facts.addresses.clone())
+                .unwrap_or_default();
+            looked_up.extend(of_cluster);
+            let ports = facts.ports.iter().map(|port| EndpointPort {
+                service: self.service_key(service),
+                port: port.port,
+                target: own_port(port, endpoint),
+                ready: true,
+            });
+            let uid = format!(
+                "{}/networking.istio.io/ServiceEntry/{}/{}/{}/{host}",
+                self.mesh.cluster_id, declared.object.namespace, declared.object.name, service.name
+            );
+            built.push(Endpoint {
+                uid: uid.as_str().into(),
+                hostname: addresses.is_empty().then(|| full.as_str().into()),
+                addresses,
+                identity: None,
+                namespace: Arc::clone(&service.namespace),
+                labels: Arc::new(shared(&endpoint.labels)),
+                node: "".into(),
+                locality: endpoint.locality.clone(),
+                weight: endpoint.weight,
+                ports: ports.collect(),
+                policies: Vec::new(),
+            });
+        }
+        built
     }
 
     fn ports_of(
@@ -415,6 +488,13 @@ impl Index {
         let hostname = service::hostname(name, &self.mesh);
         ServiceKey::new(Arc::clone(&name.namespace), hostname)
     }
+}
+
+fn shared(labels: &manifest::Labels) -> BTreeMap<Arc<str>, Arc<str>> {
+    let labels = labels.iter();
+    labels
+        .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+        .collect()
 }
 
 /// The resources that are there now; those with the same content as before are the same.

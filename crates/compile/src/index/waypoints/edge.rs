@@ -518,6 +518,10 @@ impl Index {
     /// endpoints all the same, since the waypoint cannot be told which subset the gateway has chosen.
     pub(super) fn by_its_waypoint(&self, name: &NamespacedName) -> Option<l7::Endpoint> {
         let facts = self.services.get(name)?;
+        // What is outside is reached from here: a gateway is a way out.
+        if facts.declared.is_some() {
+            return None;
+        }
         self.waypoint_of(facts)?;
         if facts.addresses.is_empty() {
             return None;
@@ -531,6 +535,7 @@ impl Index {
         Some(l7::Endpoint {
             uid: format!("waypoint-of/{name}").into(),
             addresses: facts.addresses.clone(),
+            hostname: None,
             identity: None,
             namespace: Arc::clone(&name.namespace),
             labels: Arc::default(),

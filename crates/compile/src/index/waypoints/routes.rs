@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use l7::route::{Attachment, Match, Precedence, RouteRule};
+use http::StatusCode;
+use l7::ClusterKey;
+use l7::route::{Action, Attachment, Backend, Match, Precedence, RouteRule};
 use manifest::{Kind, NamespacedName};
 use model::ServiceKey;
 
@@ -227,7 +229,8 @@ impl Index {
                 (is_for_others && is_visible).then_some((to, other))
             });
             let Some((to, other)) = to else {
-                listed.push((resource, rank, parts.clone()));
+                let parts = self.leading(parts, &name.namespace);
+                listed.push((resource, rank, parts));
                 continue;
             };
             // Requests alone are delegated.
@@ -240,13 +243,62 @@ impl Index {
                     let resource = format!("{resource}/{to}/{}", inner.rule.origin.rule);
                     let inner = Parts {
                         matches,
-                        ..inner.clone()
+                        ..self.leading(inner, &to.namespace)
                     };
                     listed.push((resource, rank.clone(), inner));
                 }
             }
         }
         listed
+    }
+}
+
+impl Index {
+    /// A rule of an object of a namespace, with the services that its hosts mean there. A host that nobody has is answered
+    /// with 503, and no mirror goes there.
+    fn leading(&self, parts: &Parts, namespace: &Arc<str>) -> Parts {
+        let mut parts = parts.clone();
+        let Action::Forward(forward) = &parts.rule.action else {
+            return parts;
+        };
+        let backends = forward.backends.iter();
+        let backends = backends.filter_map(|one| match &one.backend {
+            Backend::Cluster(key) => Some(key),
+            Backend::Invalid { .. } => None,
+        });
+        let mirrors = forward.mirrors.iter().map(|mirror| &mirror.backend);
+        let is_open = |key: &ClusterKey| key.service.namespace.is_empty();
+        if !backends.chain(mirrors).any(is_open) {
+            return parts;
+        }
+        let find = |key: &mut ClusterKey| {
+            if !is_open(key) {
+                return true;
+            }
+            let found = self.declared(&key.service.hostname, namespace);
+            found.is_some_and(|name| {
+                key.service = self.service_key(&name);
+                true
+            })
+        };
+        let Action::Forward(forward) = &mut Arc::make_mut(&mut parts.rule).action else {
+            return parts;
+        };
+        for one in &mut forward.backends {
+            if let Backend::Cluster(key) = &mut one.backend
+                && !find(key)
+            {
+                let host = &key.service.hostname;
+                one.backend = Backend::Invalid {
+                    status: StatusCode::SERVICE_UNAVAILABLE,
+                    reason: format!("no Service or ServiceEntry has the host {host}").into(),
+                };
+            }
+        }
+        forward
+            .mirrors
+            .retain_mut(|mirror| find(&mut mirror.backend));
+        parts
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use k8s_api::destination_rule as written;
 use l7::TrafficPolicy;
 use l7::backend::{
-    HashKey, Keepalive, Limits, LoadBalancer, LocalityPolicy, Outliers, TlsMode, Upgrade, WarmUp,
+    HashKey, Keepalive, Limits, LoadBalancer, LocalityPolicy, Outliers, Roots, TlsMode, Upgrade,
+    WarmUp,
 };
 
 use crate::l7::notes::Notes;
@@ -331,24 +332,62 @@ fn outliers(field: &str, written: &written::OutlierDetection, notes: &mut Notes)
     }
 }
 
+/// TLS to the endpoints. What is wrong in it makes it impossible: nothing goes out in plain that was meant to be encrypted.
 fn tls(field: &str, written: &written::ClientTls, notes: &mut Notes) -> Option<TlsMode> {
     match written.mode.as_deref().unwrap_or("DISABLE") {
         "DISABLE" => Some(TlsMode::Disable),
         "ISTIO_MUTUAL" => Some(TlsMode::Mesh),
-        "SIMPLE" => Some(TlsMode::Simple {
-            sni: (!written.sni.is_empty()).then(|| written.sni.as_str().into()),
-            names: written
-                .subject_alt_names
-                .iter()
-                .map(|name| name.as_str().into())
-                .collect(),
-            insecure: written.insecure_skip_verify.unwrap_or(false),
-        }),
+        "SIMPLE" => Some(simple(field, written, notes)),
         other => {
-            let message =
-                format!("{other:?} is not supported; DISABLE, ISTIO_MUTUAL and SIMPLE are");
+            let message = format!(
+                "{other:?} is not supported; DISABLE, ISTIO_MUTUAL and SIMPLE are. Nothing is sent"
+            );
             notes.error(format!("{field}.mode"), message);
-            None
+            Some(TlsMode::impossible())
         }
+    }
+}
+
+fn simple(field: &str, written: &written::ClientTls, notes: &mut Notes) -> TlsMode {
+    let errors = notes.errors();
+    let of_file = "is not supported: name a Secret with ca.crt in credentialName. Nothing is sent";
+    let of_client = "is for MUTUAL, which is not supported. Nothing is sent";
+    for (name, value, message) in [
+        ("caCertificates", &written.ca_certificates, of_file),
+        (
+            "caCrl",
+            &written.ca_crl,
+            "is not supported. Nothing is sent",
+        ),
+        ("clientCertificate", &written.client_certificate, of_client),
+        ("privateKey", &written.private_key, of_client),
+    ] {
+        if !value.is_empty() {
+            notes.error(format!("{field}.{name}"), message);
+        }
+    }
+    for (index, name) in written.subject_alt_names.iter().enumerate() {
+        // As a certificate has them: DNS names and addresses.
+        let is_name = !name.is_empty() && !name.contains([':', '/', '*', ' ']);
+        if !is_name && name.parse::<std::net::IpAddr>().is_err() {
+            let message = format!("{name:?} is no name of a host and no address. Nothing is sent");
+            notes.error(format!("{field}.subjectAltNames[{index}]"), message);
+        }
+    }
+    if notes.errors() > errors {
+        return TlsMode::impossible();
+    }
+    TlsMode::Simple {
+        sni: (!written.sni.is_empty()).then(|| written.sni.as_str().into()),
+        names: written
+            .subject_alt_names
+            .iter()
+            .map(|name| name.as_str().into())
+            .collect(),
+        insecure: written.insecure_skip_verify.unwrap_or(false),
+        roots: match written.credential_name.as_str() {
+            "" => Roots::Machine,
+            name => Roots::Named(name.into()),
+        },
     }
 }

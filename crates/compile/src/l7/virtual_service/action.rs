@@ -13,6 +13,7 @@ use l7::route::{
 };
 use l7::text::TextMatch;
 use l7::{ClusterKey, Origin, Rule};
+use model::ServiceKey;
 
 use crate::l7::hosts;
 use crate::l7::notes::Notes;
@@ -142,13 +143,7 @@ pub(super) fn backends(
             with_authority(&format!("{field}.headers.request"), request, notes);
         let response = headers.and_then(|h| h.response.as_ref());
         backends.push(WeightedBackend {
-            backend: match cluster(destination, names) {
-                Some(key) => Backend::Cluster(key),
-                None => Backend::Invalid {
-                    status: StatusCode::SERVICE_UNAVAILABLE,
-                    reason: format!("no Service has the host {}", destination.host).into(),
-                },
-            },
+            backend: Backend::Cluster(cluster(destination, names)),
             weight: if route.len() == 1 {
                 weight.max(1)
             } else {
@@ -162,24 +157,23 @@ pub(super) fn backends(
     backends
 }
 
-/// Port 0 is the service's only port, or the one that was dialled.
-fn cluster(destination: &Destination, names: Names<'_>) -> Option<ClusterKey> {
-    let host = hosts::full(&destination.host, names.namespace, names.domain);
-    Some(ClusterKey {
-        service: hosts::service(&host, names.domain)?,
+/// Port 0 is the service's only port, or the one that was dialled. The service of a host that is no Service's is in no
+/// namespace: which `ServiceEntry` is meant is known where all are.
+fn cluster(destination: &Destination, names: Names<'_>) -> ClusterKey {
+    let host = hosts::full(&destination.host, names.namespace, names.domain).to_ascii_lowercase();
+    ClusterKey {
+        service: hosts::service(&host, names.domain).unwrap_or_else(|| ServiceKey::new("", host)),
         port: destination.port.as_ref().map_or(0, |port| port.number),
         subset: (!destination.subset.is_empty()).then(|| destination.subset.as_str().into()),
-    })
+    }
 }
 
 fn mirrors(field: &str, http: &HttpRoute, names: Names<'_>, notes: &mut Notes) -> Vec<Mirror> {
     let mut mirrors = Vec::new();
-    let mut add =
-        |field: String, to: &Destination, share: Share, notes: &mut Notes| match cluster(to, names)
-        {
-            Some(backend) => mirrors.push(Mirror { backend, share }),
-            None => notes.error(field, format!("no Service has the host {}", to.host)),
-        };
+    let mut add = |to: &Destination, share: Share| {
+        let backend = cluster(to, names);
+        mirrors.push(Mirror { backend, share });
+    };
     if let Some(to) = &http.mirror {
         let share = share(
             &format!("{field}.mirrorPercentage"),
@@ -187,7 +181,7 @@ fn mirrors(field: &str, http: &HttpRoute, names: Names<'_>, notes: &mut Notes) -
             http.mirror_percent.map(f64::from),
             notes,
         );
-        add(format!("{field}.mirror"), to, share, notes);
+        add(to, share);
     }
     for (index, mirror) in http.mirrors.iter().enumerate() {
         let field = format!("{field}.mirrors[{index}]");
@@ -198,7 +192,7 @@ fn mirrors(field: &str, http: &HttpRoute, names: Names<'_>, notes: &mut Notes) -
             notes,
         );
         match &mirror.destination {
-            Some(to) => add(format!("{field}.destination"), to, share, notes),
+            Some(to) => add(to, share),
             None => notes.error(format!("{field}.destination"), "is missing"),
         }
     }

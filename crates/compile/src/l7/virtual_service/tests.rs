@@ -136,10 +136,14 @@ fn destinations_are_named_as_istio_names_them() {
         panic!("a cluster");
     };
     assert_eq!((&*key.service.namespace, key.port), ("other", 0));
-    let Backend::Invalid { status, .. } = backend("{host: example.com}") else {
-        panic!("nothing here");
+    // Which namespace's entry it is, is known where all are.
+    let Backend::Cluster(key) = backend("{host: Example.com}") else {
+        panic!("a cluster");
     };
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        (&*key.service.namespace, &*key.service.hostname),
+        ("", "example.com")
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use l7::Endpoint;
 use l7::backend::{
     BackendRule, EndpointPort, HashKey, Keepalive, Limits, LoadBalancer, Locality, LocalityPolicy,
-    Outliers, Subset, TlsMode, TrafficPolicy, Upgrade, WarmUp,
+    Outliers, Roots, Subset, TlsMode, TrafficPolicy, Upgrade, WarmUp,
 };
 use model::ServiceKey;
 
@@ -23,6 +23,7 @@ pub(super) fn endpoint(from: pb::Endpoint) -> Result<Endpoint, ConvertError> {
     Ok(Endpoint {
         uid: required("uid", from.uid)?.as_str().into(),
         addresses: addresses(from.addresses)?,
+        hostname: optional(from.hostname),
         identity: match from.identity.as_str() {
             "" => None,
             text => Some(
@@ -61,6 +62,7 @@ impl From<&Endpoint> for pb::Endpoint {
         Self {
             uid: from.uid.to_string(),
             addresses: from.addresses.iter().map(|ip| ip_bytes(*ip)).collect(),
+            hostname: from.hostname.as_deref().unwrap_or_default().to_owned(),
             identity: from
                 .identity
                 .as_ref()
@@ -235,6 +237,10 @@ fn tls(from: pb::Tls) -> Result<TlsMode, ConvertError> {
             sni: optional(from.sni),
             names: from.names.into_iter().map(Arc::from).collect(),
             insecure: from.insecure,
+            roots: match from.roots {
+                None => Roots::Machine,
+                Some(pem) => Roots::Given(pem.into()),
+            },
         },
     })
 }
@@ -387,11 +393,18 @@ fn tls_out(from: &TlsMode) -> pb::Tls {
             sni,
             names,
             insecure,
+            roots,
         } => pb::Tls {
             mode: Mode::Simple.into(),
             sni: text_or_none(sni.as_ref()),
             names: names.iter().map(ToString::to_string).collect(),
             insecure: *insecure,
+            roots: match roots {
+                Roots::Machine => None,
+                Roots::Given(pem) => Some(pem.to_vec()),
+                // Nobody has put them in.
+                Roots::Named(_) => Some(Vec::new()),
+            },
         },
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use http::StatusCode;
 use l7::backend::{
     BackendRule, EndpointPort, HashKey, Keepalive, Limits, LoadBalancer, Locality, LocalityPolicy,
-    Outliers, Subset, TlsMode, TrafficPolicy, Upgrade, WarmUp,
+    Outliers, Roots, Subset, TlsMode, TrafficPolicy, Upgrade, WarmUp,
 };
 use l7::policy::{self, Scope, Template};
 use l7::route::{
@@ -218,6 +218,7 @@ fn endpoint() -> Endpoint {
     Endpoint {
         uid: "c//Pod/shop/cart-1".into(),
         addresses: vec![[10, 0, 0, 1].into(), "fd00::1".parse().unwrap()],
+        hostname: Some("db.example.com".into()),
         identity: Some("spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap()),
         namespace: "shop".into(),
         labels: Arc::new(Labels::from([("version".into(), "v1".into())])),
@@ -296,6 +297,7 @@ fn backend() -> BackendRule {
                 sni: Some("s".into()),
                 names: vec!["n".into()],
                 insecure: true,
+                roots: Roots::Given(b"pem".as_slice().into()),
             },
         ),
         traffic(

@@ -130,7 +130,7 @@ pub(super) fn hello(name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Y48. No ServiceEntry is read yet, so `api.company.com` is two Services, and the range is one of theirs.
+/// Y48. `api.company.com` is two Services, and the range is one of theirs.
 const RULES: &str = "apiVersion: networking.istio.io/v1alpha3
 kind: VirtualService
 metadata: {name: dev-api-server}

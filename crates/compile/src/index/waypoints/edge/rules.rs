@@ -8,7 +8,7 @@ use l7::{ClusterKey, Origin, Rule};
 use manifest::{Kind, NamespacedName};
 
 use super::Attachments;
-use crate::index::Index;
+use crate::index::{Index, service};
 
 impl Index {
     /// The rules that are attached somewhere, each with the name of its resource.
@@ -75,8 +75,7 @@ impl Index {
             return rule;
         };
         let wrong = |key: &ClusterKey| {
-            let name = key.service.hostname.split('.').next().unwrap_or_default();
-            let name = NamespacedName::new(&key.service.namespace, name);
+            let name = service::name_of(&key.service, &self.mesh);
             let is_own = name.namespace == *namespace;
             if !is_own && !self.is_granted((kind, namespace), Kind::Service, &name) {
                 return Some(format!(

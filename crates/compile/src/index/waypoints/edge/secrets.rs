@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_api::Secret;
+use l7::TrafficPolicy;
+use l7::backend::{BackendRule, Roots, TlsMode};
 use l7::listener::Certificate;
 use manifest::{Kind, Labels, NamespacedName, ObjectKey};
 
@@ -60,10 +62,50 @@ impl Index {
             });
             named.extend(secrets.map(|secret| NamespacedName::new(&gateway.namespace, secret)));
         }
+        let mut askers: BTreeSet<&Arc<str>> = BTreeSet::new();
+        askers.extend(
+            self.waypoints
+                .pods
+                .keys()
+                .map(|waypoint| &waypoint.namespace),
+        );
+        for (object, aged) in &self.waypoints.destination_rules {
+            let secrets = named_roots(&aged.compiled.rule);
+            let is_for = |namespace: &&&Arc<str>| {
+                object.namespace == ***namespace || aged.compiled.export.holds(namespace)
+            };
+            for namespace in askers.iter().filter(is_for) {
+                let secrets = secrets.iter();
+                named.extend(secrets.map(|secret| NamespacedName::new(namespace, secret)));
+            }
+        }
         let edge = &mut self.waypoints.edge;
         if *edge.named != named {
             edge.named = Arc::new(named);
         }
+    }
+
+    /// A rule with the roots that it names, as they are in the namespace of who uses it. One that is not there believes nobody.
+    pub(in crate::index::waypoints) fn rooted(
+        &self,
+        namespace: &Arc<str>,
+        rule: &Arc<BackendRule>,
+    ) -> Arc<BackendRule> {
+        if named_roots(rule).is_empty() {
+            return Arc::clone(rule);
+        }
+        let mut rule = Arc::clone(rule);
+        for policy in policies_mut(Arc::make_mut(&mut rule)) {
+            if let Some(TlsMode::Simple { roots, .. }) = &mut Arc::make_mut(policy).tls
+                && let Roots::Named(name) = &*roots
+            {
+                let name = NamespacedName::new(namespace, name);
+                let kept = self.waypoints.edge.secrets.get(&name);
+                let pem = kept.and_then(|kept| kept.roots.clone()).unwrap_or_default();
+                *roots = Roots::Given(pem.into());
+            }
+        }
+        rule
     }
 
     /// The roots of clients' certificates, from the first of these Secrets that has some.
@@ -102,6 +144,30 @@ impl Index {
             (None, None) => Some(format!("there is no Secret {secret}")),
         }
     }
+}
+
+/// The Secrets with roots that a rule names.
+fn named_roots(rule: &BackendRule) -> BTreeSet<Arc<str>> {
+    let of_subsets = rule.subsets.values();
+    let of_subsets = of_subsets.flat_map(|subset| subset.ports.values().chain([&subset.policy]));
+    let policies = rule.ports.values().chain([&rule.policy]).chain(of_subsets);
+    policies
+        .filter_map(|policy| match &policy.tls {
+            Some(TlsMode::Simple {
+                roots: Roots::Named(name),
+                ..
+            }) => Some(Arc::clone(name)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn policies_mut(rule: &mut BackendRule) -> impl Iterator<Item = &mut Arc<TrafficPolicy>> {
+    let of_subsets = rule.subsets.values_mut();
+    let of_subsets =
+        of_subsets.flat_map(|subset| subset.ports.values_mut().chain([&mut subset.policy]));
+    let own = rule.ports.values_mut().chain([&mut rule.policy]);
+    own.chain(of_subsets)
 }
 
 /// What a Secret holds: a certificate as `kubernetes.io/tls` has it, or as Istio also takes it, and roots of clients'.
