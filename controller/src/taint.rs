@@ -10,22 +10,20 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::source::kubernetes::Retry;
+use crate::source::kubernetes::patient;
 
 /// Does so for ever, for the installation in `namespace`.
 pub(crate) async fn take_off(client: Client, namespace: String) {
     let nodes: Api<Node> = Api::all(client.clone());
     let pods: Api<Pod> = Api::namespaced(client, &namespace);
     let of_agents = watcher::Config::default().labels(AGENTS);
-    let mut of_nodes =
-        pin!(watcher(nodes.clone(), watcher::Config::default()).backoff(Retry::default()));
-    let mut of_agents = pin!(watcher(pods, of_agents).backoff(Retry::default()));
+    let mut of_nodes = pin!(patient(watcher(nodes.clone(), watcher::Config::default())));
+    let mut of_agents = pin!(patient(watcher(pods, of_agents)));
     let mut known = Known::default();
     loop {
         let heard = tokio::select! {

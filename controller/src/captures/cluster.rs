@@ -8,7 +8,6 @@ use compile::index::Sandbox;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use sha2::{Digest, Sha256};
@@ -17,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{Write, Written};
 use crate::installation::Installation;
-use crate::source::kubernetes::Retry;
+use crate::source::kubernetes::{Retry, patient};
 
 /// The ConfigMaps of an installation.
 #[derive(Clone)]
@@ -59,7 +58,7 @@ impl Captures {
     /// Tells what is written, until nobody listens.
     pub async fn follow(self) {
         let config = watcher::Config::default().labels(&format!("{LABEL}={CAPTURED}"));
-        let stream = watcher(self.maps.clone(), config).backoff(Retry::default());
+        let stream = patient(watcher(self.maps.clone(), config));
         let mut stream = std::pin::pin!(stream);
         let mut known: BTreeSet<Arc<str>> = BTreeSet::new();
         let mut listed: BTreeSet<Arc<str>> = BTreeSet::new();
@@ -150,7 +149,7 @@ impl Captures {
                 }
                 Err(error) => {
                     warn!(node = &*write.node, %error, "cannot write down what a node holds; trying again");
-                    tokio::time::sleep(waits.next().unwrap_or_default()).await;
+                    tokio::time::sleep(waits.pause()).await;
                 }
             }
         }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use futures::StreamExt;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -15,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::objects::{MANAGED_BY, MANAGER, Made};
-use crate::source::kubernetes::{Retry, whole};
+use crate::source::kubernetes::{patient, whole};
 
 /// Kind, namespace and name.
 pub(super) type Key = (Made, String, String);
@@ -141,7 +140,7 @@ async fn follow(
 ) {
     let api: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &resource(made));
     let config = watcher::Config::default().labels(&format!("{MANAGED_BY}={MANAGER}"));
-    let stream = watcher(api, config).backoff(Retry::default());
+    let stream = patient(watcher(api, config));
     let mut stream = std::pin::pin!(stream);
     let mut listed = BTreeSet::new();
     let key = |object: &DynamicObject| {

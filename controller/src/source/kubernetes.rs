@@ -10,11 +10,9 @@ pub mod named;
 
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DynamicObject};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use manifest::Kind;
@@ -138,7 +136,7 @@ async fn settle(memory: &mut Memory, told: &mut mpsc::Receiver<(Kind, Told)>) {
 async fn follow(client: Client, kind: Kind, tell: mpsc::Sender<(Kind, Told)>) {
     let resource = resource(kind);
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let stream = watcher(api, watcher::Config::default()).backoff(Retry::default());
+    let stream = patient(watcher(api, watcher::Config::default()));
     let mut stream = std::pin::pin!(stream);
     let mut state = State::Unknown;
     while let Some(event) = stream.next().await {
@@ -315,6 +313,34 @@ pub(crate) fn resource(kind: Kind) -> ApiResource {
     }
 }
 
+/// What a watcher says, and after each error a pause before it asks again, which gets longer until something has come.
+///
+/// kube's own `backoff` takes any event for a success, also [`Event::Init`], which comes before each list: whatever cannot be
+/// listed, such as a kind that the cluster has not, would be asked for ten times a second for ever.
+pub(crate) fn patient<K>(
+    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
+where
+    K: Send,
+{
+    let start = (Box::pin(stream), Retry::default(), Duration::ZERO);
+    futures::stream::unfold(start, |(mut stream, mut retry, pause)| async move {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        let event = stream.next().await?;
+        let pause = match &event {
+            Ok(Event::Init) => Duration::ZERO,
+            Ok(_) => {
+                retry = Retry::default();
+                Duration::ZERO
+            }
+            Err(_) => retry.pause(),
+        };
+        Some((event, (stream, retry, pause)))
+    })
+}
+
 /// How long to wait before the server is asked again: 100 ms, twice as long each time, 5 s at most, and each time up to a
 /// quarter less, so that not all kinds ask at once.
 #[derive(Debug, Default)]
@@ -322,21 +348,13 @@ pub(crate) struct Retry {
     failures: u32,
 }
 
-impl Iterator for Retry {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+impl Retry {
+    pub(crate) fn pause(&mut self) -> Duration {
         let longest = FIRST_RETRY
             .saturating_mul(1 << self.failures.min(16))
             .min(LAST_RETRY);
         self.failures = self.failures.saturating_add(1);
-        Some(longest.mul_f64(rand::random_range(0.75..=1.0)))
-    }
-}
-
-impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.failures = 0;
+        longest.mul_f64(rand::random_range(0.75..=1.0))
     }
 }
 
@@ -350,17 +368,57 @@ const QUEUE: usize = 1024;
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
     fn the_server_is_asked_again_soon_and_never_seldom() {
         let mut retry = Retry::default();
-        let waits: Vec<Duration> = retry.by_ref().take(40).collect();
+        let waits: Vec<Duration> = (0..40).map(|_| retry.pause()).collect();
         assert!(waits[0] <= FIRST_RETRY, "{waits:?}");
         assert!(waits.iter().all(|wait| *wait <= LAST_RETRY), "{waits:?}");
         assert!(waits[39] >= LAST_RETRY.mul_f64(0.75), "{waits:?}");
-        retry.reset();
-        assert!(retry.next().is_some_and(|wait| wait <= FIRST_RETRY));
+    }
+
+    /// Counts how often a server is asked for pods in two seconds that answers each time as `answer` says.
+    async fn asked(answer: &'static str) -> usize {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let mut request = vec![0; 4096];
+                let _read = stream.read(&mut request).await;
+                let head = "Content-Type: application/json\r\nConnection: close";
+                let text = format!("HTTP/1.1 {answer}\r\n{head}\r\nContent-Length: 0\r\n\r\n");
+                let _written = stream.write_all(text.as_bytes()).await;
+            }
+        });
+        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        let pods: Api<DynamicObject> = Api::all_with(client, &resource(Kind::Pod));
+        let events = patient(watcher(pods, watcher::Config::default()));
+        let events = events.for_each(|_event| async {});
+        let _elapsed = tokio::time::timeout(Duration::from_secs(2), events).await;
+        count.load(Ordering::Relaxed)
+    }
+
+    /// Each attempt begins with an event that is no error. At once, after 100, 200, 400 and 800 ms, and 1.6 s: each pause up to a
+    /// quarter shorter. The client itself repeats a few times what was answered with 503. A pause that stayed at 100 ms would
+    /// make it 20.
+    #[tokio::test]
+    async fn what_cannot_be_listed_is_asked_for_less_and_less_often() {
+        for answer in ["403 Forbidden", "404 Not Found", "503 Service Unavailable"] {
+            let times = asked(answer).await;
+            assert!((1..=10).contains(&times), "{answer}: {times} times");
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use futures::StreamExt;
 use kube::Client;
 use kube::api::{Api, DynamicObject};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use manifest::{Kind, NamespacedName};
 use tokio::sync::{mpsc, watch};
@@ -15,7 +14,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::memory::Told;
-use super::{Retry, json, resource, whole};
+use super::{json, patient, resource, whole};
 
 /// Which Secrets are read, and of which something is known.
 #[derive(Debug)]
@@ -69,7 +68,7 @@ pub(super) async fn follow(
 async fn follow_one(client: Client, name: NamespacedName, tell: mpsc::Sender<(Kind, Told)>) {
     let api: Api<DynamicObject> = Api::namespaced_with(client, &name.namespace, &resource(KIND));
     let only = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
-    let stream = watcher(api, only).backoff(Retry::default());
+    let stream = patient(watcher(api, only));
     let mut stream = std::pin::pin!(stream);
     let mut listed = None;
     let mut failed = None;
