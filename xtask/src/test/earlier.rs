@@ -17,8 +17,9 @@ pub(super) struct Earlier {
     pub(super) images: Vec<PathBuf>,
 }
 
-/// Makes what is missing. The commit's sources are a work tree below `target/earlier`; what they are made of is taken from
-/// this checkout's builds, so only programs of ours are compiled. Afterwards cargo has those of this checkout to put back.
+/// Makes what is missing. The commit's sources are a work tree below `target/earlier`, and are built in a target directory that
+/// all earlier commits share. This checkout's would not do: cargo tells packages apart by their paths within a workspace, so
+/// that both versions of one would have the same place, and what build scripts have made of one would be taken for the other.
 ///
 /// # Errors
 /// There is no such commit here, or it cannot be built.
@@ -37,7 +38,7 @@ pub(super) fn make(commit: &str) -> Result<Earlier> {
         println!("to be compiled: the programs of {hash}, an earlier version");
         check_out(&root, &hash, &sources)?;
         compile(&root, &sources)?;
-        keep(&programs)?;
+        keep(&root, &programs)?;
     }
     Ok(Earlier {
         chart: sources.join("deploy/charts/keelson"),
@@ -62,17 +63,23 @@ fn check_out(root: &Path, hash: &str, to: &Path) -> Result<()> {
 
 fn compile(root: &Path, sources: &Path) -> Result<()> {
     let mut command = shell::cargo(&build::WITH_FEATURES_OF_TESTS)?;
+    for name in images::PROGRAMS {
+        command.args(["--bin", name]);
+    }
     command
-        .arg("--bins")
         .current_dir(sources)
-        .env("CARGO_TARGET_DIR", root.join("target"));
+        .env("CARGO_TARGET_DIR", target(root));
     shell::run(&mut command)
 }
 
-fn keep(to: &Path) -> Result<()> {
+fn target(root: &Path) -> PathBuf {
+    root.join("target/earlier/target")
+}
+
+fn keep(root: &Path, to: &Path) -> Result<()> {
     let partly = to.with_extension("partly");
     fs::create_dir_all(&partly).with_context(|| format!("making {}", partly.display()))?;
-    let built = build::programs(false)?;
+    let built = target(root).join("debug");
     for name in images::PROGRAMS {
         fs::copy(built.join(name), partly.join(name)).with_context(|| format!("keeping {name}"))?;
     }
