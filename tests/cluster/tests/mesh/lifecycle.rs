@@ -22,6 +22,43 @@ fn a_label_captures_running_pods_and_their_traffic_between_nodes_is_tls_until_it
     Ok(())
 }
 
+/// F2: what kubectl lists of namespaces by their label is what the mesh makes of them.
+#[test]
+fn the_membership_that_kubectl_lists_of_namespaces_is_that_of_their_pods() -> Result<()> {
+    let _mesh = Installed::install()?;
+    let wanted = [
+        ("listin", "enabled"),
+        ("listout", "disabled"),
+        ("listno", ""),
+    ];
+    let mut namespaces = Vec::new();
+    for (about, value) in wanted {
+        let namespace = Namespace::create(about)?;
+        if !value.is_empty() {
+            let label = format!("keelson.io/mesh={value}");
+            kubectl(&["label", "namespace", namespace.name(), &label])?;
+        }
+        namespace.apply(&[pod("client", None, CLIENT)])?;
+        namespaces.push((namespace, value));
+    }
+    let listed = kubectl(&["get", "namespaces", "-L", "keelson.io/mesh"])?;
+    let head = listed.lines().next().context("a head")?;
+    let head: Vec<&str> = head.split_whitespace().collect();
+    ensure!(head == ["NAME", "STATUS", "AGE", "MESH"], "{listed}");
+    for (namespace, value) in &namespaces {
+        let mut all = listed.lines().map(|line| line.split_whitespace());
+        let mut line = all
+            .find(|words| words.clone().next() == Some(namespace.name()))
+            .with_context(|| listed.clone())?;
+        ensure!(line.nth(3).unwrap_or_default() == *value, "{listed}");
+        namespace.wait_ready("client")?;
+        let rules = namespace.exec("client", "ip rule list")?;
+        let is_captured = rules.contains("fwmark");
+        ensure!(is_captured == (*value == "enabled"), "{value}: {rules}");
+    }
+    Ok(())
+}
+
 /// F5, A35: applied by kubectl, to running pods.
 #[test]
 #[ignore = "nightly"]
