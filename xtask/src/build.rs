@@ -46,6 +46,16 @@ pub(crate) fn for_tests() -> Result<()> {
     shell::run(shell::cargo(&WITH_FEATURES_OF_TESTS)?.arg("--bins"))
 }
 
+/// Builds with all optimisations what is measured, and the agents that are simulated for that: at once, so that what both are
+/// made of is compiled once.
+pub(crate) fn for_figures() -> Result<()> {
+    let mut command = shell::cargo(&["build", "--release"])?;
+    for package in PACKAGES.iter().chain(&["subscribers"]) {
+        command.args(["--package", package]);
+    }
+    shell::run(&mut command)
+}
+
 /// Builds the agent whose maps have another layout, beside the usual one, which a test lets it succeed. It has `--ebpf-log`
 /// too, for the tests of that. The usual one is to be built after it.
 pub(crate) fn next_layout_for_tests() -> Result<()> {

@@ -63,10 +63,7 @@ pub(crate) fn make(made: Made) -> Result<Vec<PathBuf>> {
         Made::Static => build(false)?,
         Made::AsBuilt => build::programs(false)?,
         Made::Release => {
-            build::run(&build::Args {
-                release: true,
-                ..build::Args::default()
-            })?;
+            build::for_figures()?;
             build::programs(true)?
         }
     };

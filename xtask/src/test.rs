@@ -6,6 +6,7 @@ mod needs;
 pub(crate) mod timed;
 
 use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,9 @@ pub(crate) struct Args {
     /// Arguments for the test programs, such as `--nocapture`.
     #[arg(last = true)]
     rest: Vec<String>,
+    /// Simulated agents, for figures.
+    #[arg(skip)]
+    subscribers: Option<PathBuf>,
 }
 
 impl Args {

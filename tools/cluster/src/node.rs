@@ -189,6 +189,8 @@ fn kubelet(cgroup: &str) -> Value {
         "resolvConf": format!("{CONFIG}/resolv.conf"),
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "protectKernelDefaults": true,
+        // As many pods of a test as nodes take by default, beside the cluster's and the mesh's own.
+        "maxPods": 130,
         // Images cannot be fetched again, and several nodes share a disk.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},

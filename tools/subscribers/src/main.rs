@@ -1,4 +1,5 @@
-//! Many subscriptions to one controller: started on a lab's node by `cargo xtask bench scale`.
+//! Many subscriptions to one controller: started on a lab's node by `cargo xtask bench scale`, and on a cluster's by
+//! `cargo xtask bench cluster`.
 
 mod subscribers;
 
@@ -19,12 +20,18 @@ struct Args {
     /// PEM file with the root of its certificate.
     #[arg(long)]
     controller_ca: PathBuf,
-    /// The controller's tokens; the first is left alone.
+    /// The name in its certificate, if it is not HOST.
+    #[arg(long)]
+    server_name: Option<String>,
+    /// The controller's tokens, lines of a token and its node; the first is left alone.
     #[arg(long)]
     tokens: PathBuf,
-    /// The manifest to change.
+    /// Pods that nodes report as captured, lines of node, namespace, name, uid and address.
     #[arg(long)]
-    change: PathBuf,
+    captured: Option<PathBuf>,
+    /// The manifest to change. Without it others change what they like until standard input ends.
+    #[arg(long)]
+    change: Option<PathBuf>,
     /// How many subscribe.
     #[arg(long)]
     subscribers: usize,
@@ -39,17 +46,21 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    let report = subscribers::run(&Plan {
+    let plan = Plan {
         controller: args.controller,
         controller_ca: args.controller_ca,
+        server_name: args.server_name,
         tokens: args.tokens,
+        captured: args.captured,
         change: args.change,
         subscribers: args.subscribers,
         changes: args.changes,
         addresses: args.addresses,
+    };
+    subscribers::run(&plan, |line| {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{line}")?;
+        Ok(out.flush()?)
     })
-    .await?;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, &report)?;
-    Ok(writeln!(out)?)
+    .await
 }

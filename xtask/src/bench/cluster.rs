@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 
+use crate::build;
 use crate::images::Made;
 use crate::shell::{self, is_root};
 use crate::test;
@@ -9,6 +10,9 @@ use crate::test;
 /// Which programs are measured.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Only figures of tests whose name contains one of these, such as `figures::`, `live::` or `scale::`.
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
     /// As tests are built, which is faster made and slower.
     #[arg(long)]
     quick: bool,
@@ -24,7 +28,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     } else {
         Made::Release
     };
-    let figures = test::cluster::figures(made)?;
+    let subscribers = build::programs(!args.quick)?.join("keelson-bench-subscribers");
+    let figures = test::cluster::figures(made, &args.filters, &subscribers)?;
     shell::heading("What was promised and what was measured");
     println!("| measure | at least | aim | measured |\n|---|---|---|---|");
     for figure in figures {

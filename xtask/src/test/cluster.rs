@@ -55,7 +55,6 @@ pub(super) fn run(args: &Args) -> Result<()> {
     };
     clock.tell("Kubernetes is compiled");
     setup::run(&setup::Args::default())?;
-    // Before ours: cargo has one place for both.
     let earlier = match args.nightly {
         true => Some(earlier::make(&args.earlier)?),
         false => None,
@@ -98,11 +97,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
     tested.map(drop)
 }
 
-/// Runs the tests that print figures on a cluster of their own, and returns what they have printed.
+/// Runs the tests that print figures on a cluster of their own, those whose name contains one of `filters` or all, and returns
+/// what they have printed. `subscribers` are simulated agents.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn figures(made: Made) -> Result<Vec<String>> {
+pub(crate) fn figures(made: Made, filters: &[String], subscribers: &Path) -> Result<Vec<String>> {
     let id = Id {
         id: "bench".to_owned(),
     };
@@ -120,7 +120,11 @@ pub(crate) fn figures(made: Made) -> Result<Vec<String>> {
     let images = images::make(made)?;
     let up = command::put_up(&place, &options)?;
     let args = Args {
-        filters: ["figures::", "live::"].map(str::to_owned).to_vec(),
+        filters: match filters {
+            [] => ["figures::", "live::", SCALE].map(str::to_owned).to_vec(),
+            some => some.to_vec(),
+        },
+        subscribers: Some(subscribers.to_owned()),
         rest: ["--include-ignored", "--nocapture", "--test-threads=1"]
             .map(str::to_owned)
             .to_vec(),
@@ -145,6 +149,9 @@ impl Clock {
         self.0 = Instant::now();
     }
 }
+
+/// A figure whose cluster has ten thousand pods; no test otherwise.
+const SCALE: &str = "scale::";
 
 fn load(standing: &cluster::Standing, images: &[PathBuf]) -> Result<()> {
     images.iter().try_for_each(|image| standing.load(image))
@@ -208,7 +215,10 @@ fn once(
         if args.conformance && !words.iter().any(|word| word == "--exact") {
             command.args(["--ignored", "conformance::"]);
         } else if args.nightly {
-            command.arg("--include-ignored");
+            command.args(["--include-ignored", "--skip", SCALE]);
+        }
+        if let Some(subscribers) = &args.subscribers {
+            command.env("KEELSON_SUBSCRIBERS", subscribers);
         }
         if let Some(earlier) = earlier {
             command.env("KEELSON_EARLIER_CHART", &earlier.chart);

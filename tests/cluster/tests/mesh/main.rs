@@ -25,6 +25,7 @@ mod rendered;
 mod replicas;
 mod rights;
 mod root;
+mod scale;
 mod skew;
 mod taint;
 mod trouble;

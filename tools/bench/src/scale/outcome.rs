@@ -27,6 +27,15 @@ pub struct Report {
     pub changes: usize,
 }
 
+/// What came to all subscribers together while others changed objects, as their program writes it (JSON).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pushed {
+    /// Responses of the controller.
+    pub responses: u64,
+    /// Workloads and services in them.
+    pub addresses: u64,
+}
+
 /// One cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
