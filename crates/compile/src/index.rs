@@ -9,6 +9,7 @@ mod entries;
 mod flush;
 mod held;
 pub mod holdings;
+mod marks;
 mod mesh;
 mod network_policy;
 pub mod peer_authentication;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
+use manifest::NamespacedName;
 
 use crate::resource::Resource;
 
@@ -29,6 +30,19 @@ pub struct Snapshot {
     pub mesh_namespaces: OrdSet<Arc<str>>,
     /// By node, the pods that are to be captured and that no node says it has captured. For people only.
     pub unreported: OrdMap<Arc<str>, OrdSet<Arc<str>>>,
+    /// By resource name, the pods whose objects do not say what their nodes say of their capture.
+    pub marks: OrdMap<Arc<str>, Mark>,
+}
+
+/// How a pod's object is to be marked for another control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The pod.
+    pub pod: NamespacedName,
+    /// Its `metadata.uid`.
+    pub uid: String,
+    /// Whether its node holds it captured.
+    pub captured: bool,
 }
 
 /// What a waypoint is told. `keelson.l7.v1`, each.

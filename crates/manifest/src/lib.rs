@@ -25,5 +25,5 @@ pub use object::{
     Authorship, BrokenPolicy, Kind, Labels, NamespacedName, Object, ObjectKey, ObjectKind, Origin,
     PolicyKind, Upsert,
 };
-pub use pod::{ContainerPort, OwnerType, POD_IPS, PodFacts, WEIGHT};
+pub use pod::{ContainerPort, OwnerType, POD_IPS, PodFacts, REDIRECTION, WEIGHT};
 pub use written::{Written, written};

@@ -207,8 +207,8 @@ fn cron_job(job: &str) -> Option<&str> {
 pub const POD_IPS: &str = "keelson.io/pod-ips";
 /// The pod's share of its Services' connections, beside those of the other endpoints; 1 if it is not said.
 pub const WEIGHT: &str = "keelson.io/weight";
-/// By which Istio's node agent says that it captured a pod.
-const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// By which Istio's node agent says that it captured a pod: `enabled`.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// The annotations that are kept.
 const DECIDING: &[&str] = &[
     WEIGHT,

@@ -116,7 +116,7 @@ impl Index {
         });
         let changed = set(&mut self.snapshot.addresses, uid, built);
         let announced = self.announce(uid, changed);
-        changed | announced | self.flush_unreported(uid)
+        changed | announced | self.flush_unreported(uid) | self.flush_mark(uid)
     }
 
     /// Follows what the snapshot says of a pod; `changed`: the next generation says it first.

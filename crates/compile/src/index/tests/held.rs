@@ -309,3 +309,50 @@ fn pods_that_nobody_reports_are_shown_with_their_nodes() {
     mesh.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
     assert!(shown(&mesh).is_empty());
 }
+
+/// Istio's control plane counts a pod as captured by its annotation.
+#[test]
+fn a_pods_object_is_to_say_what_its_node_says_and_nothing_before_that_has_spoken() {
+    let marks = |mesh: &Mesh| -> Vec<(String, bool)> {
+        let marks = mesh.index.snapshot().marks.values();
+        marks
+            .map(|mark| (mark.uid.clone(), mark.captured))
+            .collect()
+    };
+    let marked = |uid: &str| {
+        cart(&format!(
+            "uid: {uid}, annotations: {{keelson.io/pod-ips: 10.244.1.10, ambient.istio.io/redirection: enabled}}"
+        ))
+    };
+    let held = || word(&[sandbox("u1", &["10.244.1.10"])]);
+    // Another mesh's agent may have written it.
+    let mut mesh = Mesh::of(&format!("{SHOP}---\n{}", marked("u1")));
+    assert!(marks(&mesh).is_empty());
+    mesh.index.report("n1", word(&[]));
+    assert!(mesh.index.flush().resources);
+    assert_eq!(marks(&mesh), [("u1".to_owned(), false)]);
+    mesh.apply(&cart(&with_ip("u1")));
+    assert!(marks(&mesh).is_empty());
+    mesh.index.report("n1", held());
+    assert!(mesh.index.flush().resources);
+    assert_eq!(marks(&mesh), [("u1".to_owned(), true)]);
+    mesh.apply(&marked("u1"));
+    assert!(marks(&mesh).is_empty());
+    // Another pod of that name is not the one that is held.
+    mesh.apply(&cart("uid: u2"));
+    assert!(marks(&mesh).is_empty());
+    // A word that may leave something out takes nothing back.
+    mesh.apply(&marked("u1"));
+    let partial = Word {
+        partial: true,
+        ..word(&[])
+    };
+    mesh.index.report("n1", partial);
+    mesh.index.flush();
+    assert!(marks(&mesh).is_empty());
+    mesh.index.report("n1", word(&[]));
+    mesh.index.flush();
+    assert_eq!(marks(&mesh), [("u1".to_owned(), false)]);
+    mesh.remove(&cart(""));
+    assert!(marks(&mesh).is_empty());
+}

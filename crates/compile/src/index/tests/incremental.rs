@@ -236,6 +236,9 @@ fn said(index: &Index) -> BTreeMap<String, String> {
     for (node, pods) in &snapshot.unreported {
         said.insert(format!("unreported {node}"), format!("{pods:?}"));
     }
+    for (pod, mark) in &snapshot.marks {
+        said.insert(format!("mark {pod}"), format!("{mark:?}"));
+    }
     said
 }
 
