@@ -24,6 +24,7 @@ use tracing::info;
 
 use crate::captures::Captures;
 use crate::gateways::Keeper;
+use crate::marks;
 use crate::metrics::Metrics;
 use crate::options::{NetworkPolicies, Options};
 use crate::pages;
@@ -120,7 +121,8 @@ impl Prepared {
                 .same_node
                 .map_or(proto::agent::SameNode::Unsaid, Into::into),
             canary: None,
-            network_policies: options.network_policies == NetworkPolicies::Enforce,
+            network_policies: options.network_policies == NetworkPolicies::Enforce
+                && !options.captures_only,
         };
         let settings = options.settings.as_deref();
         let settings = settings
@@ -215,18 +217,20 @@ impl Prepared {
                         further.push(tokio::spawn(taken_off));
                     }
                 }
-                let (wanted, answered) = (watch::Sender::default(), watch::Sender::default());
-                let named = Named {
-                    wanted: wanted.subscribe(),
-                    answered: answered.clone(),
-                };
-                secrets = Some(Secrets {
-                    wanted,
-                    answered: answered.subscribe(),
-                });
-                let cluster = Cluster::new(client.clone(), &self.options.root_namespace)
-                    .with_secrets(named)
+                let mut cluster = Cluster::new(client.clone(), &self.options.root_namespace)
+                    .with_captures_only(self.options.captures_only)
                     .with_network_policies(self.mesh.network_policies);
+                if !self.options.captures_only {
+                    let (wanted, answered) = (watch::Sender::default(), watch::Sender::default());
+                    cluster = cluster.with_secrets(Named {
+                        wanted: wanted.subscribe(),
+                        answered: answered.clone(),
+                    });
+                    secrets = Some(Secrets {
+                        wanted,
+                        answered: answered.subscribe(),
+                    });
+                }
                 (tokio::spawn(cluster.run(send_batch)), Some(reviews))
             }
         };
@@ -260,6 +264,16 @@ impl Prepared {
         let taken = sync.taken();
         let sync = Arc::new(Mutex::new(sync));
 
+        if let Some((client, replica)) = written_by.take_if(|_| self.options.captures_only) {
+            let leads = watch::Sender::new(false);
+            let lease = status::Lease::new(client.clone(), &replica.namespace, &replica.name);
+            further.push(tokio::spawn(marks::keep(
+                client,
+                published.clone(),
+                leads.subscribe(),
+            )));
+            further.push(tokio::spawn(lease.run(leads)));
+        }
         if let Some((client, replica)) = written_by {
             let views = Views {
                 policies,
@@ -320,6 +334,7 @@ impl Prepared {
             cert_ttl: self.options.cert_ttl,
             status: sync,
             metrics,
+            captures_only: self.options.captures_only,
             stopping: stopping.clone(),
         };
         let server = serve::serve(listener, self.certificates, services);

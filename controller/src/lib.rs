@@ -9,6 +9,7 @@ pub mod captures;
 pub mod fuzzing;
 pub mod gateways;
 mod installation;
+mod marks;
 pub mod metrics;
 pub mod options;
 mod pages;

@@ -97,6 +97,11 @@ pub struct Options {
     #[arg(long, requires = "namespace")]
     pub startup_taint: bool,
 
+    /// Tell agents which pods of their nodes are to be captured, and nothing else: workloads, policies and certificates come
+    /// from an Istio control plane, for which captured pods are annotated (with --namespace). See --istiod of the agents
+    #[arg(long, requires = "namespace", conflicts_with_all = ["gateways", "admission"])]
+    pub captures_only: bool,
+
     /// How pods of gateways and waypoints are made, as JSON: image, controller (https://HOST:PORT) and audience, and if need be
     /// pullPolicy, pullSecrets, replicas, resources, log and logFormat. Without it none are made (with --namespace)
     #[arg(long, value_name = "JSON", requires = "namespace", value_parser = gateways)]

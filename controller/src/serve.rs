@@ -54,6 +54,8 @@ pub struct Services {
     pub status: Arc<Mutex<SyncStatus>>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Whether agents have another control plane, and are told nothing here but which pods are to be captured.
+    pub captures_only: bool,
     /// Ends discovery streams, which never end by themselves.
     pub stopping: CancellationToken,
 }
@@ -70,7 +72,8 @@ pub async fn serve(
     let stop = services.stopping.clone().cancelled_owned();
     let incoming = tls::incoming(listener, certificates, services.metrics.clone());
     let discovery = discovery::DiscoveryServer::new(services.clone());
-    let certificate = IstioCertificateServiceServer::new(ca::CertificateService::new(&services));
+    let certificate = (!services.captures_only)
+        .then(|| IstioCertificateServiceServer::new(ca::CertificateService::new(&services)));
     let node = NodeServiceServer::new(node::Reports::new(&services))
         .max_decoding_message_size(MAX_REQUEST);
     Server::builder()
@@ -79,7 +82,7 @@ pub async fn serve(
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .add_service(discovery)
-        .add_service(certificate)
+        .add_optional_service(certificate)
         .add_service(node)
         .serve_with_incoming_shutdown(incoming, stop)
         .await

@@ -75,6 +75,9 @@ async fn open(
     let request = Request::from_http(request);
     let (metadata, extensions) = (request.metadata(), request.extensions());
     let (node, viewer) = match caller(&*services.authenticator, metadata, extensions).await {
+        Ok(Subscriber::Node(node)) if services.captures_only => {
+            (Arc::clone(&node), Viewer::Captures(node))
+        }
         Ok(Subscriber::Node(node)) => (Arc::clone(&node), Viewer::Node(node)),
         Ok(Subscriber::Workload { node, identity }) => {
             if let Some(waypoint) = waypoint(&services, &identity) {

@@ -41,6 +41,8 @@ pub(super) enum Type {
 pub(super) enum Viewer {
     /// The agent of a node.
     Node(Arc<str>),
+    /// The same, of an agent that has workloads and policies from another control plane.
+    Captures(Arc<str>),
     /// A waypoint, `namespace/name`.
     Waypoint(Arc<str>),
 }
@@ -85,7 +87,7 @@ impl Type {
     /// What a viewer may see of this type.
     fn view(self, snapshot: &Snapshot, viewer: &Viewer) -> Resources {
         let waypoint = match viewer {
-            Viewer::Node(_) => None,
+            Viewer::Node(_) | Viewer::Captures(_) => None,
             Viewer::Waypoint(name) => snapshot.waypoints.get(name),
         };
         let of_waypoint = |resources: fn(&WaypointEntry) -> &Resources| {
@@ -146,7 +148,7 @@ impl Viewer {
     /// The node whose workloads are wanted unasked; a waypoint has none.
     fn node(&self) -> &str {
         match self {
-            Self::Node(node) => node,
+            Self::Node(node) | Self::Captures(node) => node,
             Self::Waypoint(_) => "",
         }
     }
@@ -154,6 +156,7 @@ impl Viewer {
     fn has(&self, kind: Type) -> bool {
         match self {
             Self::Node(_) => !kind.is_for_waypoints(),
+            Self::Captures(_) => kind == Type::NodePod,
             Self::Waypoint(_) => kind.is_for_waypoints(),
         }
     }
@@ -254,8 +257,8 @@ impl Stream {
     /// Everything up to this generation about workloads is known to the client. It is asked after [`Stream::next`]
     /// has nothing more to say.
     pub(super) fn knows(&self) -> u64 {
-        // A waypoint dials nobody past the agent of its node.
-        if matches!(self.viewer, Viewer::Waypoint(_)) {
+        // A waypoint dials nobody past the agent of its node, and of what another control plane says nothing is known here.
+        if !matches!(self.viewer, Viewer::Node(_)) {
             return u64::MAX;
         }
         let known = Type::OF_WORKLOADS

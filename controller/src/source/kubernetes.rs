@@ -51,6 +51,15 @@ impl Cluster {
         self
     }
 
+    /// Only what decides which pods are captured.
+    #[must_use]
+    pub fn with_captures_only(mut self, only: bool) -> Self {
+        if only {
+            self.kinds = CAPTURE_KINDS.to_vec();
+        }
+        self
+    }
+
     /// With `NetworkPolicy` objects, or without.
     #[must_use]
     pub fn with_network_policies(mut self, followed: bool) -> Self {
@@ -61,7 +70,10 @@ impl Cluster {
     }
 }
 
-/// The kinds that are followed always. Nothing is compiled from service accounts.
+/// The kinds that say which pods are captured.
+const CAPTURE_KINDS: [Kind; 3] = [Kind::Namespace, Kind::Node, Kind::Pod];
+
+/// The kinds that are followed else. Nothing is compiled from service accounts.
 const KINDS: [Kind; 17] = [
     Kind::Namespace,
     Kind::Node,
