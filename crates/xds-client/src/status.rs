@@ -45,6 +45,28 @@ impl Status {
         }
     }
 
+    /// The state of two clients with different types, for who looks at them as one.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let either = |one: &Option<String>, other: &Option<String>| {
+            let said: Vec<&str> = [one, other]
+                .into_iter()
+                .flatten()
+                .map(String::as_str)
+                .collect();
+            (!said.is_empty()).then(|| said.join("; "))
+        };
+        let mut types = self.types.clone();
+        types.extend(other.types.clone());
+        Self {
+            connected: self.connected && other.connected,
+            streams: self.streams + other.streams,
+            last_error: either(&self.last_error, &other.last_error),
+            snapshot_error: either(&self.snapshot_error, &other.snapshot_error),
+            types,
+        }
+    }
+
     /// Whether the controller has answered for every type.
     #[must_use]
     pub fn synced(&self) -> bool {

@@ -467,3 +467,45 @@ async fn stopping_without_any_configuration_leaves_the_disk_alone() {
     })
     .await;
 }
+
+/// Under Istio's control plane our own types have a stream of their own: it ends streams that ask for what it does not know.
+#[tokio::test]
+async fn a_stream_that_is_refused_again_and_again_never_ends_the_one_beside_it() {
+    local(async {
+        let (istios, mut refusing) = site().await;
+        let (own, mut serving) = site().await;
+        let mut good = Agent::start_with(&own, |config| config.types = vec![A.to_owned()]);
+        let mut stream = serving.stream().await;
+        let asked = stream.request().await;
+        assert_eq!(asked.type_url, A);
+        let mut bad = Agent::start_with(&istios, |config| config.types = vec![B.to_owned()]);
+        for round in 0..3 {
+            let mut refused = refusing.stream().await;
+            assert_eq!(refused.request().await.type_url, B);
+            refused
+                .fail(Refusal::invalid_argument("no such type"))
+                .await;
+            bad.until(|status| status.last_error.is_some()).await;
+            let nonce = round.to_string();
+            stream
+                .send(response(A, &nonce, &[&format!("x={round}")], &[]))
+                .await;
+            assert_eq!(stream.request().await.response_nonce, nonce);
+        }
+        let status = good.until(|status| status.types[A].acked == 3).await;
+        assert_eq!((status.streams, status.connected), (1, true));
+        let both = status.and(&bad.status.borrow());
+        assert!(!both.connected && !both.synced() && both.types.len() == 2);
+        assert!(both.last_error.unwrap().contains("no such type"));
+        // The other way round: it is let in when it has what it asks for.
+        let mut again = refusing.stream().await;
+        again.request().await;
+        drop(stream);
+        drop(serving);
+        good.until(|status| !status.connected).await;
+        again.send(response(B, "n", &["y=1"], &[])).await;
+        let status = bad.until(|status| status.types[B].acked == 1).await;
+        assert!(status.connected);
+    })
+    .await;
+}
