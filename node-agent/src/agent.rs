@@ -14,6 +14,7 @@ mod follow;
 mod in_charge;
 mod known;
 mod leave;
+mod planes;
 pub mod plugin;
 mod prepared;
 pub mod presence;

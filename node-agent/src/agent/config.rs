@@ -1,6 +1,11 @@
 //! What the agent is told on its command line, checked before anything is touched.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, CommandFactory, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
@@ -129,6 +134,38 @@ pub struct RunArgs {
     /// File with the token that proves to the controller which node this is; read anew at each use.
     #[arg(long)]
     pub token_file: PathBuf,
+    /// Istio's control plane, as https://istiod.istio-system.svc:15012. Workloads, services, policies and certificates are
+    /// its then, and the controller, started with --captures-only, says which pods are to be captured.
+    #[arg(long, value_name = "URL", requires_all = ["istiod_root", "istiod_token_file"])]
+    pub istiod: Option<String>,
+    /// PEM file with the root that its certificate ends in, as of the ConfigMap istio-ca-root-cert; read anew at each connection.
+    #[arg(long, value_name = "FILE", requires = "istiod")]
+    pub istiod_root: Option<PathBuf>,
+    /// File with the token that proves to it which node this is, for its audience (istio-ca) and bound to this agent's pod;
+    /// read anew at each use.
+    #[arg(long, value_name = "FILE", requires = "istiod")]
+    pub istiod_token_file: Option<PathBuf>,
+    /// Who signs certificates, where it is not istiod itself, as https://HOST:PORT with a certificate of the same root.
+    #[arg(long, value_name = "URL", requires = "istiod")]
+    pub istiod_ca: Option<String>,
+    /// Name of this cluster in the names of workloads, and of the control plane's callers.
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// The DNS suffix of Services.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Name of this agent's pod, as control planes show it; node-agent-NODE if it is not said.
+    #[arg(long, env = "POD_NAME", default_value = "")]
+    pub pod_name: String,
+    /// Namespace of this agent's pod. Istio's control plane holds it against the token.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "keelson-system")]
+    pub pod_namespace: String,
+    /// Address of this agent's pod, which is the node's.
+    #[arg(long, env = "POD_IP", default_value = "127.0.0.1")]
+    pub pod_ip: IpAddr,
+    /// Lifetime of certificates that is asked for; who signs may give less.
+    #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
+    pub certificate_life: Duration,
     /// Where the last good configuration is kept; the agent starts from it while the controller is away.
     #[arg(long, default_value = "/var/lib/keelson")]
     pub state_dir: PathBuf,

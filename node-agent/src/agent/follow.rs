@@ -1,6 +1,6 @@
 //! Tasks of the control thread that pass on what changes.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use proto::agent::{CapturedPod, NodeReport};
 use runtime::admin::Condition;
@@ -23,7 +23,9 @@ const REPORT_RETRY: Duration = Duration::from_millis(500);
 /// A successor that does not hear of the controller for this long works with the last good configuration.
 const CONTROLLER_WAIT: Duration = Duration::from_secs(5);
 
-pub(super) struct ToMesh(pub(super) Writer);
+/// What all streams say goes into one mesh.
+#[derive(Clone)]
+pub(super) struct ToMesh(pub(super) Rc<RefCell<Writer>>);
 
 impl Handler for ToMesh {
     fn apply(
@@ -36,7 +38,7 @@ impl Handler for ToMesh {
             name: &resource.name,
             bytes: &resource.bytes,
         });
-        let rejected = self.0.apply(type_url, resources, &removed);
+        let rejected = self.0.borrow_mut().apply(type_url, resources, &removed);
         rejected
             .into_iter()
             .map(|(name, reason)| Rejection { name, reason })
@@ -51,11 +53,20 @@ pub(super) async fn until(mut stopped: watch::Receiver<bool>) {
 
 /// A pod is captured only after the configuration that says so is on disk: an agent that ends without
 /// warning has a successor that knows every captured pod. Where nothing can be kept, the client says so.
+///
+/// Where `elsewhere` workloads and policies come by another stream, nothing is captured before that has answered, or has
+/// something from disk: to a pod of which nothing is known everything would be refused.
 pub(super) async fn follow_wanted(
     mut wanted: watch::Receiver<Arc<crate::mesh::WantedPods>>,
+    elsewhere: Option<watch::Receiver<Status>>,
     kept: Flusher,
     enrol: EnrolHandle,
 ) {
+    if let Some(mut elsewhere) = elsewhere
+        && elsewhere.wait_for(Status::has_configuration).await.is_err()
+    {
+        return;
+    }
     while wanted.changed().await.is_ok() {
         let pods = Arc::clone(&wanted.borrow_and_update());
         kept.flush().await;

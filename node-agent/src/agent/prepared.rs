@@ -6,15 +6,16 @@ use anyhow::Context;
 use runtime::{admin::Readiness, metrics::Metrics, threads};
 use telemetry::ConnectionMetrics;
 use tokio::sync::{oneshot, watch};
-use xds_client::{Client, Controller, NodeClient};
+use xds_client::NodeClient;
 
 use super::{
     Core,
     config::{Framing, Records, RunArgs},
-    follow::{ToMesh, follow_configuration, follow_policy, follow_wanted, report_captured, until},
+    follow::{follow_configuration, follow_policy, follow_wanted, report_captured},
     in_charge::{Doors, InCharge},
     known,
-    setup::{certificates, client_config, enrol_config, place, worker_count},
+    planes::Planes,
+    setup::{certificates, enrol_config, place, worker_count},
     unservable::Unservable,
     vital,
 };
@@ -48,8 +49,9 @@ impl Prepared {
     pub(super) fn assemble(args: &RunArgs, own: Who, descriptors: u64) -> anyhow::Result<Self> {
         let metrics = Metrics::new();
         let readiness = Readiness::new();
-        let controller = Controller::new(&args.controller, &args.controller_ca, &args.token_file);
-        let certs = certificates(&controller, &args.runtime_dir)?;
+        let planes = Planes::of(args)?;
+        let authority = planes.authority();
+        let certs = certificates(authority, args.certificate_life, &args.runtime_dir)?;
         let workers = worker_count(args);
         let kernel = Kernel::load(place(args, workers, own.beats))
             .map_err(|error| Unservable(format!("{:#}", anyhow::Error::from(error))))?;
@@ -115,14 +117,17 @@ impl Prepared {
             direct: direct.clone(),
             commands,
         });
-        let client = Client::new(client_config(args, controller.clone()));
-        let status = client.status();
-        let kept = client.flusher();
+        let subscriptions = planes.subscriptions(args);
+        let (status, own_status) = (subscriptions.status(), subscriptions.own_status());
+        let kept = subscriptions.flusher();
+        let elsewhere = subscriptions.istios_status();
         let (stop, stopped) = watch::channel(false);
         let writer = Writer::new(Arc::clone(&mesh)).telling(Arc::clone(&native));
-        let to_mesh = ToMesh(writer);
-        let subscription = vital("configuration", client.run(to_mesh, until(stopped)));
-        let following = vital("wanted", follow_wanted(mesh.wanted(), kept, enrol.clone()));
+        let subscription = vital("configuration", subscriptions.run(writer, stopped));
+        let following = vital(
+            "wanted",
+            follow_wanted(mesh.wanted(), elsewhere, kept, enrol.clone()),
+        );
         vital(
             "policy",
             follow_policy(mesh.changes(), workers.clone(), direct.clone()),
@@ -130,12 +135,12 @@ impl Prepared {
         let (reporting, reports) = watch::channel(true);
         let (namespaces, told) = watch::channel(None);
         let report = report_captured(
-            NodeClient::new(controller),
+            NodeClient::new(planes.controller),
             args.node.clone(),
             args.abi_version,
             ends.captured,
             reports,
-            status.clone(),
+            own_status,
             namespaces,
         );
         vital("report", report);

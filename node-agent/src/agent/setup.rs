@@ -1,18 +1,12 @@
 //! The parts of the agent made from its command line.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use abi::MAX_WORKERS;
 use anyhow::Context;
-use proto::type_url;
 use runtime::admin::Condition;
 use tls::{RotationPolicy, SvidStore, persist::PrivateDir};
-use xds_client::{CaClient, Controller, NodeInfo};
+use xds_client::{CaClient, Controller};
 
 use crate::{
     agent::config::RunArgs,
@@ -20,10 +14,8 @@ use crate::{
     enrol::EnrolConfig,
 };
 
-/// Lifetime asked of the CA; it may give less.
-const CERTIFICATE_TTL: Duration = Duration::from_hours(24);
 /// A controller that is back is found again within this time.
-const RECONNECT_AT_MOST: Duration = Duration::from_secs(5);
+pub(super) const RECONNECT_AT_MOST: Duration = Duration::from_secs(5);
 /// One pod may have one part in so many of the room for listening ports.
 const PORT_SHARES: u32 = 64;
 /// Even if there is little room.
@@ -32,10 +24,11 @@ const PORTS_AT_LEAST: u32 = 16;
 pub(super) const DESCRIPTORS: u64 = 1 << 20;
 
 pub(super) fn certificates(
-    controller: &Controller,
+    authority: &Controller,
+    life: Duration,
     runtime_dir: &Path,
 ) -> anyhow::Result<SvidStore> {
-    let source = CaClient::new(controller.clone(), CERTIFICATE_TTL);
+    let source = CaClient::new(authority.clone(), life);
     let keys = PrivateDir::open(runtime_dir.join("keys")).context("--runtime-dir")?;
     Ok(
         SvidStore::builder(Arc::new(source), RotationPolicy::default())
@@ -102,26 +95,4 @@ pub(super) fn enrol_config(args: &RunArgs, known: Condition) -> EnrolConfig {
         audit_interval: args.audit_interval,
         known,
     }
-}
-
-pub(super) fn client_config(args: &RunArgs, controller: Controller) -> xds_client::Config {
-    let node = NodeInfo {
-        node: args.node.clone(),
-        ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        pod: format!("node-agent-{}", args.node),
-        namespace: "keelson-system".to_owned(),
-        cluster_domain: "cluster.local".to_owned(),
-        metadata: std::collections::BTreeMap::new(),
-    };
-    let types = [
-        type_url::AUTHORIZATION,
-        type_url::ADDRESS,
-        type_url::NODE_POD,
-        type_url::ANNOUNCED,
-    ]
-    .map(str::to_owned);
-    let mut config = xds_client::Config::new(controller, node, types.to_vec());
-    config.backoff.max = RECONNECT_AT_MOST;
-    config.snapshot = Some(args.state_dir.join("configuration.snapshot"));
-    config
 }
