@@ -331,6 +331,46 @@ mod tests {
         vec![values(&[]).unwrap(), values(&[all]).unwrap()]
     }
 
+    /// Istio's control plane has policies, certificates, gateways and admission; ours has no right that these would need.
+    #[test]
+    fn beside_istiod_there_is_nothing_that_is_istiods() {
+        let given = json!({"istiod": {"enabled": true}});
+        let objects = objects(&release(), &values(&[given]).unwrap()).unwrap();
+        let of_kind = |kind: &str| -> Vec<&Value> {
+            let of_kind = objects.iter().filter(|object| object["kind"] == kind);
+            of_kind.collect()
+        };
+        assert!(of_kind("ValidatingWebhookConfiguration").is_empty());
+        let roles = of_kind("ClusterRole");
+        let rights: Vec<String> = roles
+            .iter()
+            .filter(|role| role["metadata"]["name"] == "keelson-controller-mesh-system")
+            .flat_map(|role| role["rules"].as_array().unwrap())
+            .map(|rule| format!("{} {}", rule["resources"], rule["verbs"]))
+            .collect();
+        assert_eq!(
+            rights,
+            [
+                r#"["namespaces","nodes","pods"] ["list","watch"]"#,
+                r#"["pods/status"] ["patch"]"#,
+                r#"["tokenreviews"] ["create"]"#
+            ]
+        );
+        assert_eq!(roles.len(), 2, "and that of agents");
+        let words = |kind: &str| {
+            let containers = &of_kind(kind)[0]["spec"]["template"]["spec"]["containers"];
+            containers[0]["command"].to_string()
+        };
+        let controller = words("Deployment");
+        assert!(controller.contains("--captures-only"), "{controller}");
+        for istiods in ["--admission", "--gateways"] {
+            assert!(!controller.contains(istiods), "{controller}");
+        }
+        let agent = words("DaemonSet");
+        assert!(agent.contains("--istiod=https://istiod.istio-system.svc:15012"));
+        assert!(!agent.contains("--istiod-ca="), "{agent}");
+    }
+
     #[test]
     fn values_that_were_given_are_noted_as_they_were_given() {
         let given = [

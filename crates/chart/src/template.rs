@@ -2,7 +2,7 @@
 //!
 //! - `{{ .Values.a.b }}`, `{{ .Release.Name }}`, `{{ .Release.Namespace }}`: a string, as it is;
 //! - `{{ toJson .Values.a }}`: any value as JSON, which YAML understands;
-//! - `{{ if .Values.a }}`, `{{ end }}`: left out where the value is empty;
+//! - `{{ if .Values.a }}`, `{{ end }}`: left out where the value is empty; `{{ if not .Values.a }}`: where it is not;
 //! - `{{-` and `-}}` take the white space before and after them away.
 
 use serde_json::Value;
@@ -93,6 +93,7 @@ fn act(action: &str, scope: &Scope<'_>, shown: bool) -> Result<Act, TemplateErro
     let words: Vec<&str> = action.split_whitespace().collect();
     match *words.as_slice() {
         ["end"] => Ok(Act::Close),
+        ["if", "not", name] => Ok(Act::Open(shown && is_empty(&find(name, scope)?))),
         ["if", name] => Ok(Act::Open(shown && !is_empty(&find(name, scope)?))),
         ["toJson", name] => Ok(Act::Print(if shown {
             to_json(&find(name, scope)?)
@@ -203,6 +204,10 @@ mod tests {
             (
                 "{{ if .Values.list }}x{{ if .Values.yes }}y{{ end }}{{ end }}z",
                 "z",
+            ),
+            (
+                "{{ if not .Values.list }}x{{ if not .Values.yes }}y{{ end }}{{ end }}z",
+                "xz",
             ),
             ("a \n {{- .Values.name -}} \n b", "aab"),
         ] {
