@@ -161,6 +161,9 @@ pub(crate) fn place(id: &Id) -> Result<Place> {
 pub(crate) fn build_for_tests(nightly: bool) -> Result<()> {
     let more = if nightly { &programs::OTHERS[..] } else { &[] };
     programs::build(&programs::KUBERNETES.iter().chain(more).collect::<Vec<_>>())?;
+    if nightly {
+        images::make_of_istiod()?;
+    }
     crds::fetch()
 }
 

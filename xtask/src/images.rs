@@ -30,6 +30,10 @@ pub(crate) struct Args {
     /// With all optimisations, for use.
     #[arg(long)]
     release: bool,
+    /// Of the programs as `cargo xtask build` has built them, with the libraries that they load: quick, for a cluster of this
+    /// machine.
+    #[arg(long, conflicts_with = "release")]
+    as_built: bool,
 }
 
 /// Which programs are in an image.
@@ -44,6 +48,10 @@ pub(crate) enum Made {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.as_built {
+        let programs = build::programs(false)?;
+        return write(args, &programs, Made::AsBuilt).map(drop);
+    }
     let programs = build(args.release)?;
     write(args, &programs, Made::Static).map(drop)
 }
@@ -58,6 +66,7 @@ pub(crate) fn make(made: Made) -> Result<Vec<PathBuf>> {
         registry: REGISTRY.to_owned(),
         tag: env!("CARGO_PKG_VERSION").to_owned(),
         release: false,
+        as_built: false,
     };
     let programs = match made {
         Made::Static => build(false)?,
@@ -80,6 +89,7 @@ pub(crate) fn make_of(programs: &Path, tag: &str, out: &Path) -> Result<Vec<Path
         registry: REGISTRY.to_owned(),
         tag: tag.to_owned(),
         release: false,
+        as_built: false,
     };
     write(&args, programs, Made::AsBuilt)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -59,6 +60,39 @@ pub(crate) fn make_of_conformance() -> Result<Vec<PathBuf>> {
         archives.push(write(&images, &last.replace(':', "-"), &image)?);
     }
     Ok(archives)
+}
+
+/// Makes the one of Istio's control plane, in `target/cluster/istiod`, with Istio's charts beside it. The test that installs it
+/// gives it to the nodes.
+///
+/// # Errors
+/// The program is missing, or Istio's charts are.
+pub(crate) fn make_of_istiod() -> Result<()> {
+    let directory = base()?.join("istiod");
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let istio = programs::module_directory(&programs::ISTIOD, "istio.io/istio")?;
+    let (charts, link) = (istio.join("manifests/charts"), directory.join("charts"));
+    if fs::read_link(&link).ok().as_ref() != Some(&charts) {
+        if link.is_symlink() {
+            fs::remove_file(&link)?;
+        }
+        symlink(&charts, &link).with_context(|| format!("making {}", link.display()))?;
+    }
+    let program = "/usr/local/bin/pilot-discovery";
+    let image = Image {
+        name: "keelson.io/istio/pilot:test".to_owned(),
+        entrypoint: vec![program.to_owned()],
+        user: "1337:1337".to_owned(),
+        entries: vec![
+            file(program, &base()?.join("bin/pilot-discovery")),
+            Entry::Directory {
+                path: "/tmp".to_owned(),
+                mode: 0o1777,
+            },
+        ],
+        ..Image::default()
+    };
+    write(&directory, "istiod", &image).map(drop)
 }
 
 /// The images that the manifests below a directory name.

@@ -46,7 +46,7 @@ pub(crate) const KUBERNETES: [Module; 2] = [
 ];
 
 /// What some clusters and tests need.
-pub(crate) const OTHERS: [Module; 4] = [KUBE_ROUTER, HELM, CONFORMANCE, ECHO];
+pub(crate) const OTHERS: [Module; 5] = [KUBE_ROUTER, HELM, CONFORMANCE, ECHO, ISTIOD];
 
 /// Enforces NetworkPolicy.
 pub(crate) const KUBE_ROUTER: Module = Module {
@@ -86,6 +86,16 @@ pub(crate) const ECHO: Module = Module {
         ("echo-client", "istio.io/istio/pkg/test/echo/cmd/client"),
     ],
     takes: "1 minute",
+};
+
+/// Istio's control plane, whose agents are ours in one test.
+pub(crate) const ISTIOD: Module = Module {
+    directory: "istiod",
+    programs: &[(
+        "pilot-discovery",
+        "istio.io/istio/pilot/cmd/pilot-discovery",
+    )],
+    takes: "5 minutes",
 };
 
 /// Stands for a package where the program is the test in the module's own directory.
