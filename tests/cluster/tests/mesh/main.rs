@@ -15,6 +15,7 @@ mod figures;
 mod gateway;
 mod hostile;
 mod installed;
+mod istiod;
 mod kinds;
 mod lifecycle;
 mod live;

@@ -25,6 +25,7 @@ fn the_chart_renders_as_helm_renders_it_and_helm_finds_nothing_to_complain_of() 
     let others = [
         json!({}),
         json!({"admission": {"enabled": false}, "controller": {"hostNetwork": true}}),
+        json!({"istiod": {"enabled": true, "caAddress": "https://csr:443"}}),
         json!({"criticalPodsQuota": true, "agent": {"raiseFileLimit": false, "startupTaint": true, "extraArgs": ["--a=<b>&c"]}}),
         json!({
             "image": {"registry": "example.org/a", "tag": "1.2.3-x", "pullSecrets": [{"name": "s"}]},
