@@ -523,7 +523,9 @@ fn a_large_response_to_a_waypoint_is_cut_into_parts() {
                 routes: resources,
                 ..WaypointEntry::default()
             };
-            snapshot.waypoints.insert("shop/waypoint".into(), entry);
+            snapshot
+                .waypoints
+                .insert("shop/waypoint".into(), Arc::new(entry));
         });
     };
     routes(&mut client, 0..10, "a");

@@ -525,7 +525,7 @@ mod tests {
         far.write_all(&head(kind, payload.len(), 1)).await.unwrap();
         far.write_all(payload).await.unwrap();
         far.flush().await.unwrap();
-        busy::has_moved();
+        let _earlier = busy::has_moved();
         let owner = LineOwner::of_nothing();
         let patience = Patience {
             carries: true,
