@@ -8,6 +8,7 @@ mod book;
 mod bookinfo;
 mod connections;
 mod doors;
+mod egress;
 mod locality;
 mod passing;
 mod sock_shop;

@@ -8,4 +8,5 @@ mod gateway;
 mod idle;
 mod led;
 mod routes;
+mod rules;
 mod table;
