@@ -16,6 +16,7 @@ use hickory_resolver::config::{
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use l7::{Endpoint, Resource, ResourceName, Store};
+use model::address::is_of_another;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
@@ -106,6 +107,8 @@ impl Names {
         name: &Arc<str>,
         mut addresses: Vec<IpAddr>,
     ) -> bool {
+        // Who owns a name may say that it leads to our own loopback.
+        addresses.retain(|address| is_of_another(*address));
         addresses.sort_unstable();
         addresses.dedup();
         addresses.truncate(MOST_ADDRESSES);

@@ -47,6 +47,15 @@ pub enum Family {
     V6,
 }
 
+/// Whether another host can have the address: whoever dials one of loopback reaches itself, and a proxy that is made to do so
+/// reaches what listens to its own node alone.
+#[must_use]
+pub fn is_of_another(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast() || ip.octets()[0] == 0);
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_broadcast)
+}
+
 impl NetworkAddress {
     /// A single address.
     pub fn single(network: impl Into<Arc<str>>, ip: IpAddr) -> Self {
@@ -111,6 +120,27 @@ mod tests {
         assert_eq!(address("fd00::1", Some(128)).range(), None);
         assert!(address("fd00::1", Some(32)).range().is_some());
         assert_eq!(address("10.0.0.1", Some(33)).range(), None);
+    }
+
+    #[test]
+    fn nobody_else_has_loopback() {
+        for (ip, is_of) in [
+            ("10.0.0.1", true),
+            ("fd00::1", true),
+            ("169.254.169.254", true),
+            ("127.0.0.1", false),
+            ("127.8.0.1", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("0.0.0.0", false),
+            ("0.1.2.3", false),
+            ("::", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("ff02::1", false),
+        ] {
+            assert_eq!(is_of_another(ip.parse().unwrap()), is_of, "{ip}");
+        }
     }
 
     #[test]

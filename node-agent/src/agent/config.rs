@@ -134,7 +134,7 @@ pub struct RunArgs {
     /// File with the token that proves to the controller which node this is; read anew at each use.
     #[arg(long)]
     pub token_file: PathBuf,
-    /// Istio's control plane, as https://istiod.istio-system.svc:15012. Workloads, services, policies and certificates are
+    /// Istio's control plane, as `https://istiod.istio-system.svc:15012`. Workloads, services, policies and certificates are
     /// its then, and the controller, started with --captures-only, says which pods are to be captured.
     #[arg(long, value_name = "URL", requires_all = ["istiod_root", "istiod_token_file"])]
     pub istiod: Option<String>,

@@ -71,6 +71,12 @@ fn endpoints_follow_what_their_name_leads_to() {
     assert!(names.learn(&mut store, &name, ips(&[2, 1, 2])));
     assert_eq!(members(&mut store), ["192.0.2.1:8080", "192.0.2.2:8080"]);
     assert!(!names.learn(&mut store, &name, ips(&[1, 2])), "no news");
+    let mut with_loopback = ips(&[1, 2]);
+    with_loopback.extend(["127.0.0.1", "::1", "0.0.0.0"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+    assert!(
+        !names.learn(&mut store, &name, with_loopback),
+        "nobody makes a waypoint dial itself"
+    );
     assert!(names.learn(&mut store, &name, ips(&[3])));
     assert_eq!(members(&mut store), ["192.0.2.3:8080"]);
     // Another endpoint of the same name is known at once.

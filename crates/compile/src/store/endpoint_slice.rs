@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_api::EndpointSlice;
 use l7::backend::Locality;
 use manifest::{Labels, NamespacedName};
+use model::address::is_of_another;
 
 /// What the mesh needs to know of a slice.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +101,8 @@ impl SliceFacts {
                     .addresses
                     .iter()
                     .filter_map(|ip| ip.parse().ok())
+                    // The API server takes none of loopback either.
+                    .filter(|ip| is_of_another(*ip))
                     .collect(),
                 pod: target.and_then(|target| {
                     let namespace = target.namespace.as_deref().unwrap_or(&key.namespace);

@@ -8,6 +8,7 @@ use k8s_api::ServiceEntry;
 use k8s_api::service_entry::{ServiceEntrySpec, WorkloadEntry};
 use l7::backend::Locality;
 use manifest::{Labels, NamespacedName, USE_WAYPOINT};
+use model::address::is_of_another;
 
 use super::service::{ServicePortFacts, TargetPort, waypoint_labels};
 use crate::index::authorization::Note;
@@ -237,6 +238,10 @@ fn addresses(spec: &ServiceEntrySpec, resolution: Resolution, notes: &mut Notes)
                 let message = "a range is supported with resolution NONE only";
                 notes.error(field, message);
             }
+            Some(range) if !is_of_another(range.addr()) => notes.error(
+                field,
+                format!("{text} is no other host's: whoever dials it reaches itself"),
+            ),
             Some(range) => read.push(range),
         }
     }
@@ -352,6 +357,11 @@ fn endpoint(
         }
     }
     let place = match (written.address.parse(), resolution) {
+        (Ok(address), _) if !is_of_another(address) => {
+            let message = format!("{address} is no other host's: whoever dials it reaches itself");
+            notes.error(format!("{field}.address"), message);
+            return None;
+        }
         (Ok(address), _) => Place::Address(address),
         (Err(_), _) if written.address.is_empty() || written.address.contains([':', '/', '*']) => {
             let message = format!(

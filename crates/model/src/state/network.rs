@@ -153,9 +153,18 @@ impl Network {
     }
 
     pub(super) fn service(&self, ip: IpAddr, client: Option<&str>) -> Option<&Arc<Service>> {
-        best(self.services.get(&ip)?.iter(), client, |service| {
+        let there = self.services.get(&ip)?.iter();
+        let there = there.filter(|service| self.may_stand_for(ip, service, client));
+        best(there, client, |service| {
             (is_of(service, client), service.canonical)
         })
+    }
+
+    /// Whoever writes a service by hand may give it any address. What others dial that is another namespace's workload
+    /// stays what it is.
+    fn may_stand_for(&self, ip: IpAddr, service: &Service, client: Option<&str>) -> bool {
+        let is_foreign = |workload: &Arc<Workload>| workload.namespace != service.namespace;
+        service.canonical || is_of(service, client) || !self.workload(ip).is_some_and(is_foreign)
     }
 
     pub(super) fn service_by_range(

@@ -202,6 +202,38 @@ fn a_shared_vip_is_that_of_the_clients_namespace_first_then_the_canonical_one() 
     }
 }
 
+/// Whoever may write a service by hand in one namespace takes nothing that others dial of another namespace's workload.
+#[test]
+fn a_service_by_hand_stands_for_no_address_of_a_foreign_workload() {
+    let mut state = MeshState::default();
+    // `workload` makes those of namespace `shop`.
+    state.insert_workload(workload("cart", &["10.244.1.10"]));
+    let takes = |state: &MeshState, client| {
+        let found = state.service_by_exact_vip("", ip("10.244.1.10"), client);
+        found.map(|service| service.namespace.to_string())
+    };
+    state.insert_service(service("bank", "s", &[vip("10.244.1.10")]));
+    for client in [None, Some("shop"), Some("elsewhere")] {
+        assert_eq!(takes(&state, client), None, "{client:?}");
+    }
+    assert_eq!(
+        takes(&state, Some("bank")).as_deref(),
+        Some("bank"),
+        "its own"
+    );
+    // One of the workload's own namespace is what its writers mean.
+    state.insert_service(service("shop", "s", &[vip("10.244.1.10")]));
+    assert_eq!(takes(&state, Some("elsewhere")).as_deref(), Some("shop"));
+    // Where nobody is known to be it stands for it.
+    let nobody = service("bank", "t", &[vip("192.0.2.1")]);
+    state.insert_service(nobody);
+    assert!(
+        state
+            .service_by_exact_vip("", ip("192.0.2.1"), Some("shop"))
+            .is_some()
+    );
+}
+
 #[test]
 fn a_snapshot_does_not_see_later_changes() {
     let mut state = MeshState::default();

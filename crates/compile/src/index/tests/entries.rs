@@ -209,6 +209,19 @@ fn what_is_not_supported_is_refused_by_its_field() {
             "{hosts: [a.com], PORTS, resolution: STATIC, endpoints: [{address: b.com}]}",
             "spec.endpoints[0].address",
         ),
+        // Who dials it reaches itself.
+        (
+            "{hosts: [a.com], PORTS, resolution: STATIC, endpoints: [{address: 127.0.0.1}]}",
+            "spec.endpoints[0].address",
+        ),
+        (
+            "{hosts: [a.com], PORTS, resolution: STATIC, endpoints: [{address: '::ffff:127.0.0.1'}]}",
+            "spec.endpoints[0].address",
+        ),
+        (
+            "{hosts: [a.com], PORTS, resolution: DNS, addresses: [127.0.0.2]}",
+            "spec.addresses[0]",
+        ),
         (
             "{hosts: [a.com], PORTS, resolution: STATIC, endpoints: [{address: 'unix:///x'}]}",
             "spec.endpoints[0].address",
