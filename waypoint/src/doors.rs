@@ -130,7 +130,10 @@ async fn accept_at(worker: Rc<Worker>, listener: Rc<TcpListener>, service: Socke
 /// Serves a connection to a service, if it is known who has the client's address.
 fn take(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, service: SocketAddr) {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    let identity = worker.callers.borrow().get(&client.ip()).cloned();
+    // This pod has an identity too; what is made to dial itself does not call by it.
+    let own = stream.local_addr().map(|own| own.ip().to_canonical());
+    let known = worker.callers.borrow().get(&client.ip()).cloned();
+    let identity = known.filter(|_| own.is_ok_and(|own| own != client.ip()));
     let Some(identity) = identity else {
         tracing::debug!(%client, dialled = %service, "a direct connection of nobody that the agent has told of");
         return worker.shared.telemetry.refuse(Reason::CallerUnknown);

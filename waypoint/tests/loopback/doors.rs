@@ -9,7 +9,7 @@ use proto::convert::doors::{Callers, Doors, LONGEST};
 use proto::proxy_protocol::CONVERSATION;
 use runtime::frames::Frames;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use waypoint::Limits;
 
 use crate::support::{Client, Mesh, Server, VIP, exchange, get};
@@ -76,9 +76,16 @@ async fn shop(workers: usize) -> (Mesh, Server) {
     (mesh, server)
 }
 
+/// A connection from 127.0.0.2.
+async fn dial(door: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(([127, 0, 0, 2], 0).into())?;
+    socket.connect(door).await
+}
+
 /// The status of an answer to a new connection; none where it is closed or refused.
 async fn status(door: SocketAddr) -> Option<u16> {
-    let stream = TcpStream::connect(door).await.ok()?;
+    let stream = dial(door).await.ok()?;
     let answer = exchange(stream, b"GET / HTTP/1.0\r\nhost: cart\r\n\r\n").await;
     answer.split(' ').nth(1)?.parse().ok()
 }
@@ -99,7 +106,7 @@ async fn who_was_told_of_is_served_at_the_door_and_nobody_else() {
         mesh.page()
     );
     assert_eq!(
-        agent.tells(&[("127.0.0.1", "front")]).await,
+        agent.tells(&[("127.0.0.2", "front")]).await,
         door,
         "the door stays"
     );
@@ -113,12 +120,23 @@ async fn who_was_told_of_is_served_at_the_door_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_waypoint_that_is_made_to_dial_itself_is_nobody() {
+    let _turn = TURN.lock().await;
+    let (mesh, _server) = shop(1).await;
+    let mut agent = Agent::begin(&mesh).await;
+    let door = agent.tells(&[("127.0.0.1", "waypoint")]).await;
+    let stream = TcpStream::connect(door).await.unwrap();
+    let answer = exchange(stream, b"GET / HTTP/1.0\r\nhost: cart\r\n\r\n").await;
+    assert_eq!(answer, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_outlives_the_conversation_and_a_door_does_not() {
     let _turn = TURN.lock().await;
     let (mesh, _server) = shop(1).await;
     let mut agent = Agent::begin(&mesh).await;
-    let door = agent.tells(&[("127.0.0.1", "front")]).await;
-    let stream = TcpStream::connect(door).await.unwrap();
+    let door = agent.tells(&[("127.0.0.2", "front")]).await;
+    let stream = dial(door).await.unwrap();
     let mut client = Client::http1(stream).await;
     assert_eq!(client.send(get("/")).await.unwrap().status, 200);
     drop(agent);
@@ -131,7 +149,7 @@ async fn a_connection_outlives_the_conversation_and_a_door_does_not() {
     assert_eq!(client.send(get("/")).await.unwrap().status, 200);
     // Another agent begins anew.
     let mut agent = Agent::begin(&mesh).await;
-    let door = agent.tells(&[("127.0.0.1", "front")]).await;
+    let door = agent.tells(&[("127.0.0.2", "front")]).await;
     assert_eq!(status(door).await, Some(200));
 }
 
@@ -140,9 +158,9 @@ async fn the_later_of_two_conversations_counts() {
     let _turn = TURN.lock().await;
     let (mesh, _server) = shop(2).await;
     let mut old = Agent::begin(&mesh).await;
-    old.tells(&[("127.0.0.1", "front")]).await;
+    old.tells(&[("127.0.0.2", "front")]).await;
     let mut new = Agent::begin(&mesh).await;
-    let door = new.tells(&[("127.0.0.1", "back")]).await;
+    let door = new.tells(&[("127.0.0.2", "back")]).await;
     while old.hears().await.is_some() {}
     assert_eq!(
         status(door).await,
@@ -156,7 +174,7 @@ async fn a_waypoint_that_ends_has_nobody_led_to_it() {
     let _turn = TURN.lock().await;
     let (mesh, _server) = shop(1).await;
     let mut agent = Agent::begin(&mesh).await;
-    let door = agent.tells(&[("127.0.0.1", "front")]).await;
+    let door = agent.tells(&[("127.0.0.2", "front")]).await;
     let ending = tokio::spawn(mesh.finish(Duration::from_secs(5)));
     let doors = agent.hears().await.expect("it says so");
     assert!(doors.doors.is_empty(), "{doors:?}");
@@ -169,8 +187,8 @@ async fn what_makes_no_sense_ends_the_conversation() {
     let _turn = TURN.lock().await;
     let (mesh, _server) = shop(1).await;
     let mut agent = Agent::begin(&mesh).await;
-    agent.tells(&[("127.0.0.1", "front")]).await;
-    agent.says(1, &[("127.0.0.1", "back")]).await;
+    agent.tells(&[("127.0.0.2", "front")]).await;
+    agent.says(1, &[("127.0.0.2", "back")]).await;
     while agent.hears().await.is_some() {}
     let mut agent = Agent::begin(&mesh).await;
     let none = vec![0xff; 3];
