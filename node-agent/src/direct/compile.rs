@@ -72,7 +72,7 @@ pub struct ServiceTable {
 pub(super) struct Server<'a> {
     pub(super) pod: &'a LocalPod,
     pub(super) workload: &'a Workload,
-    ports: BTreeSet<u16>,
+    pub(super) ports: BTreeSet<u16>,
 }
 
 /// Compiles the tables for the captured pods of this node; `said` is what waypoints among them have said.

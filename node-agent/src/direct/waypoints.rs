@@ -15,6 +15,7 @@ use abi::{ANY_PORT, Addr, DirectVerdict, Endpoint, LED, Target, VerdictKey};
 use model::{
     Identity, MeshState, Workload, WorkloadUid,
     outbound::waypoint_of_service,
+    policy::Connection,
     service::Visibility,
     workload::{ApplicationProtocol, Health},
 };
@@ -108,7 +109,10 @@ pub(super) fn add(
             !client.addresses.is_empty() && client.addresses.iter().all(known)
         };
         let clients = pods.iter().filter(|client| {
-            client.id != server.pod.id && is_known(state, client) && knows(client)
+            client.id != server.pod.id
+                && is_known(state, client)
+                && knows(client)
+                && gets_there(state, client, server, said)
         });
         for client in clients {
             let key = VerdictKey {
@@ -136,6 +140,33 @@ pub(super) fn add(
             table.or_default().targets.push((target, 1));
         }
     }
+}
+
+/// Whether policy lets the client through to every door. The waypoint's own policies are not asked about what is behind it; but
+/// where a NetworkPolicy closes its other ports than 15008, the network's own enforcement would drop what the kernel leads to a
+/// door, and its client would wait. The agent's tunnel passes.
+fn gets_there(state: &MeshState, client: &LocalPod, server: &Server<'_>, said: &Said) -> bool {
+    let Some(door) = said.doors.values().next() else {
+        return false;
+    };
+    // A port that no policy names stands for all of them.
+    if server.ports.range(abi::WAYPOINT_PORTS.0..).next().is_some() {
+        return false;
+    }
+    let pairs = client.addresses.iter().flat_map(|source| {
+        let same = move |own: &&IpAddr| own.is_ipv4() == source.is_ipv4();
+        let own = server.pod.addresses.iter().filter(same);
+        own.map(move |own| (*source, *own))
+    });
+    pairs.into_iter().all(|(source_ip, destination_ip)| {
+        let connection = Connection {
+            source: Some(&client.identity),
+            source_ip,
+            destination_ip,
+            destination_port: *door,
+        };
+        state.authorize(server.workload, &connection).is_allow()
+    })
 }
 
 /// Whether whoever dials a service's address goes to this waypoint, and to no other one's pods.

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use abi::{ANY_PORT, Addr, DirectVerdict, Endpoint, LED, VerdictKey};
 use model::{
-    GatewayAddress, Identity, MeshState, NetworkAddress, Service, TrustDomain, Workload,
+    GatewayAddress, Identity, MeshState, NetworkAddress, PolicyKey, Service, TrustDomain, Workload,
     address::GatewayDestination,
+    policy::{Action, Clause, Match, Policy, Rule, Scope},
     service::{AppProtocol, ServiceKey, ServicePort},
     workload::{ApplicationProtocol, ApplicationTunnel, Health, PortMapping},
 };
@@ -209,4 +210,35 @@ fn a_waypoints_own_ports_are_the_agents_to_guard() {
     assert_eq!(said(WAYPOINT), Some(DirectVerdict::Agent));
     assert_eq!(said(TELLER), Some(DirectVerdict::Allow));
     assert_eq!(tables.verdicts.get(&key(TELLER, LED)), None);
+}
+
+/// A NetworkPolicy that opens 15008 alone is enforced by the network too, on the doors.
+#[test]
+fn whom_a_network_policy_keeps_from_the_doors_is_the_agents() {
+    let mut node = Node::new();
+    let key = PolicyKey::new("shop", "only-tunnels");
+    let refuses = |ports: &[u16]| Policy {
+        key: key.clone(),
+        scope: Scope::WorkloadSelector,
+        action: Action::Deny,
+        rules: vec![Rule {
+            clauses: vec![Clause {
+                matches: vec![Match {
+                    not_destination_ports: ports.to_vec(),
+                    ..Match::default()
+                }],
+            }],
+        }],
+        dry_run: false,
+        unenforceable: None,
+    };
+    node.state.insert_policy(refuses(&[15008]));
+    let own = node.state.workload("Kubernetes//Pod/shop/p1").unwrap();
+    let mut own = (**own).clone();
+    own.authorization_policies = vec![key.clone()];
+    node.state.insert_workload(own);
+    assert!(!node.may(FRONT), "the SYN to a door would be dropped");
+    // One that names a door is not looked into.
+    node.state.insert_policy(refuses(&[15008, 61_440]));
+    assert!(!node.may(FRONT));
 }
