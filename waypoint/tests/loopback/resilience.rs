@@ -1,5 +1,6 @@
 //! Timeouts, retries, limits, ejection, connections that are closed while idle, draining.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -164,6 +165,46 @@ async fn a_backend_that_closes_idle_connections_costs_no_request() {
         assert_eq!(answer.status, 200, "request {n}: {}", answer.body);
         if n % 3 == 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// Answers one request of each HTTP/2 connection, and then ends it: with GOAWAY before, or without a word.
+async fn http2_that_ends(says_so: bool) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                let (_, mut answering) = connection.accept().await.unwrap().unwrap();
+                answering.send_response(Response::new(()), true).unwrap();
+                if says_so {
+                    connection.graceful_shutdown();
+                }
+                // What is written goes out while it is polled.
+                let polled = tokio::time::timeout(Duration::from_millis(30), connection.accept());
+                drop(polled.await);
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_ends_its_http2_connections_is_connected_to_anew() {
+    for says_so in [true, false] {
+        let address = http2_that_ends(says_so).await;
+        let mut mesh = Mesh::new();
+        mesh.port(81, AppProtocol::Http2);
+        mesh.endpoint_of("a", "v1", address, 81);
+        let mut client = Client::http1(mesh.dial_to(81).await).await;
+        for n in 0..5 {
+            let asked = client.send(get("/"));
+            let answer = tokio::time::timeout(Duration::from_secs(5), asked).await;
+            let answer = answer.expect("an answer in time").unwrap();
+            assert_eq!(answer.status, 200, "request {n}: {}", answer.body);
+            tokio::time::sleep(Duration::from_millis(60)).await;
         }
     }
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
@@ -45,14 +46,16 @@ type Http2 = http2::Connection<TokioIo<Upstream>, Outgoing, LocalExecutor>;
 
 /// How many streams the endpoint lets a connection have now: asked of the connection, which hears of it while nobody
 /// polls what this module holds of it.
-pub(super) struct Allowed(Rc<RefCell<Pin<Box<Http2>>>>);
+pub(super) struct Allowed(Rc<RefCell<Option<Pin<Box<Http2>>>>>);
 
 impl Allowed {
     pub(super) fn streams(&self) -> usize {
         // Nobody asks while the connection is polled.
-        self.0.try_borrow().map_or(usize::MAX, |connection| {
-            connection.current_max_send_streams()
-        })
+        let Ok(connection) = self.0.try_borrow() else {
+            return usize::MAX;
+        };
+        let open = connection.as_ref();
+        open.map_or(0, |open| open.current_max_send_streams())
     }
 }
 
@@ -81,14 +84,20 @@ pub(super) async fn http2(
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| handshake(target, source))?;
-        let connection = Rc::new(RefCell::new(Box::pin(connection)));
+        let connection = Rc::new(RefCell::new(Some(Box::pin(connection))));
         let allowed = Allowed(Rc::clone(&connection));
         tokio::task::spawn_local(async move {
             let _held = held;
-            let driven = poll_fn(|cx| connection.borrow_mut().as_mut().poll(cx));
+            let driven = poll_fn(|cx| match connection.borrow_mut().as_mut() {
+                Some(open) => open.as_mut().poll(cx),
+                None => Poll::Ready(Ok(())),
+            });
             if let Err(error) = driven.await {
                 tracing::debug!(%error, "a connection to an endpoint broke");
             }
+            // Its senders hear of its end when it is dropped, and not before: what they are given until then waits for ever.
+            let ended = connection.borrow_mut().take();
+            drop(ended);
         });
         Ok((sender, allowed))
     })
