@@ -26,6 +26,7 @@ mod capture;
 mod cgroup;
 mod cluster;
 mod cni;
+mod ending;
 mod http;
 mod keep;
 mod kube_proxy;

@@ -7,6 +7,7 @@ mod fixture;
 mod gateway;
 mod idle;
 mod led;
+mod rolling;
 mod routes;
 mod rules;
 mod table;
