@@ -1,7 +1,7 @@
 //! Connections that the kernel leads to the waypoint of the client's node, past the agent.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,14 +15,21 @@ const TO_ALL: &str = "- route: [{destination: {host: cart}}]\n";
 
 /// Where the kernel led the last connection of a client on `n1` that has ended.
 fn led_to(lab: &Lab, client: &str) -> Option<SocketAddr> {
-    let waypoint = lab.pod("shop/waypoint-n1").ok()?.v4().ok()?;
+    led_by(lab, client, IpAddr::is_ipv4)
+}
+
+/// The same for one of the families.
+fn led_by(lab: &Lab, client: &str, family: fn(&IpAddr) -> bool) -> Option<SocketAddr> {
+    let waypoint = lab.pod("shop/waypoint-n1").ok()?;
+    let mut addresses = waypoint.ips().iter().copied();
+    let waypoint = addresses.find(family)?;
     let log = lab.agent_log("n1");
     let told = log.lines().rev().find_map(|line| {
         let is_meant = line.contains("direction=\"direct\"") || line.contains("direction=direct");
         let (_, rest) = line.split_once("dst.addr=")?;
         let to = rest.split_whitespace().next()?.trim_matches('"');
         let to: SocketAddr = to.parse().ok()?;
-        (is_meant && line.contains(client) && to.ip() == waypoint).then_some(to)
+        (is_meant && line.contains(client) && to.ip().to_canonical() == waypoint).then_some(to)
     })?;
     (told.port() >= 61_440).then_some(told)
 }
@@ -65,6 +72,36 @@ fn who_is_led_is_known_by_its_identity() -> Result<()> {
     })?;
     ensure!(led_to(lab, "shop/front").is_some());
     Ok(())
+}
+
+#[test]
+fn by_ipv6_a_client_is_led_to_the_waypoint_too() -> Result<()> {
+    let _turn = tests_lab::turn()?;
+    let lab = SHOP.lab()?;
+    led(lab)?;
+    let service = "apiVersion: v1
+kind: Service
+metadata: {name: cart6, namespace: shop}
+spec:
+  clusterIP: 'fd00:10:96::51'
+  clusterIPs: ['fd00:10:96::51']
+  ipFamilies: [IPv6]
+  selector: {app: cart}
+  ports:
+  - {name: http, port: 80, targetPort: 8080}
+";
+    with(lab, "cart6.yaml", service, || {
+        let url = "http://[fd00:10:96::51]/";
+        testkit::eventually("the kernel leads to the waypoint by IPv6", APPLIES, || {
+            gets(lab, "front", url, &[], 200)?;
+            led_by(lab, "shop/front", IpAddr::is_ipv6).context("no such connection is told of")
+        })?;
+        // Who is led is known here too.
+        let deny = "{action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/front]}}]}]}";
+        with(lab, "led.yaml", &policy(deny), || {
+            gets(lab, "front", url, &[], 403)
+        })
+    })
 }
 
 #[test]

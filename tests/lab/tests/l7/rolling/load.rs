@@ -21,6 +21,7 @@ use super::stock::{MESSAGE, MESSAGES};
 
 /// A request that got no whole answer.
 #[derive(Debug)]
+#[expect(dead_code, reason = "a failed test shows all of it")]
 pub(super) struct Failure {
     pub(super) began: Instant,
     client: String,
