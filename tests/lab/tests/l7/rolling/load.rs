@@ -56,6 +56,21 @@ impl Tally {
         Ok(())
     }
 
+    /// # Errors
+    /// A request failed that began later.
+    pub(super) fn is_whole_after(&self, then: Instant) -> Result<()> {
+        let later = self.failed.iter().filter(|failure| failure.began > then);
+        let later: Vec<_> = later.collect();
+        ensure!(
+            later.is_empty(),
+            "of {:?} requests {} failed that began later: {later:#?}",
+            self.asked,
+            later.len()
+        );
+        println!("in flight: {:#?}", self.failed);
+        Ok(())
+    }
+
     fn add(&mut self, other: Self) {
         for (kind, count) in other.asked {
             *self.asked.entry(kind).or_default() += count;

@@ -60,6 +60,11 @@ impl Backend {
         Ok(Self { key, runtime })
     }
 
+    /// Its processes are gone from one moment to the next; the pod stays, and is still said to be ready.
+    pub(super) fn kill(self) {
+        self.runtime.shutdown_background();
+    }
+
     /// Ends it as a kubelet does whose pod has a `preStop` hook: it serves on for a while, then its connections are closed
     /// as they are, then the pod is removed.
     pub(super) fn end(self, lab: &Lab) -> Result<()> {
