@@ -50,6 +50,7 @@ impl Resolved {
         let state = registry.cluster(&cluster.key);
         let addresses: Vec<SocketAddr> = cluster.members.iter().map(|one| one.address).collect();
         state.keep(&addresses);
+        state.ruled_by(cluster.policy.outliers.as_ref());
         let candidate = |member: &Member| Candidate {
             member: member.clone(),
             state: state.endpoint(member.address),

@@ -32,6 +32,8 @@ pub(crate) struct ClusterState {
     pub(crate) retries: Arc<Count>,
     /// Where round robin is.
     pub(crate) turn: AtomicUsize,
+    /// By which endpoints are ejected.
+    rule: Mutex<Option<Outliers>>,
     endpoints: Mutex<HashMap<SocketAddr, Arc<EndpointState>>>,
 }
 
@@ -93,6 +95,7 @@ impl Registry {
             requests: Arc::default(),
             retries: Arc::default(),
             turn: AtomicUsize::new(0),
+            rule: Mutex::default(),
             endpoints: Mutex::default(),
         });
         clusters.insert(key.clone(), Arc::clone(&state));
@@ -134,6 +137,19 @@ impl ClusterState {
         self.endpoints
             .lock()
             .retain(|address, _| addresses.contains(address));
+    }
+
+    /// Says by which rule endpoints are ejected from now on. What another rule has ejected is back, and its errors are
+    /// counted anew: whoever changes the rule, or takes it away, does not wait for the end of what the old one decided.
+    pub(crate) fn ruled_by(&self, rule: Option<&Outliers>) {
+        let mut known = self.rule.lock();
+        if known.as_ref() == rule {
+            return;
+        }
+        *known = rule.cloned();
+        for endpoint in self.endpoints.lock().values() {
+            endpoint.readmit();
+        }
     }
 
     /// Takes note of how a request went, and ejects the endpoint if the rule says so.
@@ -272,6 +288,18 @@ impl EndpointState {
         let gateway = matches!(status, 502..=504);
         let by_gateway = in_row(&self.gateway_errors, gateway, rule.gateway_errors);
         by_local || by_server || by_gateway
+    }
+
+    fn readmit(&self) {
+        for counter in [
+            &self.server_errors,
+            &self.gateway_errors,
+            &self.local_failures,
+            &self.ejections,
+        ] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        self.ejected_until.store(0, Ordering::Relaxed);
     }
 
     fn eject(&self, base: Duration) {

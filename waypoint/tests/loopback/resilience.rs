@@ -331,6 +331,11 @@ async fn errors_in_a_row_eject_an_endpoint() {
     }
     assert_eq!(broken.count(), 5, "F60, A28: five errors, then none");
     assert_eq!(well.count(), 25);
+    mesh.backend(&[], TrafficPolicy::default());
+    for _ in 0..30 {
+        mesh.get("/").await;
+    }
+    assert_eq!(broken.count(), 20, "F60: back with the rule gone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
