@@ -1,9 +1,10 @@
 use prost::Message;
 use proto::envoy::discovery::DeltaDiscoveryResponse;
 use proto::google::rpc::Status;
+use proto::type_url;
 
 use super::*;
-use compile::snapshot::NodeEntry;
+use compile::snapshot::{NodeEntry, WaypointEntry};
 
 /// A client that remembers what it was told.
 struct Client {
