@@ -3,31 +3,30 @@
 //! Routes are attached to virtual hosts as they are to services: each host of a listener is a service without endpoints,
 //! of which the rules say where requests go.
 
+mod gateway_api;
+mod istio;
+mod place;
 mod rules;
 mod secrets;
+mod within;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_api::gateway::{Gateway, ReferenceGrantSpec};
-use l7::listener::{Listener, Reads, VirtualHost};
-use l7::route::{Attachment, RouteRule};
-use l7::{HostPattern, Origin, Service};
+use l7::route::RouteRule;
 use manifest::{
     Diagnostic, FieldLines, Kind, Labels, NamespacedName, Object, ObjectKey, Severity, Upsert,
 };
-use model::ServiceKey;
-use model::service::{AppProtocol, ServicePort};
-use proto::{l7 as pb, type_url};
 
+use self::place::{Attachments, finish};
 use self::secrets::{Kept, kept};
 use super::super::Index;
 use super::super::authorization::Note;
 use super::{Waypoint, view};
-use crate::l7::gateway::{self, Door, From, IstioServers, Listeners};
-use crate::l7::gateway_route::GatewayParent;
+use crate::l7::gateway::{self, IstioServers, Listeners};
 use crate::resource::Resource;
-use crate::store::{GATEWAY_CLASS_NAME, GATEWAY_NAME, Selector};
+use crate::store::{GATEWAY_CLASS_NAME, GATEWAY_NAME};
 
 /// Everything that is said of gateways.
 #[derive(Debug, Default)]
@@ -70,66 +69,6 @@ pub(in crate::index) fn is_gateway(labels: &Labels) -> bool {
         && labels
             .get(GATEWAY_CLASS_NAME)
             .is_some_and(|class| class == gateway::CLASS)
-}
-
-/// A listener that is being put together.
-struct Place {
-    /// Unlike the listener's own name, no other listener of the gateway has it, whichever API that is written in.
-    name: String,
-    listener: Listener,
-    hosts: BTreeMap<HostPattern, ServiceKey>,
-}
-
-impl Place {
-    fn new(api: Api, listener: Listener) -> Self {
-        let api = match api {
-            Api::Gateway => "gateway",
-            Api::Istio => "istio",
-        };
-        Self {
-            name: format!("{api}/{}/{}", listener.port, listener.name),
-            listener,
-            hosts: BTreeMap::new(),
-        }
-    }
-
-    /// Whether what another listener of its port reads leaves nothing for it: TLS and plain HTTP cannot be told apart on one
-    /// port, and where nothing is read there is no other.
-    fn clashes(&self, other: &Self) -> bool {
-        let (own, theirs) = (&self.listener, &other.listener);
-        own.port == theirs.port
-            && self.name != other.name
-            && (own.speaks_tls() != theirs.speaks_tls()
-                || (own.reads == Reads::Nothing) != (theirs.reads == Reads::Nothing))
-    }
-
-    /// Where rules for a host are attached.
-    fn attach(&mut self, namespace: &Arc<str>, host: HostPattern) -> Attachment {
-        let name = &self.name;
-        let key = self.hosts.entry(host).or_insert_with_key(|host| {
-            ServiceKey::new(Arc::clone(namespace), format!("{name}|{host}"))
-        });
-        Attachment {
-            service: key.clone(),
-            port: None,
-            client_namespace: None,
-        }
-    }
-}
-
-/// What a listener is written in.
-#[derive(Clone, Copy)]
-enum Api {
-    Gateway,
-    Istio,
-}
-
-/// By object, and by the place where its rules were compiled for, what they are attached to.
-#[derive(Default)]
-struct Attachments {
-    routes: BTreeMap<(Kind, NamespacedName), BTreeSet<Attachment>>,
-    virtual_services: BTreeMap<(NamespacedName, NamespacedName), BTreeSet<Attachment>>,
-    redirects: Vec<(Origin, BTreeSet<Attachment>)>,
 }
 
 impl Index {
@@ -269,199 +208,6 @@ impl Index {
         }
         Some(built)
     }
-
-    /// One listener of the Gateway API, with its routes.
-    fn open(
-        &self,
-        waypoint: &Waypoint,
-        (index, door): (usize, &Door),
-        places: &mut BTreeMap<String, Place>,
-        attachments: &mut Attachments,
-        built: &mut Built,
-    ) {
-        let about = ObjectKey::new(Kind::Gateway, &waypoint.namespace, &waypoint.name);
-        let field = format!("spec.listeners[{index}].tls.certificateRefs");
-        let mut certificates = Vec::new();
-        for secret in door.tls.iter().flatten() {
-            let is_own = secret.namespace == waypoint.namespace;
-            let from = (Kind::Gateway, &waypoint.namespace);
-            if !is_own && !self.is_granted(from, Kind::Secret, secret) {
-                let message = format!("Secret {secret} is not granted by a ReferenceGrant there");
-                built.found.push((about.clone(), error(&field, message)));
-                continue;
-            }
-            self.certify(secret, (&about, &field), &mut certificates, built);
-        }
-        if door.tls.is_some() && certificates.is_empty() {
-            return;
-        }
-        let listener = Listener {
-            name: door.name.as_str().into(),
-            port: door.port,
-            host: door.host.clone(),
-            tls: door.tls.as_ref().map(|_| certificates),
-            reads: door.reads,
-            client_roots: None,
-            hosts: Vec::new(),
-        };
-        let mut place = Place::new(Api::Gateway, listener);
-        for (object, route) in &self.waypoints.routes {
-            let (kind, route_name) = object;
-            let asks = |parent: &&GatewayParent| {
-                parent.gateway == *waypoint
-                    && parent
-                        .section
-                        .as_ref()
-                        .is_none_or(|name| *name == door.name)
-                    && parent.port.is_none_or(|port| port == door.port)
-            };
-            let compiled = &route.compiled;
-            if !door.kinds.contains(kind)
-                || !compiled.gateways.iter().any(|parent| asks(&parent))
-                || !self.may_attach(&door.from, &waypoint.namespace, &route_name.namespace)
-            {
-                continue;
-            }
-            let any = [HostPattern::Any];
-            let hosts = match compiled.hostnames.as_slice() {
-                [] => &any[..],
-                hosts => hosts,
-            };
-            for host in hosts.iter().filter_map(|host| door.host.and(host)) {
-                let to = attachments.routes.entry(object.clone()).or_default();
-                to.insert(place.attach(&waypoint.namespace, host));
-            }
-        }
-        places.insert(place.name.clone(), place);
-    }
-
-    pub(super) fn may_attach(&self, from: &From, own: &Arc<str>, namespace: &Arc<str>) -> bool {
-        match from {
-            From::Same => own == namespace,
-            From::All => true,
-            From::None => false,
-            From::Selector(selector) => {
-                let none = Labels::default();
-                let labels = self.namespaces.get(namespace).unwrap_or(&none);
-                Selector::read(Some(selector)).selects(labels)
-            }
-        }
-    }
-
-    /// The servers of an Istio `Gateway` at pods that it selects, with the VirtualServices that are bound to it.
-    fn serve_istio(
-        &self,
-        waypoint: &Waypoint,
-        (name, servers): (&NamespacedName, &IstioServers),
-        places: &mut BTreeMap<String, Place>,
-        attachments: &mut Attachments,
-        built: &mut Built,
-    ) {
-        let about = ObjectKey::new(Kind::IstioGateway, &name.namespace, &name.name);
-        for server in &servers.all {
-            let field = format!("spec.servers[{}].tls.credentialName", server.index);
-            let mut certificates = Vec::new();
-            for secret in server.tls.iter().flatten() {
-                // Secrets are those of the gateway's pods, wherever the object is (F51).
-                let secret = NamespacedName::new(&waypoint.namespace, secret);
-                self.certify(&secret, (&about, &field), &mut certificates, built);
-            }
-            if server.tls.is_some() && certificates.is_empty() {
-                continue;
-            }
-            let client_roots = match &server.mutual {
-                None => None,
-                Some(named) => match self.client_roots(waypoint, named) {
-                    Some(roots) => Some(roots),
-                    None => {
-                        let message = format!(
-                            "none of the Secrets {} of {} has ca.crt in PEM, so that no client can be believed",
-                            named.0.join(", "),
-                            waypoint.namespace
-                        );
-                        built.found.push((about.clone(), error(&field, message)));
-                        continue;
-                    }
-                },
-            };
-            let mut redirected = BTreeSet::new();
-            for served in &server.hosts {
-                // Plain servers of a port are one; of those with TLS the name that is asked for chooses.
-                let tls = server.tls.as_ref().map(|_| certificates.clone());
-                let (label, host) = match (&server.tls, server.reads) {
-                    (None, Reads::Requests) => (server.port.to_string(), HostPattern::Any),
-                    (None, Reads::Nothing) => (format!("{}/tcp", server.port), HostPattern::Any),
-                    _ => {
-                        let label = format!("{}/{}", server.port, served.host);
-                        (label, served.host.clone())
-                    }
-                };
-                let listener = Listener {
-                    name: label.into(),
-                    port: server.port,
-                    host,
-                    tls,
-                    reads: server.reads,
-                    client_roots: client_roots.clone(),
-                    hosts: Vec::new(),
-                };
-                let place = Place::new(Api::Istio, listener);
-                let other = places.values().find(|other| place.clashes(other));
-                if let Some(other) = other {
-                    let message = format!(
-                        "{} is opened for something else on this port ({}): it is left out",
-                        served.host, other.name
-                    );
-                    let field = format!("spec.servers[{}]", server.index);
-                    built.found.push((about.clone(), error(&field, message)));
-                    continue;
-                }
-                let place = places.entry(place.name.clone()).or_insert(place);
-                for (object, aged) in &self.waypoints.virtual_services {
-                    let compiled = &aged.compiled;
-                    let is_bound = compiled.gateways.contains_key(name)
-                        && compiled.export.holds(&waypoint.namespace);
-                    let is_named = served
-                        .namespace
-                        .as_ref()
-                        .is_none_or(|namespace| **namespace == *object.namespace);
-                    if !is_bound || !is_named {
-                        continue;
-                    }
-                    let hosts = compiled.hosts.iter().map(|host| host.pattern());
-                    for host in hosts.filter_map(|host| served.host.and(&host)) {
-                        // Where no name is read, whoever comes asks for what there is.
-                        let host = match server.reads {
-                            Reads::Nothing => HostPattern::Any,
-                            Reads::Requests | Reads::Names => host,
-                        };
-                        let at = place.attach(&waypoint.namespace, host);
-                        redirected.insert(at.clone());
-                        let bound = (object.clone(), name.clone());
-                        attachments
-                            .virtual_services
-                            .entry(bound)
-                            .or_default()
-                            .insert(at);
-                    }
-                }
-                if server.redirect {
-                    redirected.insert(place.attach(&waypoint.namespace, served.host.clone()));
-                }
-            }
-            if server.redirect {
-                let origin = Origin {
-                    kind: l7::Kind::Gateway,
-                    namespace: Arc::clone(&name.namespace),
-                    name: Arc::clone(&name.name),
-                    rule: server.index,
-                    rule_name: None,
-                };
-                attachments.redirects.push((origin, redirected));
-            }
-        }
-    }
-
     /// Notes what was found when a gateway was put together.
     pub(super) fn remember_found(&mut self, waypoint: &Waypoint, found: Vec<(ObjectKey, Note)>) {
         let edge = &mut self.waypoints.edge;
@@ -470,81 +216,6 @@ impl Index {
         } else {
             edge.found.insert(waypoint.clone(), found);
         }
-    }
-
-    /// The policies that a gateway asks: those for it, by selector, namespace or target. Those of the endpoints are asked
-    /// by their own nodes.
-    pub(super) fn policies_of_gateway(
-        &self,
-        waypoint: &Waypoint,
-        pods: Option<&BTreeSet<Arc<str>>>,
-    ) -> Vec<(String, pb::Policy)> {
-        use super::super::authorization::http::At;
-        use proto::l7::policy::Scope;
-
-        let root: Arc<str> = self.mesh.root_namespace.as_str().into();
-        let pods = pods
-            .into_iter()
-            .flatten()
-            .filter_map(|uid| self.pods.get(uid));
-        let selecting: BTreeSet<NamespacedName> =
-            pods.flat_map(|pod| self.selecting(&root, pod)).collect();
-        let is_for = |key: &NamespacedName, at: &At, scope: Option<&Scope>| match at {
-            At::Named(names) => {
-                key.namespace == waypoint.namespace
-                    && names.iter().any(|name| **name == *waypoint.name)
-            }
-            At::Any => match scope {
-                Some(Scope::All(_)) => true,
-                Some(Scope::OfNamespace(of)) => *of.namespace == *waypoint.namespace,
-                Some(Scope::OfEndpoints(_)) => selecting.contains(key),
-                Some(Scope::OfServices(_)) | None => false,
-            },
-        };
-        let policies = self.waypoints.policies.iter();
-        policies
-            .filter(|(key, known)| is_for(key, &known.at, known.policy.scope.as_ref()))
-            .map(|(key, known)| {
-                let policy = pb::Policy {
-                    scope: Some(Scope::All(true)),
-                    ..known.policy.clone()
-                };
-                (key.to_string(), policy)
-            })
-            .collect()
-    }
-
-    /// Stands for the endpoints of a service that has a waypoint: its address, which leads there. A subset has its own
-    /// endpoints all the same, since the waypoint cannot be told which subset the gateway has chosen.
-    pub(super) fn by_its_waypoint(&self, name: &NamespacedName) -> Option<l7::Endpoint> {
-        let facts = self.services.get(name)?;
-        // What is outside is reached from here: a gateway is a way out.
-        if facts.declared.is_some() {
-            return None;
-        }
-        self.waypoint_of(facts)?;
-        if facts.addresses.is_empty() {
-            return None;
-        }
-        let ports = facts.ports.iter().map(|port| l7::backend::EndpointPort {
-            service: self.service_key(name),
-            port: port.port,
-            target: port.port,
-            ready: true,
-        });
-        Some(l7::Endpoint {
-            uid: format!("waypoint-of/{name}").into(),
-            addresses: facts.addresses.clone(),
-            hostname: None,
-            identity: None,
-            namespace: Arc::clone(&name.namespace),
-            labels: Arc::default(),
-            node: "".into(),
-            locality: l7::backend::Locality::default(),
-            weight: 1,
-            ports: ports.collect(),
-            policies: Vec::new(),
-        })
     }
 }
 
@@ -587,39 +258,4 @@ fn error(field: &str, message: String) -> Note {
         field: field.to_owned(),
         message,
     }
-}
-
-fn finish(place: Place, built: &mut Built) {
-    let Place {
-        name,
-        mut listener,
-        hosts,
-    } = place;
-    for (host, key) in hosts {
-        let service = Service {
-            key: key.clone(),
-            addresses: Vec::new(),
-            ports: vec![ServicePort {
-                port: listener.port,
-                target_port: 0,
-                app_protocol: match listener.reads {
-                    Reads::Requests => AppProtocol::Http11,
-                    Reads::Names => AppProtocol::Tls,
-                    Reads::Nothing => AppProtocol::Tcp,
-                },
-            }],
-            attached: true,
-        };
-        let message = pb::Service::from(&service);
-        built.services.push(Resource::new(
-            type_url::L7_SERVICE,
-            key.to_string(),
-            &message,
-        ));
-        listener.hosts.push(VirtualHost { host, key });
-    }
-    let message = pb::Listener::from(&listener);
-    built
-        .listeners
-        .push(Resource::new(type_url::L7_LISTENER, name, &message));
 }

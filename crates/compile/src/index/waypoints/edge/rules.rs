@@ -7,7 +7,7 @@ use l7::route::{Action, Backend, HeaderOperations, Precedence, Redirect, RouteRu
 use l7::{ClusterKey, Origin, Rule};
 use manifest::{Kind, NamespacedName};
 
-use super::Attachments;
+use super::place::Attachments;
 use crate::index::{Index, service};
 
 impl Index {

@@ -1,0 +1,110 @@
+//! One listener of a gateway while it is put together: its virtual hosts, and what is attached to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use l7::listener::{Listener, Reads, VirtualHost};
+use l7::route::Attachment;
+use l7::{HostPattern, Origin, Service};
+use manifest::{Kind, NamespacedName};
+use model::ServiceKey;
+use model::service::{AppProtocol, ServicePort};
+use proto::{l7 as pb, type_url};
+
+use super::Built;
+use crate::resource::Resource;
+
+/// A listener that is being put together.
+pub(super) struct Place {
+    /// Unlike the listener's own name, no other listener of the gateway has it, whichever API that is written in.
+    pub(super) name: String,
+    listener: Listener,
+    hosts: BTreeMap<HostPattern, ServiceKey>,
+}
+
+impl Place {
+    pub(super) fn new(api: Api, listener: Listener) -> Self {
+        let api = match api {
+            Api::Gateway => "gateway",
+            Api::Istio => "istio",
+        };
+        Self {
+            name: format!("{api}/{}/{}", listener.port, listener.name),
+            listener,
+            hosts: BTreeMap::new(),
+        }
+    }
+
+    /// Whether what another listener of its port reads leaves nothing for it: TLS and plain HTTP cannot be told apart on one
+    /// port, and where nothing is read there is no other.
+    pub(super) fn clashes(&self, other: &Self) -> bool {
+        let (own, theirs) = (&self.listener, &other.listener);
+        own.port == theirs.port
+            && self.name != other.name
+            && (own.speaks_tls() != theirs.speaks_tls()
+                || (own.reads == Reads::Nothing) != (theirs.reads == Reads::Nothing))
+    }
+
+    /// Where rules for a host are attached.
+    pub(super) fn attach(&mut self, namespace: &Arc<str>, host: HostPattern) -> Attachment {
+        let name = &self.name;
+        let key = self.hosts.entry(host).or_insert_with_key(|host| {
+            ServiceKey::new(Arc::clone(namespace), format!("{name}|{host}"))
+        });
+        Attachment {
+            service: key.clone(),
+            port: None,
+            client_namespace: None,
+        }
+    }
+}
+
+/// What a listener is written in.
+#[derive(Clone, Copy)]
+pub(super) enum Api {
+    Gateway,
+    Istio,
+}
+
+/// By object, and by the place where its rules were compiled for, what they are attached to.
+#[derive(Default)]
+pub(super) struct Attachments {
+    pub(super) routes: BTreeMap<(Kind, NamespacedName), BTreeSet<Attachment>>,
+    pub(super) virtual_services: BTreeMap<(NamespacedName, NamespacedName), BTreeSet<Attachment>>,
+    pub(super) redirects: Vec<(Origin, BTreeSet<Attachment>)>,
+}
+
+pub(super) fn finish(place: Place, built: &mut Built) {
+    let Place {
+        name,
+        mut listener,
+        hosts,
+    } = place;
+    for (host, key) in hosts {
+        let service = Service {
+            key: key.clone(),
+            addresses: Vec::new(),
+            ports: vec![ServicePort {
+                port: listener.port,
+                target_port: 0,
+                app_protocol: match listener.reads {
+                    Reads::Requests => AppProtocol::Http11,
+                    Reads::Names => AppProtocol::Tls,
+                    Reads::Nothing => AppProtocol::Tcp,
+                },
+            }],
+            attached: true,
+        };
+        let message = pb::Service::from(&service);
+        built.services.push(Resource::new(
+            type_url::L7_SERVICE,
+            key.to_string(),
+            &message,
+        ));
+        listener.hosts.push(VirtualHost { host, key });
+    }
+    let message = pb::Listener::from(&listener);
+    built
+        .listeners
+        .push(Resource::new(type_url::L7_LISTENER, name, &message));
+}
