@@ -12,6 +12,7 @@ mod install;
 mod output;
 mod pods;
 mod proxy_config;
+mod proxy_pods;
 mod reach;
 mod remedy;
 mod status;

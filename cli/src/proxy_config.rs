@@ -1,4 +1,4 @@
-//! `keelson proxy-config`: what an agent knows, holds and carries.
+//! `keelson proxy-config`: what an agent knows, holds and carries, and what waypoints route by.
 
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,11 +12,12 @@ use model::{GatewayAddress, Policy, Service, Workload};
 use serde::Serialize;
 
 use crate::output::Answer;
+use crate::proxy_pods;
 use crate::reach::Mesh;
 use crate::status::duration;
 use crate::table::Table;
 
-/// Show what agents know, hold and carry.
+/// Show what agents know, hold and carry, and what waypoints and gateways route by.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -25,7 +26,7 @@ pub(crate) struct Args {
     /// named: all know the same mesh. Certificates and connections are then those of all nodes.
     #[arg(long, global = true)]
     node: Option<String>,
-    /// Only of this namespace.
+    /// Of what agents are asked, only that of this namespace.
     #[arg(short, long, global = true)]
     namespace: Option<String>,
 }
@@ -42,6 +43,14 @@ enum What {
     Certificate,
     /// Connections that are open: who, whom, how protected, bytes, age.
     Connections,
+    /// Where a gateway listens for clients from outside, and for which hosts.
+    Listener(proxy_pods::Of),
+    /// Rules of a waypoint or gateway: on which service or host, conditions, where to, and the object that says so.
+    Route(proxy_pods::Of),
+    /// Services and subsets that a waypoint or gateway sends to, and the DestinationRule that shapes them.
+    Cluster(proxy_pods::Of),
+    /// Endpoints of a waypoint or gateway: health, and which are left alone.
+    Endpoint(proxy_pods::Of),
     /// The filter of the agent's log.
     Log {
         /// Replace it, for example by debug or info,tunnel=debug.
@@ -51,6 +60,15 @@ enum What {
 }
 
 pub(crate) fn answer(args: &Args, mesh: &Mesh) -> Result<Answer> {
+    let is_of_a_pod = matches!(
+        args.what,
+        What::Listener(_) | What::Route(_) | What::Cluster(_) | What::Endpoint(_)
+    );
+    if is_of_a_pod && (args.node.is_some() || args.namespace.is_some()) {
+        bail!(
+            "--node and --namespace are for what agents are asked; the pod is named as NAMESPACE/NAME"
+        );
+    }
     let one = || mesh.any_dump(args.node.as_deref());
     let is_meant = |namespace: &str| {
         args.namespace
@@ -87,6 +105,10 @@ pub(crate) fn answer(args: &Args, mesh: &Mesh) -> Result<Answer> {
             });
             Answer::good(&all, connections(&all))
         }
+        What::Listener(of) => proxy_pods::listeners(mesh, of),
+        What::Route(of) => proxy_pods::routes(mesh, of),
+        What::Cluster(of) => proxy_pods::clusters(mesh, of),
+        What::Endpoint(of) => proxy_pods::endpoints(mesh, of),
         What::Log { level } => log(args, mesh, level.as_deref()),
     }
 }

@@ -16,6 +16,9 @@ use cluster::Cluster;
 pub(crate) use cluster::{AGENT, CONTROLLER, USUAL_NAMESPACE, health};
 use lab::Lab;
 
+/// Where waypoints and gateways have their pages.
+const WAYPOINT_ADMIN: u16 = 15020;
+
 /// Where the mesh is that is asked.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Where {
@@ -47,6 +50,9 @@ trait Programs: fmt::Debug {
 
     /// Asks the agent of a node.
     fn agent(&self, method: &str, node: &str, path: &str) -> Result<Page>;
+
+    /// Asks a waypoint's or a gateway's pod, `namespace/name`.
+    fn pod(&self, pod: &str, path: &str) -> Result<Page>;
 
     /// Asks every controller; an error if there is none. Each has its name.
     fn controllers(&self, path: &str) -> Result<Vec<(String, Result<Page>)>>;
@@ -113,6 +119,11 @@ impl Mesh {
     /// Asks the agent of a node to change something.
     pub(crate) fn change_agent(&self, node: &str, path: &str) -> Result<Page> {
         self.programs.agent("POST", node, path)
+    }
+
+    /// A page of a waypoint's or a gateway's pod, `namespace/name`.
+    pub(crate) fn pod(&self, pod: &str, path: &str) -> Result<Page> {
+        self.programs.pod(pod, path)
     }
 
     /// A page of every controller, whatever its status.

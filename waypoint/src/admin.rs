@@ -7,18 +7,25 @@ use serde_json::{Value, json};
 
 use crate::active::Active;
 use crate::balance::state;
+use crate::feed::Feed;
 use crate::program::Core;
 
 /// Adds the pages.
-pub(crate) fn pages(server: Server, core: &Core) -> Server {
+pub(crate) fn pages(server: Server, core: &Core, feed: Feed) -> Server {
     let newest = Arc::clone(&core.newest);
     let registry = Arc::clone(&core.registry);
+    let known = Arc::clone(&core.registry);
     let telemetry = Arc::clone(&core.telemetry);
     server
         .page(
             "/config_dump",
             "services, clusters and endpoints (JSON)",
             move |_| json_page(&dump(&newest.load())),
+        )
+        .page(
+            admin_api::page::PROXY_CONFIG,
+            "listeners, routes, clusters and endpoints, with the objects that made them (JSON)",
+            move |_| json_page(&json!(feed.shown(&known))),
         )
         .page(
             "/ejections",

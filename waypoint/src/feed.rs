@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use admin_api::ProxyConfig;
 use hickory_resolver::TokioResolver;
 use model::MeshState;
 use parking_lot::Mutex;
@@ -10,8 +11,10 @@ use proto::{convert, type_url};
 use xds_client::{Handler, RawResource, Rejection};
 
 use crate::active::{Active, Newest};
+use crate::balance::state::Registry;
 use crate::memory::Changes;
 use crate::names::{self, Names};
+use crate::shown;
 
 /// Takes the controller's resources, and what names lead to, and publishes what they come to.
 #[derive(Clone)]
@@ -43,6 +46,12 @@ impl Feed {
             incomplete: BTreeSet::new(),
             unseen: 0,
         })))
+    }
+
+    /// What is routed by.
+    pub(crate) fn shown(&self, registry: &Registry) -> ProxyConfig {
+        let inner = self.0.lock();
+        shown::all(&inner.newest.load(), inner.l7.rules(), registry)
     }
 
     /// Looks up the names of endpoints, for ever.

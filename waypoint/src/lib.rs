@@ -27,6 +27,7 @@ mod quota;
 mod reply;
 pub mod run;
 mod serve;
+mod shown;
 mod tcp;
 mod telemetry;
 pub mod trace;

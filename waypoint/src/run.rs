@@ -62,7 +62,7 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
         // Most waypoints have no endpoint with a name.
         Err(error) => tracing::warn!(%error, "no name can be looked up"),
     }
-    let subscription = tokio::spawn(client.run(feed, async {
+    let subscription = tokio::spawn(client.run(feed.clone(), async {
         drop(stopped.await);
     }));
     let exposure = if options.admin.ip().is_loopback() {
@@ -77,7 +77,7 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
         .with_metrics(metrics.clone())
         .with_log(log);
     let pages = Drain::new();
-    let server = admin::pages(server, &core);
+    let server = admin::pages(server, &core, feed.clone());
     tokio::spawn(server.run(pages.signal()));
     // Before that it would know of nothing, and answer 404.
     tokio::select! {

@@ -118,6 +118,25 @@ impl Programs for Cluster {
             .with_context(|| format!("the agent of node {node}"))
     }
 
+    fn pod(&self, pod: &str, path: &str) -> Result<Page> {
+        let (namespace, name) = pod
+            .split_once('/')
+            .with_context(|| format!("{pod:?} is not written NAMESPACE/NAME"))?;
+        let pods: Of<Pod> = Of::namespaced(self.api.client.clone(), namespace);
+        let deed = Deed::new("get", "pods").within(namespace);
+        let found = self.api.find(&deed, pods.get(name))?;
+        let found = found.with_context(|| format!("there is no pod {pod}"))?;
+        ask(
+            &self.api,
+            namespace,
+            &found,
+            "GET",
+            super::WAYPOINT_ADMIN,
+            path,
+        )
+        .with_context(|| format!("{pod} as a pod of a waypoint or gateway"))
+    }
+
     fn controllers(&self, path: &str) -> Result<Vec<(String, Result<Page>)>> {
         if self.controllers.is_empty() {
             bail!(

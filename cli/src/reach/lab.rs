@@ -39,6 +39,20 @@ impl Programs for Lab {
         })
     }
 
+    fn pod(&self, pod: &str, path: &str) -> Result<Page> {
+        let answer = self
+            .0
+            .pod_page(pod, super::WAYPOINT_ADMIN, path)
+            .with_context(|| {
+                format!("pod {pod} does not answer; is it a waypoint's or a gateway's?")
+            })?;
+        Ok(Page {
+            status: answer.status,
+            body: answer.body,
+            date: None,
+        })
+    }
+
     fn controllers(&self, path: &str) -> Result<Vec<(String, Result<Page>)>> {
         let answer = self
             .0

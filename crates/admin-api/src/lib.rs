@@ -9,6 +9,7 @@ mod connection;
 mod explanation;
 mod health;
 mod pod;
+mod proxy;
 mod sync;
 
 pub use certificate::Certificate;
@@ -17,6 +18,7 @@ pub use connection::{ConnectionEnd, Description, Direction, LiveView, Refused};
 pub use explanation::{Decision, Endpoint, InboundAnswer, OutboundAnswer, Path};
 pub use health::Health;
 pub use pod::{Pod, PodState, WantedPod};
+pub use proxy::{ProxyCluster, ProxyConfig, ProxyEndpoint, ProxyListener, ProxyRoute};
 pub use sync::{StreamStatus, TypeStatus};
 
 /// Where the agent's pages are.
@@ -34,6 +36,8 @@ pub mod page {
     pub const EXPLAIN: &str = "/explain";
     /// Read by [`crate::Health::read`].
     pub const HEALTH: &str = "/healthz/ready";
+    /// A waypoint's or a gateway's [`crate::ProxyConfig`].
+    pub const PROXY_CONFIG: &str = "/proxy_config";
     /// The log's filter, as text.
     pub const LOGGING: &str = "/logging";
     /// Metrics, as OpenMetrics text.

@@ -102,6 +102,20 @@ impl Standing {
         self.ask(method, node, AGENT_ADMIN, path)
     }
 
+    /// A page on the loopback of a pod, `namespace/name`.
+    ///
+    /// # Errors
+    /// There is no such pod, or nobody answers there.
+    pub fn pod_page(&self, pod: &str, port: u16, path: &str) -> Result<Response> {
+        let known = self.pods.iter().find(|known| known.key() == pod);
+        let known = known.with_context(|| format!("the lab {} has no pod {pod}", self.id))?;
+        let netns = Netns::open(&known.netns)?;
+        on_thread(|| {
+            netns.enter()?;
+            http::ask("GET", SocketAddr::from(([127, 0, 0, 1], port)), path)
+        })
+    }
+
     /// One of the controller's admin pages.
     ///
     /// # Errors

@@ -110,6 +110,13 @@ impl Registry {
             .retain(|key, state| named(key) || !unused(state));
     }
 
+    /// The same by cluster and endpoint: the cause, and for how long still in milliseconds.
+    pub(crate) fn left_alone(&self) -> HashMap<(String, SocketAddr), (&'static str, u64)> {
+        let all = self.ejections().into_iter();
+        all.map(|one| ((one.cluster, one.endpoint), (one.cause, one.left_ms)))
+            .collect()
+    }
+
     /// Endpoints that are left alone now.
     pub(crate) fn ejections(&self) -> Vec<Ejection> {
         let clusters: Vec<_> = self.clusters.lock().values().cloned().collect();

@@ -120,6 +120,11 @@ impl Store {
         }
     }
 
+    /// All rules, in no order.
+    pub fn rules(&self) -> impl Iterator<Item = &RouteRule> {
+        self.routes.values().map(|rule| &**rule)
+    }
+
     /// What is known now.
     pub fn config(&mut self) -> Arc<Config> {
         let listeners_changed = std::mem::take(&mut self.listeners_changed);

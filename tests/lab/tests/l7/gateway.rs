@@ -2,11 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::{AgentOptions, ControllerOptions, Lab, PodSpec, find_program};
 use tests_lab::{Shared, namespace};
 
-use crate::fixture::{curl, gets, with};
+use crate::fixture::{APPLIES, curl, gets, with};
+use crate::shown::asked;
 
 /// The lab of these tests: a gateway on n1, the product page on n2, a client that is not in the mesh.
 static EDGE: Shared = Shared::new(edge);
@@ -144,6 +145,37 @@ fn bookinfos_own_gateway_serves_the_product_page() -> Result<()> {
             )?;
         }
         Ok(())
+    })
+}
+
+#[test]
+fn f55_the_listeners_of_a_gateway_are_shown_with_their_hosts() -> Result<()> {
+    let _turn = tests_lab::turn()?;
+    let lab = EDGE.lab()?;
+    let files = [ROUTE, BOOKINFO].join("\n---\n");
+    with(lab, "shown.yaml", &files, || {
+        testkit::eventually("the hosts are shown", APPLIES, || {
+            let all = asked(lab, "listener", "edge/gw-n1")?;
+            for (port, host, served) in
+                [(80, "*.example.com", "page.example.com"), (8080, "*", "*")]
+            {
+                let found = all.iter().find(|one| one["port"] == port);
+                let found = found.with_context(|| format!("no {port}: {all:?}"))?;
+                ensure!(found["host"] == host && found["tls"] == false, "{found}");
+                ensure!(found["hosts"] == serde_json::json!([served]), "{found}");
+            }
+            // Its Secret is not there.
+            ensure!(all.iter().all(|one| one["port"] != 443), "{all:?}");
+            let routes = asked(lab, "route", "edge/gw-n1")?;
+            for object in [
+                "HTTPRoute default/page rule 0",
+                "VirtualService default/bookinfo rule 0",
+            ] {
+                let found = routes.iter().any(|one| one["object"] == object);
+                ensure!(found, "no {object}: {routes:?}");
+            }
+            Ok(())
+        })
     })
 }
 

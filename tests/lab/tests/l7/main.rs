@@ -10,4 +10,5 @@ mod led;
 mod rolling;
 mod routes;
 mod rules;
+mod shown;
 mod table;
