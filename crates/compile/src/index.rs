@@ -182,7 +182,11 @@ impl Index {
                 self.set_gateway(&key, waypoint::Serves::read(gateway));
                 self.set_listeners(&key, gateway, upsert);
             }
-            Object::IstioGateway(_) | Object::ReferenceGrant(_) | Object::Secret(_) => {
+            Object::IstioGateway(_)
+            | Object::ReferenceGrant(_)
+            | Object::Secret(_)
+            | Object::IngressClass(_)
+            | Object::Ingress(_) => {
                 self.set_edge(upsert);
             }
             Object::VirtualService(_)
@@ -228,7 +232,11 @@ impl Index {
                 self.set_gateway(&named, None);
                 self.unset_edge(kind, &named);
             }
-            Kind::IstioGateway | Kind::ReferenceGrant | Kind::Secret => {
+            Kind::IstioGateway
+            | Kind::ReferenceGrant
+            | Kind::Secret
+            | Kind::IngressClass
+            | Kind::Ingress => {
                 self.unset_edge(kind, &named);
             }
             Kind::VirtualService

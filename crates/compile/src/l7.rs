@@ -7,6 +7,7 @@ pub(crate) mod destination_rule;
 pub(crate) mod gateway;
 pub(crate) mod gateway_route;
 pub(crate) mod hosts;
+pub(crate) mod ingress;
 pub(crate) mod notes;
 pub(crate) mod virtual_service;
 

@@ -70,14 +70,20 @@ pub enum HostPattern {
     Exact(Arc<str>),
     /// All that end with this text and have something before it.
     Suffix(Arc<str>),
+    /// All that end with this text, which begins with a dot, and have one label before it (the wildcards of an Ingress).
+    Label(Arc<str>),
     /// All.
     Any,
 }
 
 impl HostPattern {
-    /// Reads `*`, `*.example.com` or `example.com`; nothing is the same as `*`. Host names have no case.
+    /// Reads `*`, `*.example.com`, `?.example.com` (one label, in no API's words) or `example.com`; nothing is the same as
+    /// `*`. Host names have no case.
     pub fn new(text: &str) -> Self {
         let text = text.to_ascii_lowercase();
+        if let Some(suffix) = text.strip_prefix('?').filter(|rest| rest.starts_with('.')) {
+            return Self::Label(suffix.into());
+        }
         match text.strip_prefix('*') {
             Some("") => Self::Any,
             Some(suffix) => Self::Suffix(suffix.into()),
@@ -91,6 +97,9 @@ impl HostPattern {
         match self {
             Self::Exact(exact) => host == &**exact,
             Self::Suffix(suffix) => host.len() > suffix.len() && host.ends_with(&**suffix),
+            Self::Label(suffix) => host
+                .strip_suffix(&**suffix)
+                .is_some_and(|label| !label.is_empty() && !label.contains('.')),
             Self::Any => true,
         }
     }
@@ -100,7 +109,10 @@ impl HostPattern {
         let holds_all = |wide: &Self, narrow: &Self| match (wide, narrow) {
             (Self::Any, _) => true,
             (wide, Self::Exact(host)) => wide.holds(host),
-            (Self::Suffix(wide), Self::Suffix(narrow)) => narrow.ends_with(&**wide),
+            (Self::Suffix(wide), Self::Suffix(narrow) | Self::Label(narrow)) => {
+                narrow.ends_with(&**wide)
+            }
+            (Self::Label(wide), Self::Label(narrow)) => wide == narrow,
             _ => false,
         };
         if holds_all(self, other) {
@@ -113,9 +125,10 @@ impl HostPattern {
     /// The smallest is the most specific.
     pub fn rank(&self) -> impl Ord + use<> {
         match self {
-            Self::Exact(_) => (0, Reverse(0)),
-            Self::Suffix(suffix) => (1, Reverse(suffix.len())),
-            Self::Any => (2, Reverse(0)),
+            Self::Exact(_) => (0, Reverse(0), 0),
+            Self::Label(suffix) => (1, Reverse(suffix.len()), 0),
+            Self::Suffix(suffix) => (1, Reverse(suffix.len()), 1),
+            Self::Any => (2, Reverse(0), 0),
         }
     }
 }
@@ -125,6 +138,7 @@ impl fmt::Display for HostPattern {
         match self {
             Self::Exact(host) => f.write_str(host),
             Self::Suffix(suffix) => write!(f, "*{suffix}"),
+            Self::Label(suffix) => write!(f, "?{suffix}"),
             Self::Any => f.write_str("*"),
         }
     }
@@ -174,6 +188,11 @@ mod tests {
             ("*.example.com", "badexample.com", false),
             ("example.com", "example.com", true),
             ("example.com", "a.example.com", false),
+            ("?.Example.com", "a.example.com", true),
+            ("?.example.com", "b.a.example.com", false),
+            ("?.example.com", ".example.com", false),
+            ("?.example.com", "example.com", false),
+            ("?.example.com", "aexample.com", false),
         ] {
             assert_eq!(of(pattern).holds(host), expected, "{pattern} {host}");
         }
@@ -184,6 +203,14 @@ mod tests {
             ("*.example.com", "*.example.org", None),
             ("a.example.com", "a.example.com", Some("a.example.com")),
             ("a.example.com", "b.example.com", None),
+            ("?.example.com", "*.example.com", Some("?.example.com")),
+            ("?.example.com", "*.a.example.com", None),
+            ("?.a.example.com", "*.example.com", Some("?.a.example.com")),
+            ("?.example.com", "?.example.com", Some("?.example.com")),
+            ("?.example.com", "?.a.example.com", None),
+            ("?.example.com", "a.example.com", Some("a.example.com")),
+            ("?.example.com", "b.a.example.com", None),
+            ("?.example.com", "*", Some("?.example.com")),
         ] {
             let met = of(a).and(&of(b));
             assert_eq!(met, both.map(of), "{a} {b}");

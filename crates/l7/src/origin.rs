@@ -41,6 +41,8 @@ pub enum Kind {
     Service,
     /// Istio's `Gateway`.
     Gateway,
+    /// A Kubernetes `Ingress`.
+    Ingress,
 }
 
 impl Kind {
@@ -57,6 +59,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::Service => "Service",
             Self::Gateway => "Gateway",
+            Self::Ingress => "Ingress",
         }
     }
 
@@ -73,6 +76,7 @@ impl Kind {
             Self::PeerAuthentication,
             Self::Service,
             Self::Gateway,
+            Self::Ingress,
         ]
         .into_iter()
         .find(|kind| kind.as_str() == name)

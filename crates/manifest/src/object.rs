@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use k8s_api::{
     AuthorizationPolicy, ConnectionRoute, DestinationRule, EndpointSlice, Gateway, GrpcRoute,
-    HttpRoute, IstioGateway, Namespace, NetworkPolicy, Node, ObjectMeta, PeerAuthentication, Pod,
-    ReferenceGrant, Secret, Service, ServiceAccount, ServiceEntry, VirtualService,
+    HttpRoute, Ingress, IngressClass, IstioGateway, Namespace, NetworkPolicy, Node, ObjectMeta,
+    PeerAuthentication, Pod, ReferenceGrant, Secret, Service, ServiceAccount, ServiceEntry,
+    VirtualService,
 };
 use serde::{Deserialize, Serialize};
 
@@ -288,6 +289,10 @@ pub enum Kind {
     Secret,
     /// `networking.istio.io`.
     ServiceEntry,
+    /// `networking.k8s.io`.
+    IngressClass,
+    /// `networking.k8s.io`.
+    Ingress,
 }
 
 /// The kinds of policy that can be read. One that is broken refuses on its scope, for nobody knows what it would allow.
@@ -314,7 +319,7 @@ impl PolicyKind {
 
 impl Kind {
     /// All of them, in an order in which later kinds refer to earlier ones.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -335,6 +340,8 @@ impl Kind {
         Self::GrpcRoute,
         Self::TlsRoute,
         Self::TcpRoute,
+        Self::IngressClass,
+        Self::Ingress,
     ];
 
     /// The kind as manifests spell it.
@@ -360,6 +367,8 @@ impl Kind {
             Self::IstioGateway => "Gateway",
             Self::Secret => "Secret",
             Self::ServiceEntry => "ServiceEntry",
+            Self::IngressClass => "IngressClass",
+            Self::Ingress => "Ingress",
         }
     }
 
@@ -367,7 +376,7 @@ impl Kind {
     pub fn group(self) -> &'static str {
         match self {
             Self::EndpointSlice => "discovery.k8s.io",
-            Self::NetworkPolicy => "networking.k8s.io",
+            Self::NetworkPolicy | Self::IngressClass | Self::Ingress => "networking.k8s.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
             Self::VirtualService
             | Self::DestinationRule
@@ -409,13 +418,15 @@ impl Kind {
             | Self::Service
             | Self::EndpointSlice
             | Self::NetworkPolicy
+            | Self::IngressClass
+            | Self::Ingress
             | Self::Secret => &["v1"],
         }
     }
 
     /// Whether objects of this kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(self, Self::Namespace | Self::Node | Self::IngressClass)
     }
 
     /// The kind of policy that this is, if it is one. Their unknown fields are errors: a policy with a lost field is
@@ -491,6 +502,8 @@ pub enum Object {
     IstioGateway(Box<IstioGateway>),
     Secret(Box<Secret>),
     ServiceEntry(Box<ServiceEntry>),
+    IngressClass(Box<IngressClass>),
+    Ingress(Box<Ingress>),
     Broken(Box<BrokenPolicy>),
 }
 
@@ -521,6 +534,8 @@ impl Object {
             Self::IstioGateway(o) => (Kind::IstioGateway, &o.metadata),
             Self::Secret(o) => (Kind::Secret, &o.metadata),
             Self::ServiceEntry(o) => (Kind::ServiceEntry, &o.metadata),
+            Self::IngressClass(o) => (Kind::IngressClass, &o.metadata),
+            Self::Ingress(o) => (Kind::Ingress, &o.metadata),
         };
         let namespace = if kind.is_namespaced() {
             meta.namespace.as_deref()
@@ -562,6 +577,8 @@ impl Object {
             Self::IstioGateway(o) => &mut o.metadata,
             Self::Secret(o) => &mut o.metadata,
             Self::ServiceEntry(o) => &mut o.metadata,
+            Self::IngressClass(o) => &mut o.metadata,
+            Self::Ingress(o) => &mut o.metadata,
         };
         metadata.namespace = (!namespace.is_empty()).then(|| namespace.to_owned());
     }
@@ -595,6 +612,8 @@ impl Object {
             | Kind::ReferenceGrant
             | Kind::IstioGateway
             | Kind::ServiceEntry
+            | Kind::IngressClass
+            | Kind::Ingress
             | Kind::Secret => Self::decode(kind, origin.authorship(), value),
         }
     }
@@ -635,6 +654,8 @@ impl Object {
             Kind::IstioGateway => boxed(from).map(Self::IstioGateway),
             Kind::Secret => boxed(from).map(Self::Secret),
             Kind::ServiceEntry => boxed(from).map(Self::ServiceEntry),
+            Kind::IngressClass => boxed(from).map(Self::IngressClass),
+            Kind::Ingress => boxed(from).map(Self::Ingress),
         }
     }
 }
@@ -674,6 +695,8 @@ impl Serialize for Object {
             Self::IstioGateway(o) => o.serialize(to),
             Self::Secret(o) => o.serialize(to),
             Self::ServiceEntry(o) => o.serialize(to),
+            Self::IngressClass(o) => o.serialize(to),
+            Self::Ingress(o) => o.serialize(to),
         }
     }
 }

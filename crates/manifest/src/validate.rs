@@ -51,6 +51,8 @@ pub(crate) fn object(
         | Object::IstioGateway(_)
         | Object::Secret(_)
         | Object::ServiceEntry(_)
+        | Object::IngressClass(_)
+        | Object::Ingress(_)
         | Object::Broken(_) => {}
     }
     found.0

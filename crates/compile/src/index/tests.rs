@@ -8,6 +8,7 @@ mod entries;
 mod gateways;
 mod held;
 mod incremental;
+mod ingress;
 mod network_policy;
 mod never_plain;
 mod pods;

@@ -61,6 +61,13 @@ struct Aged<T> {
 }
 
 impl<T> Aged<T> {
+    fn new(metadata: &k8s_api::ObjectMeta, compiled: T) -> Self {
+        let time = metadata.creation_timestamp.as_ref();
+        let time = time.and_then(|time| serde_json::to_value(time).ok());
+        let created = time.and_then(|time| time.as_str().map(str::to_owned));
+        Self { created, compiled }
+    }
+
     fn rank(&self) -> (bool, Option<&str>) {
         (self.created.is_none(), self.created.as_deref())
     }

@@ -9,7 +9,7 @@ use proto::type_url;
 
 use super::*;
 
-const EDGE: &str = "
+pub(super) const EDGE: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: edge, labels: {keelson.io/mesh: enabled}}
@@ -51,7 +51,7 @@ spec: {nodeName: n1}
 const BOOKINFO: &str =
     include_str!("../../../../../tests/lab/fixtures/bookinfo/networking/bookinfo-gateway.yaml");
 
-fn gateway(listeners: &str) -> String {
+pub(super) fn gateway(listeners: &str) -> String {
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: gw, namespace: edge}}\n\
          spec: {{gatewayClassName: keelson, listeners: {listeners}}}\n"
@@ -66,7 +66,7 @@ fn route(name: &str, namespace: &str, spec: &str) -> String {
 }
 
 const TO_CART: &str = "rules: [{backendRefs: [{name: cart, namespace: shop, port: 80}]}]";
-const HTTP_FROM_ALL: &str =
+pub(super) const HTTP_FROM_ALL: &str =
     "[{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]";
 
 fn config(mesh: &Mesh) -> Arc<Config> {
@@ -91,7 +91,7 @@ fn config(mesh: &Mesh) -> Arc<Config> {
 }
 
 /// What becomes of a request at a port: where it goes, or the answer.
-fn decided(mesh: &Mesh, port: u16, tls: bool, host: &str, target: &str) -> String {
+pub(super) fn decided(mesh: &Mesh, port: u16, tls: bool, host: &str, target: &str) -> String {
     let config = config(mesh);
     let Some(listener) = config.listener(port, tls, host) else {
         return "no listener".to_owned();
@@ -141,7 +141,7 @@ fn decided(mesh: &Mesh, port: u16, tls: bool, host: &str, target: &str) -> Strin
     }
 }
 
-fn said(changes: &Changes) -> String {
+pub(super) fn said(changes: &Changes) -> String {
     let all = changes.diagnostics.iter().flat_map(|(_, said)| said);
     all.map(|one| format!("{one:?}\n")).collect()
 }

@@ -4,6 +4,7 @@
 //! of which the rules say where requests go.
 
 mod gateway_api;
+pub(in crate::index::waypoints) mod ingress;
 mod istio;
 mod place;
 mod rules;
@@ -23,8 +24,10 @@ use self::place::{Attachments, finish};
 use self::secrets::{Kept, kept};
 use super::super::Index;
 use super::super::authorization::Note;
-use super::{Waypoint, view};
+use super::{Aged, Waypoint, view};
 use crate::l7::gateway::{self, IstioServers, Listeners};
+use crate::l7::ingress as ingress_object;
+use crate::l7::ingress::Class;
 use crate::resource::Resource;
 use crate::store::{GATEWAY_CLASS_NAME, GATEWAY_NAME};
 
@@ -39,6 +42,9 @@ pub(super) struct Edge {
     /// Secrets that gateways name and may have.
     named: Arc<BTreeSet<NamespacedName>>,
     grants: BTreeMap<NamespacedName, ReferenceGrantSpec>,
+    /// `IngressClass`es, also those of others: who is the default one is decided among all.
+    classes: BTreeMap<NamespacedName, Aged<Class>>,
+    pub(super) ingresses: BTreeMap<NamespacedName, Aged<Written<ingress_object::Compiled>>>,
     /// Gateways of classes whose pods are made, as they are written.
     pub(super) ours: BTreeMap<NamespacedName, (Arc<Gateway>, manifest::Origin)>,
     /// What was found when a gateway was put together, by the object that it is about.
@@ -50,7 +56,7 @@ pub(super) struct Edge {
 #[derive(Debug)]
 pub(super) struct Written<T> {
     pub(super) compiled: T,
-    origin: manifest::Origin,
+    pub(super) origin: manifest::Origin,
     lines: FieldLines,
 }
 
@@ -111,6 +117,16 @@ impl Index {
                 edge.grants.insert(named, object.spec.clone());
             }
             Object::Secret(secret) => drop(edge.secrets.insert(named, kept(secret))),
+            Object::IngressClass(object) => {
+                let compiled = ingress_object::class(object);
+                let aged = Aged::new(&object.metadata, compiled);
+                edge.classes.insert(named, aged);
+            }
+            Object::Ingress(object) => {
+                let compiled = written(ingress_object::compile(object), upsert);
+                let aged = Aged::new(&object.metadata, compiled);
+                edge.ingresses.insert(named, aged);
+            }
             _ => return,
         }
         self.waypoints.all_marked = true;
@@ -127,6 +143,8 @@ impl Index {
             Kind::IstioGateway => drop(edge.istio.remove(named)),
             Kind::ReferenceGrant => drop(edge.grants.remove(named)),
             Kind::Secret => drop(edge.secrets.remove(named)),
+            Kind::IngressClass => drop(edge.classes.remove(named)),
+            Kind::Ingress => drop(edge.ingresses.remove(named)),
             _ => return,
         }
         self.waypoints.all_marked = true;
@@ -137,22 +155,26 @@ impl Index {
         &mut self,
         diagnostics: &mut BTreeMap<ObjectKey, Vec<Diagnostic>>,
     ) {
-        let edge = &mut self.waypoints.edge;
+        let edge = &self.waypoints.edge;
         let mut now: BTreeMap<ObjectKey, Vec<Diagnostic>> = BTreeMap::new();
         for (kind, key, notes, origin, lines) in edge.objects() {
             let key = ObjectKey::new(kind, &key.namespace, &key.name);
-            let found = edge.found.values().flatten();
-            let found = found
-                .filter(|(about, _)| *about == key)
-                .map(|(_, note)| note);
-            let said = notes.iter().chain(found).map(|note| {
-                let origin = origin.at_line(lines.line(&note.field));
-                Diagnostic::new(note.severity, &origin, Some(&key), &note.message)
-                    .field(&note.field)
-            });
-            let said = said.collect();
+            let said = edge.said_of(&key, notes.iter(), (origin, lines));
             now.insert(key, said);
         }
+        for (name, aged) in &edge.ingresses {
+            let ingress = &aged.compiled;
+            // Another controller speaks for its own.
+            if !self.is_ours(&ingress.compiled) {
+                continue;
+            }
+            let why = self.why_not_served(name, &ingress.compiled);
+            let notes = ingress.compiled.notes.iter().chain(&why);
+            let key = ObjectKey::new(Kind::Ingress, &name.namespace, &name.name);
+            let said = edge.said_of(&key, notes, (&ingress.origin, &ingress.lines));
+            now.insert(key, said);
+        }
+        let edge = &mut self.waypoints.edge;
         for (key, said) in &now {
             if edge.said.get(key) != Some(said) {
                 diagnostics.insert(key.clone(), said.clone());
@@ -202,6 +224,7 @@ impl Index {
                 self.serve_istio(waypoint, servers, &mut places, &mut attachments, &mut built);
             }
         }
+        self.serve_ingresses(waypoint, &mut places, &mut built);
         self.rules_at_edge(&attachments, &mut built.rules);
         for place in places.into_values() {
             finish(place, &mut built);
@@ -220,6 +243,23 @@ impl Index {
 }
 
 impl Edge {
+    /// These notes on an object, and what was found of it when gateways were put together.
+    fn said_of<'n>(
+        &'n self,
+        key: &ObjectKey,
+        notes: impl Iterator<Item = &'n Note>,
+        (origin, lines): (&manifest::Origin, &FieldLines),
+    ) -> Vec<Diagnostic> {
+        let found = self.found.values().flatten();
+        let found = found.filter(|(about, _)| about == key);
+        let all = notes.chain(found.map(|(_, note)| note));
+        let said = all.map(|note| {
+            let origin = origin.at_line(lines.line(&note.field));
+            Diagnostic::new(note.severity, &origin, Some(key), &note.message).field(&note.field)
+        });
+        said.collect()
+    }
+
     /// All objects of gateways, with what there is to say about them alone.
     fn objects(
         &self,

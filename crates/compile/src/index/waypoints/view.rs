@@ -10,6 +10,7 @@ use manifest::{Kind, NamespacedName, Object, Origin, Severity, Upsert};
 
 use super::super::Index;
 use super::super::authorization::Note;
+use super::edge::ingress::TLS_PORT;
 use crate::l7::gateway::{self, Door};
 use crate::l7::gateway_route::{Compiled, GatewayParent};
 
@@ -25,6 +26,8 @@ pub struct View {
     pub gateways: BTreeMap<NamespacedName, GatewayView>,
     /// Routes that have such a Gateway or a Service as a parent, by kind and name.
     pub routes: BTreeMap<(Kind, NamespacedName), RouteView>,
+    /// Ingresses that a Gateway of ours serves.
+    pub ingresses: BTreeMap<NamespacedName, IngressView>,
     /// Namespaces that say `keelson.io/l7: auto` and that an L7 object is for, with that object.
     pub needs: BTreeMap<Arc<str>, String>,
 }
@@ -44,7 +47,8 @@ pub struct GatewayView {
     pub notes: Vec<String>,
     /// Its listeners, in their order.
     pub listeners: Vec<ListenerView>,
-    /// All ports that its pods serve clients at: of its listeners, and of Istio's Gateways that select its pods.
+    /// All ports that its pods serve clients at: of its listeners, of Istio's Gateways that select its pods, and
+    /// of Ingresses with certificates.
     pub ports: BTreeSet<u16>,
 }
 
@@ -63,6 +67,17 @@ pub struct ListenerView {
     pub conflicted: Verdict,
     /// `ResolvedRefs`.
     pub resolved: Verdict,
+}
+
+/// One Ingress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngressView {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// The Gateway that serves it.
+    pub gateway: NamespacedName,
 }
 
 /// One route.
@@ -195,6 +210,18 @@ impl Index {
                     .insert(name.clone(), self.view_of_gateway(name, object, of));
             }
         }
+        for gateway in self.waypoints.edge.ours.keys() {
+            for (name, aged) in self.ingresses_at(gateway) {
+                if let Origin::Object { uid, generation } = &aged.compiled.origin {
+                    let ingress = IngressView {
+                        uid: Arc::clone(uid),
+                        generation: *generation,
+                        gateway: gateway.clone(),
+                    };
+                    view.ingresses.insert(name.clone(), ingress);
+                }
+            }
+        }
         for (key, refs) in &self.waypoints.refs {
             let Some(aged) = self.waypoints.routes.get(key) else {
                 continue;
@@ -248,6 +275,11 @@ impl Index {
         let own = object.spec.listeners.iter();
         let mut ports: BTreeSet<u16> = own.filter_map(|one| one.port).collect();
         ports.extend(self.ports_of_istio(name, object));
+        let ingresses = self.ingresses_at(name).into_iter();
+        let mut tls = ingresses.flat_map(|ingress| self.tls_of(name, ingress));
+        if tls.any(|tls| tls.listener.is_none()) {
+            ports.insert(TLS_PORT);
+        }
         let refused = object.spec.addresses.is_some().then(|| {
             let message = "spec.addresses is not supported".to_owned();
             ("UnsupportedAddress", message)

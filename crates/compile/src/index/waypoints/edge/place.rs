@@ -18,21 +18,24 @@ use crate::resource::Resource;
 pub(super) struct Place {
     /// Unlike the listener's own name, no other listener of the gateway has it, whichever API that is written in.
     pub(super) name: String,
+    pub(super) api: Api,
     listener: Listener,
     hosts: BTreeMap<HostPattern, ServiceKey>,
 }
 
 impl Place {
     pub(super) fn new(api: Api, listener: Listener) -> Self {
-        let api = match api {
-            Api::Gateway => "gateway",
-            Api::Istio => "istio",
-        };
         Self {
-            name: format!("{api}/{}/{}", listener.port, listener.name),
+            name: api.place(listener.port, &listener.name),
+            api,
             listener,
             hosts: BTreeMap::new(),
         }
+    }
+
+    /// Whose requests are taken.
+    pub(super) fn host(&self) -> &HostPattern {
+        &self.listener.host
     }
 
     /// Whether what another listener of its port reads leaves nothing for it: TLS and plain HTTP cannot be told apart on one
@@ -60,10 +63,23 @@ impl Place {
 }
 
 /// What a listener is written in.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Api {
     Gateway,
     Istio,
+    Ingress,
+}
+
+impl Api {
+    /// The name of the place of a listener on a port.
+    pub(super) fn place(self, port: u16, listener: &str) -> String {
+        let api = match self {
+            Self::Gateway => "gateway",
+            Self::Istio => "istio",
+            Self::Ingress => "ingress",
+        };
+        format!("{api}/{port}/{listener}")
+    }
 }
 
 /// By object, and by the place where its rules were compiled for, what they are attached to.
@@ -77,6 +93,7 @@ pub(super) struct Attachments {
 pub(super) fn finish(place: Place, built: &mut Built) {
     let Place {
         name,
+        api: _,
         mut listener,
         hosts,
     } = place;

@@ -48,6 +48,13 @@ impl Index {
             });
             named.extend(granted.cloned());
         }
+        for gateway in edge.listeners.keys() {
+            for ingress in self.ingresses_at(gateway) {
+                let all = self.tls_of(gateway, ingress).into_iter();
+                let own = all.filter(|tls| tls.listener.is_none());
+                named.extend(own.map(|tls| tls.secret.clone()));
+            }
+        }
         for (gateway, pods) in &self.waypoints.pods {
             let pods = pods.iter().filter_map(|uid| self.pods.get(uid));
             let labels: Vec<&Labels> = pods
