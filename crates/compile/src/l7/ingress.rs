@@ -216,7 +216,7 @@ impl Reading<'_> {
     }
 
     fn condition(&mut self, field: &str, path: &str, path_type: &str) -> Option<PathMatch> {
-        if !path.starts_with('/') && !(path.is_empty() && path_type == "ImplementationSpecific") {
+        if !(path.starts_with('/') || path.is_empty() && path_type == "ImplementationSpecific") {
             let message = format!("{path:?} does not begin with /: it is left out");
             self.notes.error(format!("{field}.path"), message);
             return None;
