@@ -32,6 +32,7 @@ use self::owned::{Key, Owned};
 use crate::pipeline::Viewer;
 use crate::source::kubernetes::resource;
 use crate::status::gateways::Writer;
+use crate::status::ingresses::Ingresses;
 
 /// What became of a Gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +64,7 @@ impl Keeper {
     pub async fn run(self, roots: impl Fn() -> String) {
         let mut work = Work::new(&self);
         let mut writer = Writer::new(self.client.clone());
+        let mut ingresses = Ingresses::new(self.client.clone());
         let mut classes = Classes::new(self.client.clone());
         let mut auto = Auto::new(self.client.clone());
         let mut known: Option<(u64, Arc<View>)> = None;
@@ -75,6 +77,7 @@ impl Keeper {
             if !*self.leading.borrow() {
                 work.forget();
                 writer.forget();
+                ingresses.forget();
                 auto.forget();
                 continue;
             }
@@ -92,6 +95,7 @@ impl Keeper {
                 auto.keep(view, &outcomes).await;
             }
             writer.write(view, &outcomes).await;
+            ingresses.write(view, &outcomes).await;
         }
     }
 }

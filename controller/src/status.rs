@@ -7,6 +7,7 @@
 
 mod conditions;
 pub(crate) mod gateways;
+pub(crate) mod ingresses;
 mod lease;
 mod progress;
 

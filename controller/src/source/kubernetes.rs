@@ -74,7 +74,7 @@ impl Cluster {
 const CAPTURE_KINDS: [Kind; 3] = [Kind::Namespace, Kind::Node, Kind::Pod];
 
 /// The kinds that are followed else. Nothing is compiled from service accounts.
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 19] = [
     Kind::Namespace,
     Kind::Node,
     Kind::PeerAuthentication,
@@ -92,6 +92,8 @@ const KINDS: [Kind; 17] = [
     Kind::TlsRoute,
     Kind::TcpRoute,
     Kind::ServiceEntry,
+    Kind::IngressClass,
+    Kind::Ingress,
 ];
 
 impl Source for Cluster {
@@ -315,6 +317,8 @@ pub(crate) fn resource(kind: Kind) -> ApiResource {
         Kind::IstioGateway => "gateways",
         Kind::Secret => "secrets",
         Kind::ServiceEntry => "serviceentries",
+        Kind::IngressClass => "ingressclasses",
+        Kind::Ingress => "ingresses",
     };
     ApiResource {
         group: group.to_owned(),

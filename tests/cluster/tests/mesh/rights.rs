@@ -140,6 +140,7 @@ fn a_gateway(namespace: &Namespace) -> Result<()> {
             },
         })
     };
+    let class = format!("{}-door", namespace.name());
     let route = |kind: &str| {
         json!({
             "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "metadata": {"name": "route"},
@@ -155,6 +156,13 @@ fn a_gateway(namespace: &Namespace) -> Result<()> {
         gateway("keelson"),
         route("HTTPRoute"),
         route("GRPCRoute"),
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": {"name": class},
+               "spec": {"controller": "keelson.io/ingress-controller",
+                        "parameters": {"apiGroup": "gateway.networking.k8s.io", "kind": "Gateway", "name": "door",
+                                       "namespace": namespace.name(), "scope": "Namespace"}}}),
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "web"},
+               "spec": {"ingressClassName": class,
+                        "defaultBackend": {"service": {"name": "shop", "port": {"number": 8080}}}}}),
     ])?;
     let conditions = || {
         let gateway = namespace.get(&["gateway", "door"])?;
@@ -168,6 +176,23 @@ fn a_gateway(namespace: &Namespace) -> Result<()> {
         };
         until_said(conditions, "Accepted", ("True", "Accepted"))?;
     }
+    eventually("the Ingress has the Gateway's address", || {
+        let at = |object: Value, pointer: &str| object.pointer(pointer).cloned();
+        let of_ingress = at(
+            namespace.get(&["ingress", "web"])?,
+            "/status/loadBalancer/ingress/0/ip",
+        );
+        let of_gateway = at(
+            namespace.get(&["gateway", "door"])?,
+            "/status/addresses/0/value",
+        );
+        ensure!(
+            of_ingress.is_some() && of_ingress == of_gateway,
+            "{of_ingress:?}, {of_gateway:?}"
+        );
+        Ok(())
+    })?;
+    kubectl(&["delete", "ingressclass", &class])?;
     namespace.apply(&[gateway("another")])?;
     eventually("what was made is removed", || {
         let label = "gateway.networking.k8s.io/gateway-name=door";

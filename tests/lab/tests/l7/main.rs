@@ -6,6 +6,7 @@ mod crowd;
 mod fixture;
 mod gateway;
 mod idle;
+mod ingress;
 mod led;
 mod rolling;
 mod routes;

@@ -277,3 +277,69 @@ fn ports_of_istios_gateways_are_those_of_the_gateway_whose_pods_they_select() {
     let ports = &view.gateways[&NamespacedName::new("edge", "gw")].ports;
     assert_eq!(ports.iter().copied().collect::<Vec<_>>(), [80, 8080]);
 }
+
+/// Issue 12 B8: the Gateway whose addresses an Ingress gets, the port that its TLS needs, and what is wrong with it.
+#[test]
+fn an_ingress_is_told_of_with_its_gateway_and_what_is_wrong() {
+    let class = |controller: &str| {
+        let spec = json!({
+            "controller": controller,
+            "parameters": {"apiGroup": "gateway.networking.k8s.io", "kind": "Gateway", "scope": "Namespace", "namespace": "edge", "name": "gw"},
+        });
+        (Kind::IngressClass, "", "keelson", json!({"spec": spec}))
+    };
+    let ingress = |tls: Value| {
+        let spec = json!({
+            "ingressClassName": "keelson", "tls": tls,
+            "rules": [{"http": {"paths": [
+                {"path": "/", "pathType": "Regex", "backend": {"service": {"name": "cart", "port": {"number": 80}}}},
+            ]}}],
+        });
+        (Kind::Ingress, "shop", "web", json!({"spec": spec}))
+    };
+    let listeners = |from: &str| {
+        gateway(
+            json!([{"name": "http", "port": 80, "protocol": "HTTP", "allowedRoutes": {"namespaces": {"from": from}}}]),
+        )
+    };
+    let (ours, web) = (
+        "keelson.io/ingress-controller",
+        NamespacedName::new("shop", "web"),
+    );
+    let gw = NamespacedName::new("edge", "gw");
+    let all = [
+        class(ours),
+        ingress(json!([])),
+        listeners("All"),
+        service("shop", "cart"),
+    ];
+    let view = index(&all).view();
+    let found = &view.ingresses[&web];
+    assert_eq!(
+        (&*found.uid, &found.gateway),
+        ("uid-of-web", &Some(gw.clone()))
+    );
+    assert!(
+        found
+            .wrong
+            .starts_with("spec.rules[0].http.paths[0].pathType: "),
+        "{}",
+        found.wrong
+    );
+    assert_eq!(view.gateways[&gw].ports, [80].into());
+
+    let tls = ingress(json!([{"secretName": "cert"}]));
+    let view = index(&[class(ours), tls.clone(), listeners("All")]).view();
+    assert_eq!(view.gateways[&gw].ports, [80, 443].into());
+
+    let view = index(&[class(ours), tls.clone(), listeners("Same")]).view();
+    assert_eq!(view.ingresses[&web].gateway, None);
+    assert!(view.ingresses[&web].wrong.contains("allowedRoutes"));
+    assert_eq!(view.gateways[&gw].ports, [80].into());
+
+    let view = index(&[class("k8s.io/ingress-nginx"), tls, listeners("All")]).view();
+    assert!(
+        view.ingresses.is_empty(),
+        "another controller speaks for it"
+    );
+}

@@ -26,7 +26,7 @@ pub struct View {
     pub gateways: BTreeMap<NamespacedName, GatewayView>,
     /// Routes that have such a Gateway or a Service as a parent, by kind and name.
     pub routes: BTreeMap<(Kind, NamespacedName), RouteView>,
-    /// Ingresses that a Gateway of ours serves.
+    /// Ingresses of our classes.
     pub ingresses: BTreeMap<NamespacedName, IngressView>,
     /// Namespaces that say `keelson.io/l7: auto` and that an L7 object is for, with that object.
     pub needs: BTreeMap<Arc<str>, String>,
@@ -74,10 +74,10 @@ pub struct ListenerView {
 pub struct IngressView {
     /// `metadata.uid`.
     pub uid: Arc<str>,
-    /// `metadata.generation`.
-    pub generation: i64,
-    /// The Gateway that serves it.
-    pub gateway: NamespacedName,
+    /// The Gateway that serves it, if one does.
+    pub gateway: Option<NamespacedName>,
+    /// What is wrong with it, by field; empty if nothing is.
+    pub wrong: String,
 }
 
 /// One route.
@@ -210,18 +210,7 @@ impl Index {
                     .insert(name.clone(), self.view_of_gateway(name, object, of));
             }
         }
-        for gateway in self.waypoints.edge.ours.keys() {
-            for (name, aged) in self.ingresses_at(gateway) {
-                if let Origin::Object { uid, generation } = &aged.compiled.origin {
-                    let ingress = IngressView {
-                        uid: Arc::clone(uid),
-                        generation: *generation,
-                        gateway: gateway.clone(),
-                    };
-                    view.ingresses.insert(name.clone(), ingress);
-                }
-            }
-        }
+        view.ingresses = self.view_of_ingresses();
         for (key, refs) in &self.waypoints.refs {
             let Some(aged) = self.waypoints.routes.get(key) else {
                 continue;

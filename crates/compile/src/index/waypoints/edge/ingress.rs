@@ -14,12 +14,13 @@ use l7::route::{
     WeightedBackend,
 };
 use l7::{ClusterKey, HostPattern, Rule};
-use manifest::{Kind, NamespacedName, ObjectKey, Severity};
+use manifest::{Kind, NamespacedName, ObjectKey, Origin, Severity};
 
 use super::place::{Api, Place};
 use super::{Built, Written, error};
 use crate::index::Index;
 use crate::index::authorization::Note;
+use crate::index::waypoints::view::IngressView;
 use crate::index::waypoints::{Aged, Waypoint};
 use crate::l7::gateway::Door;
 use crate::l7::ingress::{Compiled, Path, Port, Target};
@@ -91,6 +92,33 @@ impl Index {
             .collect();
         served.sort_by_key(|(name, aged)| (aged.rank(), *name));
         served
+    }
+
+    /// What is to be said of each Ingress of our classes.
+    pub(in crate::index::waypoints) fn view_of_ingresses(
+        &self,
+    ) -> BTreeMap<NamespacedName, IngressView> {
+        let edge = &self.waypoints.edge;
+        let of = |(name, aged): (&NamespacedName, &Aged<Written<Compiled>>)| {
+            let ingress = &aged.compiled;
+            let Origin::Object { uid, .. } = &ingress.origin else {
+                return None;
+            };
+            let (_, gateway) = self.class_of(&ingress.compiled)?;
+            let is_served =
+                |gateway: &&Waypoint| !self.doors_for(gateway, &name.namespace).is_empty();
+            let key = ObjectKey::new(Kind::Ingress, &name.namespace, &name.name);
+            let said = edge.said.get(&key).into_iter().flatten();
+            let errors = said.filter(|one| one.severity == Severity::Error);
+            let errors = errors.map(|one| format!("{}: {}", one.field, one.message));
+            let view = IngressView {
+                uid: Arc::clone(uid),
+                gateway: gateway.as_ref().ok().filter(is_served).cloned(),
+                wrong: errors.collect::<Vec<_>>().join("; "),
+            };
+            Some((name.clone(), view))
+        };
+        edge.ingresses.iter().filter_map(of).collect()
     }
 
     /// The hosts for which an Ingress has TLS end at a Gateway.
