@@ -52,7 +52,6 @@ impl Tally {
             self.failed.len(),
             self.failed
         );
-        println!("of {asked:?} requests none failed, asked again: {again}");
         Ok(())
     }
 
@@ -67,7 +66,6 @@ impl Tally {
             self.asked,
             later.len()
         );
-        println!("in flight: {:#?}", self.failed);
         Ok(())
     }
 
