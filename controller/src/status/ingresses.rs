@@ -67,7 +67,10 @@ impl Ingresses {
         for (name, known) in gone {
             if known.status.is_some() {
                 // It is of another class by now, or deleted: then there is nobody to tell.
-                self.put(&name, &known.uid, None).await.ok();
+                let taken = self.put(&name, &known.uid, None).await;
+                if let Err(error) = taken {
+                    debug!(%name, %error, "the status of an Ingress cannot be taken back");
+                }
             }
         }
         for (name, ingress) in &view.ingresses {

@@ -43,8 +43,8 @@ pub(in crate::index::waypoints) struct TlsHost<'i> {
 pub(in crate::index::waypoints) type Served<'i> = (&'i NamespacedName, &'i Aged<Written<Compiled>>);
 
 impl Index {
-    /// The class that an Ingress is of, with its Gateway, if it is one of ours: the one that it names, else the newest default one, as the
-    /// API server chooses it.
+    /// The class that an Ingress is of, with its Gateway, if it is one of ours: the one that it names, else the newest
+    /// default one, as the API server chooses it.
     fn class_of(&self, ingress: &Compiled) -> Option<(&Arc<str>, &Result<Waypoint, String>)> {
         let classes = &self.waypoints.edge.classes;
         let found = match &ingress.class {
