@@ -219,7 +219,7 @@ impl Prepared {
                 }
                 let mut cluster = Cluster::new(client.clone(), &self.options.root_namespace)
                     .with_captures_only(self.options.captures_only)
-                    .with_network_policies(self.mesh.network_policies);
+                    .with_network_policies(!self.options.captures_only);
                 if !self.options.captures_only {
                     let (wanted, answered) = (watch::Sender::default(), watch::Sender::default());
                     cluster = cluster.with_secrets(Named {

@@ -67,6 +67,8 @@ pub struct Workload {
     pub strict_by: Option<Box<PolicyKey>>,
     /// It may connect to nobody that the mesh does not know.
     pub egress_closed: bool,
+    /// What the cluster's own network may keep from it.
+    pub isolated: Isolated,
     /// Whether it is ready.
     pub status: Health,
     /// The cluster that it runs in.
@@ -249,6 +251,16 @@ impl Workload {
     }
 }
 
+/// Which ways `NetworkPolicy` objects isolate a pod, where the cluster's network enforces them and the mesh does not. Ports that the
+/// mesh chooses itself may be closed then, and nobody has to have allowed more of them than that of tunnels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isolated {
+    /// Connections to it. Said of waypoints alone.
+    pub ingress: bool,
+    /// Connections that it opens.
+    pub egress: bool,
+}
+
 impl Default for Workload {
     /// Nothing, with the defaults of Istio's workload API.
     fn default() -> Self {
@@ -275,6 +287,7 @@ impl Default for Workload {
             authorization_policies: Vec::new(),
             strict_by: None,
             egress_closed: false,
+            isolated: Isolated::default(),
             status: Health::default(),
             cluster_id: "Kubernetes".into(),
             locality: Locality::default(),

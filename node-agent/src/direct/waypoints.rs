@@ -149,6 +149,10 @@ fn gets_there(state: &MeshState, client: &LocalPod, server: &Server<'_>, said: &
     let Some(door) = said.doors.values().next() else {
         return false;
     };
+    let dials = state.workload(client.workload.as_ref());
+    if server.workload.isolated.ingress || dials.is_none_or(|own| own.isolated.egress) {
+        return false;
+    }
     // A port that no policy names stands for all of them.
     if server.ports.range(abi::WAYPOINT_PORTS.0..).next().is_some() {
         return false;

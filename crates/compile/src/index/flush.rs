@@ -25,7 +25,7 @@ impl Index {
         self.settle_entries();
         let mut dirty = std::mem::take(&mut self.dirty);
         // Nearly everything that a pod or a namespace says can be what a NetworkPolicy asks for.
-        dirty.network |= !self.network_policies.is_empty() && !dirty.pods.is_empty();
+        dirty.network |= self.has_network_policies() && !dirty.pods.is_empty();
         let network = dirty.network && self.flush_network_policies(&mut dirty.pods);
         let mut changes = Changes {
             captured: dirty.captured,
@@ -202,6 +202,7 @@ impl Index {
             locality: self.nodes.get(&pod.node).cloned().flatten(),
             waypoint: self.waypoint_of_pod(pod),
             egress_closed: self.is_egress_closed(pod),
+            isolated: self.isolated(pod),
             policies,
             strict_by,
             endpoints: self.publish(

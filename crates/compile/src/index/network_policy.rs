@@ -8,7 +8,8 @@
 //! workloads that holds for the addresses of the pods it isolates: so it says nothing of destinations outside of the mesh,
 //! for which the cluster's own network sees real addresses and ports.
 //!
-//! Everything is compiled anew when something changes that it can depend on; nothing is, while it is switched off.
+//! Everything is compiled anew when something changes that it can depend on; nothing is, while it is switched off. Then agents
+//! are told alone whom policies isolate, since the cluster's network may enforce them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 use k8s_api::Node;
 use manifest::{Labels, NamespacedName, PodFacts};
 use model::PolicyKey;
+use model::workload::Isolated;
 use proto::istio::security as pb;
 use proto::type_url;
 use sha2::{Digest as _, Sha256};
@@ -25,6 +27,7 @@ use sha2::{Digest as _, Sha256};
 use super::Index;
 use super::authorization::octets;
 use super::flush::set;
+use super::workload::is_waypoint;
 use crate::resource::Resource;
 use crate::store::{Allowance, NetworkPolicyFacts, Peer, Ports};
 
@@ -64,14 +67,48 @@ impl Index {
         key: &NamespacedName,
         facts: Option<NetworkPolicyFacts>,
     ) {
-        if !self.mesh.network_policies || self.network_policies.get(key) == facts.as_ref() {
+        if self.network_policies.get(key) == facts.as_ref() {
             return;
         }
         match facts {
             Some(facts) => drop(self.network_policies.insert(key.clone(), facts)),
             None => drop(self.network_policies.remove(key)),
         }
-        self.dirty.network = true;
+        if self.mesh.network_policies {
+            self.dirty.network = true;
+        } else {
+            let pods = self.pods_by_namespace.get(&key.namespace);
+            self.dirty.pods.extend(pods.cloned().unwrap_or_default());
+        }
+    }
+
+    /// Whether there are some that the mesh enforces.
+    pub(super) fn has_network_policies(&self) -> bool {
+        self.mesh.network_policies && !self.network_policies.is_empty()
+    }
+
+    /// Which ways a pod is isolated by policies that the cluster's network enforces and the mesh does not. Where the mesh does,
+    /// agents know it from the policies.
+    pub(super) fn isolated(&self, pod: &PodFacts) -> Isolated {
+        if self.mesh.network_policies || pod.host_network {
+            return Isolated::default();
+        }
+        let namespace = &pod.key.namespace;
+        let from = NamespacedName::new(namespace, "");
+        let own = self.network_policies.range(from..);
+        let own = own.take_while(|(key, _)| key.namespace == *namespace);
+        let selecting: Vec<_> = own
+            .map(|(_, policy)| policy)
+            .filter(|policy| policy.selector.selects(&pod.labels))
+            .collect();
+        let by = |way: fn(&NetworkPolicyFacts) -> Option<&Vec<Allowance>>| {
+            let mut isolating = selecting.iter().filter_map(|policy| way(policy)).peekable();
+            isolating.peek().is_some() && !isolating.flatten().any(leaves_open)
+        };
+        Isolated {
+            ingress: is_waypoint(&pod.labels) && by(|policy| policy.ingress.as_ref()),
+            egress: by(|policy| policy.egress.as_ref()),
+        }
     }
 
     pub(super) fn set_node_addresses(&mut self, node: &Node) {
@@ -121,6 +158,15 @@ impl Index {
         self.network = now;
         changed
     }
+}
+
+/// Whether an allowance is for everybody and for all ports on which waypoints take what the kernel leads to them.
+fn leaves_open(allowance: &Allowance) -> bool {
+    let (first, last) = LED_TO;
+    let covers =
+        |port: &Ports| matches!(port, Ports::Range(from, to) if *from <= first && last <= *to);
+    let ports = allowance.ports.as_ref();
+    allowance.peers.is_none() && ports.is_none_or(|ports| ports.iter().any(covers))
 }
 
 /// Compiles everything.
@@ -401,3 +447,6 @@ fn without(block: IpNet, except: &[IpNet]) -> Vec<IpNet> {
     };
     halves.flat_map(|half| without(half, except)).collect()
 }
+
+/// Where the kernel leads connections to a waypoint of their node: the agents' `abi::WAYPOINT_PORTS`.
+const LED_TO: (u16, u16) = (61_440, 65_535);

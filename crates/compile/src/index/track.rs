@@ -73,7 +73,7 @@ impl Index {
             .insert(Arc::clone(&namespace), labels.clone());
         if before.as_ref() != Some(&labels) {
             self.touch_namespace(&namespace);
-            self.dirty.network |= !self.network_policies.is_empty();
+            self.dirty.network |= self.has_network_policies();
         }
         let known = &mut self.snapshot.mesh_namespaces;
         self.dirty.namespaces |= if super::enrolment::enrols(&labels) {
@@ -87,7 +87,7 @@ impl Index {
         self.dirty.diagnostics.insert(key.clone(), Vec::new());
         if self.namespaces.remove(key.name()).is_some() {
             self.touch_namespace(&key.name().into());
-            self.dirty.network |= !self.network_policies.is_empty();
+            self.dirty.network |= self.has_network_policies();
         }
         self.dirty.namespaces |= self.snapshot.mesh_namespaces.remove(key.name()).is_some();
     }

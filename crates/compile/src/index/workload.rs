@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use manifest::{Labels, NamespacedName, OwnerType, PodFacts, WEIGHT};
 use model::PolicyKey;
+use model::workload::Isolated;
 use proto::agent;
 use proto::convert::extension;
 use proto::istio::workload::{self as pb, ApplicationTunnel, application_tunnel};
@@ -30,6 +31,8 @@ pub(super) struct Surroundings {
     pub(super) strict_by: Option<PolicyKey>,
     /// It may connect to nobody that the mesh does not know.
     pub(super) egress_closed: bool,
+    /// What the cluster's own network may keep from it.
+    pub(super) isolated: Isolated,
 }
 
 /// The name of a pod's resource, as Istio's control plane writes it.
@@ -121,6 +124,7 @@ pub(super) fn from_pod(
             .into_iter()
             .chain(around.strict_by.as_ref().map(extension::strict_by))
             .chain(around.egress_closed.then(extension::egress_closed))
+            .chain(extension::isolated(around.isolated))
             .collect(),
         // What is no number was refused where the manifest was read.
         capacity: pod
@@ -161,7 +165,7 @@ pub(super) fn from_endpoint(
 }
 
 /// A pod of a waypoint of ours. Its agent hands it what it is a waypoint for, behind a header that says who calls.
-fn is_waypoint(labels: &Labels) -> bool {
+pub(super) fn is_waypoint(labels: &Labels) -> bool {
     labels.contains_key(GATEWAY_NAME)
         && labels
             .get(GATEWAY_CLASS_NAME)

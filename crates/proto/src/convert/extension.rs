@@ -7,7 +7,7 @@ use std::time::Duration;
 use model::PolicyKey;
 use model::address::Family;
 use model::service::ServiceKey;
-use model::workload::{Health, PortMapping};
+use model::workload::{Health, Isolated, PortMapping};
 use prost::Message;
 
 use super::{ConvertError, Problem, at, each_message, pack, port, value};
@@ -27,6 +27,11 @@ pub const STRICT_BY: &str = "keelson.io/strict-by";
 
 /// Name of the extension of a workload that may connect to nobody that the mesh does not know. It has no content.
 pub const EGRESS_CLOSED: &str = "keelson.io/egress-closed";
+
+/// Name of the extension of a waypoint's pod to which the cluster's network may let tunnels alone. It has no content.
+pub const ISOLATED_INGRESS: &str = "keelson.io/isolated-ingress";
+/// Name of the extension of a workload from which the cluster's network may let tunnels alone. It has no content.
+pub const ISOLATED_EGRESS: &str = "keelson.io/isolated-egress";
 
 type Services = BTreeMap<ServiceKey, Vec<PortMapping>>;
 
@@ -70,6 +75,25 @@ pub fn egress_closed() -> Extension {
 /// Whether a workload's extensions say that its egress is closed.
 pub(super) fn egress_closed_in(extensions: &[Extension]) -> bool {
     extensions.iter().any(|one| one.name == EGRESS_CLOSED)
+}
+
+/// The extensions of a workload that the cluster's network isolates.
+pub fn isolated(by: Isolated) -> impl Iterator<Item = Extension> {
+    let ways = [(by.ingress, ISOLATED_INGRESS), (by.egress, ISOLATED_EGRESS)];
+    let said = ways.into_iter().filter(|(is_so, _)| *is_so);
+    said.map(|(_, name)| Extension {
+        name: name.to_owned(),
+        config: None,
+    })
+}
+
+/// Which ways a workload's extensions say that the cluster's network isolates it.
+pub(super) fn isolated_in(extensions: &[Extension]) -> Isolated {
+    let has = |name: &str| extensions.iter().any(|one| one.name == name);
+    Isolated {
+        ingress: has(ISOLATED_INGRESS),
+        egress: has(ISOLATED_EGRESS),
+    }
 }
 
 /// The `PeerAuthentication` that a workload's extensions name. It is for people, so what cannot be read is left out.

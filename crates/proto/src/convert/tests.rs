@@ -1,6 +1,6 @@
 use model::address::Family;
 use model::policy::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch};
-use model::workload::{Health, TunnelProtocol};
+use model::workload::{Health, Isolated, TunnelProtocol};
 use model::{Policy, PolicyKey, Service, Workload};
 use prost::Message;
 
@@ -451,6 +451,10 @@ fn a_workload_comes_back_as_it_went() {
             PolicyKey::peer_authentication("shop", "p"),
         ],
         egress_closed: true,
+        isolated: Isolated {
+            ingress: true,
+            egress: true,
+        },
         strict_by: Some(Box::new(PolicyKey::peer_authentication("shop", "default"))),
         status: Health::Unhealthy,
         cluster_id: "c1".into(),

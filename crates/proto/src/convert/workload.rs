@@ -81,6 +81,7 @@ impl TryFrom<pb::Workload> for Workload {
             )?,
             strict_by: extension::strict_by_in(&from.extensions).map(Box::new),
             egress_closed: extension::egress_closed_in(&from.extensions),
+            isolated: extension::isolated_in(&from.extensions),
             status,
             cluster_id: or(from.cluster_id, CLUSTER).into(),
             locality: from.locality.map(locality).unwrap_or_default(),
@@ -154,6 +155,7 @@ impl From<&Workload> for pb::Workload {
                 .into_iter()
                 .chain(from.strict_by.as_deref().map(extension::strict_by))
                 .chain(from.egress_closed.then(extension::egress_closed))
+                .chain(extension::isolated(from.isolated))
                 .collect(),
             capacity: (from.capacity != 1).then_some(from.capacity),
         }

@@ -8,7 +8,7 @@ use model::{
     address::GatewayDestination,
     policy::{Action, Clause, Match, Policy, Rule, Scope},
     service::{AppProtocol, ServiceKey, ServicePort},
-    workload::{ApplicationProtocol, ApplicationTunnel, Health, PortMapping},
+    workload::{ApplicationProtocol, ApplicationTunnel, Health, Isolated, PortMapping},
 };
 
 use super::{AllSaid, Callers, Said};
@@ -241,4 +241,31 @@ fn whom_a_network_policy_keeps_from_the_doors_is_the_agents() {
     // One that names a door is not looked into.
     node.state.insert_policy(refuses(&[15008, 61_440]));
     assert!(!node.may(FRONT));
+}
+
+/// The mesh enforces no NetworkPolicy then, and the network may.
+#[test]
+fn whom_the_clusters_network_isolates_is_the_agents() {
+    let mut node = Node::new();
+    let isolate = |node: &mut Node, id: u32, by: Isolated| {
+        let uid = format!("Kubernetes//Pod/shop/p{id}");
+        let mut one = (**node.state.workload(&uid).unwrap()).clone();
+        one.isolated = by;
+        node.state.insert_workload(one);
+    };
+    let egress = Isolated {
+        egress: true,
+        ..Isolated::default()
+    };
+    isolate(&mut node, FRONT, egress);
+    assert!(!node.may(FRONT));
+    assert!(node.may(TELLER));
+    isolate(&mut node, WAYPOINT, egress);
+    assert!(node.may(TELLER), "its own calls are the agent's");
+    let ingress = Isolated {
+        ingress: true,
+        ..Isolated::default()
+    };
+    isolate(&mut node, WAYPOINT, ingress);
+    assert!(!node.may(TELLER));
 }

@@ -5,7 +5,8 @@ use serde_json::json;
 use tests_cluster::{CLIENT, Namespace, SERVER, eventually, kubectl, nodes, pod, who_at};
 
 use crate::command_line::asked;
-use crate::installed::Installed;
+use crate::installed::{AGENT, Installed, NAMESPACE};
+use crate::kinds::{Kinds, until_said};
 
 /// Who gets an answer: client and other, each from near and far, each at 8080 and 8081.
 type Answers = Vec<(&'static str, &'static str, u16, bool)>;
@@ -130,3 +131,125 @@ fn allow_8080_means_the_same_with_and_without_the_mesh_on_both_placements() -> R
     namespace.kubectl(&["delete", "networkpolicy", "--all"])?;
     until(&namespace, |_, _| true).context("without policies")
 }
+
+/// A waypoint's pods that the network lets take tunnels alone, as people who know ambient mode write it: the kernel leads clients of
+/// its node to other ports of it, where it may, and nobody hangs where it may not.
+#[test]
+#[ignore = "nightly: a network that enforces NetworkPolicy"]
+fn a_waypoint_that_the_network_keeps_closed_but_for_tunnels_is_reached_from_its_own_node()
+-> Result<()> {
+    for mode in ["enforce", "ignore"] {
+        led_until_closed(mode).with_context(|| format!("mesh.networkPolicies={mode}"))?;
+    }
+    Ok(())
+}
+
+fn led_until_closed(mode: &str) -> Result<()> {
+    let _mesh = Installed::install_with(json!({"mesh": {"networkPolicies": mode}}))?;
+    let _kinds = Kinds::apply()?;
+    let namespace = Namespace::create("doors")?;
+    let nodes = nodes()?;
+    let [here, there] = nodes.as_slice() else {
+        bail!("two nodes are needed, not {nodes:?}");
+    };
+    for label in ["keelson.io/mesh=enabled", "istio.io/use-waypoint=waypoint"] {
+        kubectl(&["label", "namespace", namespace.name(), label])?;
+    }
+    namespace.apply(&[
+        pod("client", Some(here), CLIENT),
+        pod("server", Some(there), SERVER),
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "server"},
+            "spec": {"selector": {"app": "server"}, "ports": [{"name": "http", "port": 8080}]},
+        }),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "waypoint"},
+            "spec": {"gatewayClassName": "keelson-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
+        }),
+    ])?;
+    for name in ["client", "server"] {
+        namespace.wait_ready(name)?;
+    }
+    let conditions =
+        || Ok(namespace.get(&["gateway", "waypoint"])?["status"]["conditions"].clone());
+    until_said(conditions, "Programmed", ("True", "Programmed"))?;
+    let ask = "timeout 5 wget -q -O - http://server:8080/cgi-bin/who";
+    let is_led = || -> Result<bool> {
+        let before = doors_told(here, namespace.name())?;
+        let answer = namespace.exec("client", ask)?;
+        ensure!(answer.starts_with("server "), "{answer}");
+        // It is told of when it has ended.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        Ok(doors_told(here, namespace.name())? > before)
+    };
+    let until_led = |wanted: bool| {
+        eventually(
+            &format!("the kernel leads to the waypoint: {wanted}"),
+            || {
+                ensure!(is_led()? == wanted, "not yet");
+                Ok(())
+            },
+        )
+    };
+    until_led(true)?;
+
+    let no_doors = |name: &str, pods: serde_json::Value, list: &str, policy_type: &str| {
+        // And names are looked up.
+        let open = json!([{"ports": [{"port": 15008}, {"port": 8080}]}, {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}]}]);
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name},
+            "spec": {"podSelector": pods, "policyTypes": [policy_type], list: open},
+        })
+    };
+    let waypoint = json!({"matchLabels": {"gateway.networking.k8s.io/gateway-name": "waypoint"}});
+    let client = json!({"matchLabels": {"app": "client"}});
+    for policy in [
+        no_doors("into-the-waypoint", waypoint, "ingress", "Ingress"),
+        no_doors("out-of-the-client", client, "egress", "Egress"),
+    ] {
+        namespace.apply(std::slice::from_ref(&policy))?;
+        until_led(false)?;
+        for _ in 0..10 {
+            ensure!(!is_led()?, "led to where the network lets nobody");
+        }
+        namespace.kubectl(&["delete", "networkpolicy", "--all"])?;
+        until_led(true)?;
+    }
+    Ok(())
+}
+
+/// How many connections from a namespace to a waypoint's own ports the agent of a node has told of.
+fn doors_told(node: &str, namespace: &str) -> Result<usize> {
+    let label = format!("app.kubernetes.io/name={AGENT}");
+    let on = format!("spec.nodeName={node}");
+    let words = [
+        "-n",
+        NAMESPACE,
+        "get",
+        "pods",
+        "-l",
+        &label,
+        "--field-selector",
+        &on,
+        "-o",
+        "name",
+    ];
+    let agent = kubectl(&words)?;
+    let log = kubectl(&["-n", NAMESPACE, "logs", agent.trim()])?;
+    let is_to_a_door = |line: &&str| {
+        let to = line.split_once("dst.addr=").map_or("", |(_, rest)| rest);
+        let to = to
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .trim_matches('"');
+        let port = to
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse::<u16>().ok());
+        line.contains("direct") && line.contains(namespace) && port >= Some(FIRST_DOOR)
+    };
+    Ok(log.lines().filter(is_to_a_door).count())
+}
+
+/// Ports of waypoints that are for nothing else.
+const FIRST_DOOR: u16 = 61_440;

@@ -224,3 +224,60 @@ fn switched_off_they_mean_nothing() {
     ));
     assert!(mesh.index.snapshot().authorizations.is_empty());
 }
+
+/// Whom policies isolate, as agents are told it.
+fn isolated(mesh: &Mesh, pod: &str) -> (bool, bool) {
+    let said = mesh.workload(pod).extensions;
+    let has = |name: &str| said.iter().any(|one| one.name == name);
+    (
+        has("keelson.io/isolated-ingress"),
+        has("keelson.io/isolated-egress"),
+    )
+}
+
+/// A waypoint is reached by its own node at ports that nobody has heard of; only the mesh knows that tunnels lead there too.
+#[test]
+fn what_the_clusters_network_may_keep_from_a_waypoint_is_said_where_the_mesh_does_not_enforce_it() {
+    let mut mesh = mesh("");
+    mesh.index.mesh.network_policies = false;
+    mesh.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: waypoint, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: waypoint, gateway.networking.k8s.io/gateway-class-name: keelson-waypoint}, annotations: {keelson.io/pod-ips: 10.244.1.15}}\nspec: {nodeName: n1, containers: [{name: c, image: i}]}\n",
+    );
+    assert_eq!(isolated(&mesh, "shop/waypoint"), (false, false));
+    let all = "podSelector: {}, policyTypes: [Ingress, Egress]";
+    for (spec, waypoint, cart) in [
+        ("", (true, true), (false, true)),
+        (
+            ", ingress: [{ports: [{port: 15008}]}], egress: [{}]",
+            (true, false),
+            (false, false),
+        ),
+        (
+            ", ingress: [{}], egress: [{ports: [{port: 15008}]}]",
+            (false, true),
+            (false, true),
+        ),
+        // Only to some.
+        (
+            ", ingress: [{from: [{podSelector: {}}]}], egress: [{ports: [{port: 1024, endPort: 65535}]}]",
+            (true, false),
+            (false, false),
+        ),
+    ] {
+        mesh.apply(&policy("shop", "some", &format!("{all}{spec}")));
+        assert_eq!(isolated(&mesh, "shop/waypoint"), waypoint, "{spec}");
+        assert_eq!(isolated(&mesh, "shop/cart"), cart, "{spec}");
+        assert_eq!(isolated(&mesh, "jobs/batch"), (false, false), "{spec}");
+    }
+    assert!(mesh.index.snapshot().authorizations.is_empty());
+    mesh.apply(&policy(
+        "shop",
+        "open",
+        "podSelector: {}, policyTypes: [Ingress], ingress: [{}]",
+    ));
+    assert_eq!(
+        isolated(&mesh, "shop/waypoint"),
+        (false, false),
+        "they add up"
+    );
+}
