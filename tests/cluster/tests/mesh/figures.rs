@@ -79,7 +79,8 @@ impl Crowd {
         let clients: Vec<String> = (0..PODS).map(|number| name("client", number)).collect();
         for (number, client) in clients.iter().enumerate() {
             let ask = who_at(namespace.pod_ip(&name("server", number))?);
-            let on = format!("while true; do {ask} > /dev/null 2>&1; sleep 0.1; done & true");
+            // With its own output: an exec waits for whoever still has the one that it was given.
+            let on = format!("while true; do {ask}; sleep 0.1; done > /dev/null 2>&1 & true");
             namespace.exec(client, &on)?;
         }
         let netns = Netns::of_process(mesh.standing.pid(there)?)?;

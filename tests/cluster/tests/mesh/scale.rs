@@ -70,7 +70,8 @@ impl Controller {
             let Ok(mut stream) = TcpStream::connect_timeout(&admin, Duration::from_secs(1)) else {
                 return Ok(false);
             };
-            stream.write_all(b"GET /healthz/ready HTTP/1.0\r\n\r\n")?;
+            // Its pages are for who names an address, and not a name that leads there.
+            stream.write_all(b"GET /healthz/ready HTTP/1.0\r\nhost: 127.0.0.1\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             Ok(answer.contains(" 200 "))
