@@ -108,7 +108,7 @@ fn replace(lab: &Lab, node: &str) -> Result<()> {
     };
     lab.replicate(&format!("depot/{first}"), &new)?;
     // A readiness probe says so in a cluster.
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(Duration::from_secs(5));
     for name in before {
         lab.end_pod(&format!("depot/{name}"), Duration::ZERO, 2 * DRAIN)?;
     }
