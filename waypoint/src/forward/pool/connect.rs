@@ -54,8 +54,9 @@ impl Allowed {
         let Ok(connection) = self.0.try_borrow() else {
             return usize::MAX;
         };
+        // One that has ended says nothing of what the endpoint allows others; its senders know that they are closed.
         let open = connection.as_ref();
-        open.map_or(0, |open| open.current_max_send_streams())
+        open.map_or(usize::MAX, |open| open.current_max_send_streams())
     }
 }
 
