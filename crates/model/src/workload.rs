@@ -65,9 +65,11 @@ pub struct Workload {
     pub authorization_policies: Vec<PolicyKey>,
     /// The `PeerAuthentication` that makes it STRICT on every port, where that is known.
     pub strict_by: Option<Box<PolicyKey>>,
-    /// It may connect to nobody that the mesh does not know.
+    /// It may connect to nobody that the mesh does not know. Agents of earlier versions do not say it in their dumps.
+    #[serde(default)]
     pub egress_closed: bool,
-    /// What the cluster's own network may keep from it.
+    /// What the cluster's own network may keep from it. Likewise.
+    #[serde(default)]
     pub isolated: Isolated,
     /// Whether it is ready.
     pub status: Health,
