@@ -20,6 +20,7 @@ mod prepared;
 pub mod presence;
 pub mod probe;
 mod setup;
+pub mod started;
 mod unservable;
 mod waypoints;
 

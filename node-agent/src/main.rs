@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use node_agent::agent::{
     self, cleanup,
     config::{Cli, Command},
-    probe,
+    probe, started,
 };
 
 fn main() -> ExitCode {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let result = match (cli.command, cli.run) {
         (Some(Command::Cleanup(args)), _) => cleanup::run(&args),
         (Some(Command::Probe(args)), _) => probe::run(&args),
+        (Some(Command::Started(args)), _) => started::run(&args),
         (None, Some(args)) => agent::run(args),
         (None, None) => return ExitCode::from(2),
     };

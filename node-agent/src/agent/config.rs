@@ -60,6 +60,20 @@ pub enum Command {
     Cleanup(CleanupArgs),
     /// Try what an agent needs of this node, and write what was found as JSON. Nothing is attached and nothing stays.
     Probe(ProbeArgs),
+    /// Fail while another instance is in charge of this node, which then answers at the node's page of health. For a pod's
+    /// startup probe.
+    Started(StartedArgs),
+}
+
+/// Who asks whether it has started.
+#[derive(Clone, Debug, Args)]
+pub struct StartedArgs {
+    /// The agent's runtime directory.
+    #[arg(long, default_value = "/run/keelson")]
+    pub runtime_dir: PathBuf,
+    /// As given to the agent.
+    #[arg(long, env = "KEELSON_INSTANCE", default_value = "")]
+    pub instance: String,
 }
 
 /// Where things are on the node.

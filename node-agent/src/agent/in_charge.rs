@@ -14,8 +14,14 @@ use tokio::{
 };
 
 use super::{
-    Core, admin, cni, config::RunArgs, draining::Draining, follow::follow_readiness, leave,
-    plugin::Plugin, presence::Witness, vital, waypoints,
+    Core, admin, cni,
+    config::RunArgs,
+    draining::Draining,
+    follow::follow_readiness,
+    leave::{self, Afterwards},
+    plugin::Plugin,
+    presence::Witness,
+    vital, waypoints,
 };
 use crate::{
     carry::thread::Cause,
@@ -123,9 +129,21 @@ impl InCharge {
             );
         }
 
-        let cause = until_over(&mut signals, &mut stages, args.takeover_timeout).await;
-        let removed =
-            cause == Cause::Stopped && leave::is_removed(args, &witness, &mut signals).await;
+        let patience = args.takeover_timeout;
+        let mut cause = until_over(&mut signals, &mut stages, patience).await;
+        let mut removed = false;
+        if cause == Cause::Stopped {
+            match leave::afterwards(args, &witness, &mut signals).await {
+                Afterwards::Removed => removed = true,
+                Afterwards::Followed => {
+                    cause = tokio::select! {
+                        cause = until_followed(&mut stages, patience) => cause,
+                        _again = signals.next() => Cause::Stopped,
+                    };
+                }
+                Afterwards::Unknown => {}
+            }
+        }
         if removed {
             core.let_go(plugin, args).await;
         } else {
@@ -157,13 +175,31 @@ async fn until_over(
         reason = signals.next() => tracing::info!(%reason, "asked to stop"),
         _ = stages.wait_for(succeeded) => return Cause::Succeeded,
     }
+    tokio::select! {
+        cause = until_succeeded(stages, patience) => cause,
+        _again = signals.next() => Cause::Stopped,
+    }
+}
+
+/// Waits for a successor that is on its way and has not said so. The kubelet asks a pod that shares the node's network whether it
+/// is ready at an address of the node, where the agent in charge answers: so a new pod can count as ready, and its predecessor
+/// be asked to stop, before the new agent has come to say anything.
+async fn until_followed(stages: &mut watch::Receiver<Stage>, patience: Duration) -> Cause {
+    let has_come = stages.wait_for(|stage| *stage != Stage::Alone);
+    let has_come = tokio::time::timeout(COMES_WITHIN, has_come).await;
+    if matches!(has_come, Ok(Ok(_))) {
+        drop(has_come);
+        until_succeeded(stages, patience).await
+    } else {
+        Cause::Stopped
+    }
+}
+
+/// Waits until a successor that gets ready has taken over, or does not any more.
+async fn until_succeeded(stages: &mut watch::Receiver<Stage>, patience: Duration) -> Cause {
     let over = |stage: &Stage| matches!(stage, Stage::Succeeded | Stage::Alone);
-    let waited = tokio::select! {
-        waited = tokio::time::timeout(patience, stages.wait_for(over)) => waited,
-        _again = signals.next() => return Cause::Stopped,
-    };
-    match waited {
-        Ok(Ok(stage)) if succeeded(&stage) => Cause::Succeeded,
+    match tokio::time::timeout(patience, stages.wait_for(over)).await {
+        Ok(Ok(stage)) if *stage == Stage::Succeeded => Cause::Succeeded,
         _ => Cause::Stopped,
     }
 }
@@ -174,5 +210,52 @@ fn rebind_cni(service: &cni::CniService) {
         Err(error) => {
             tracing::error!(%error, path = %service.path.display(), "cannot listen for the CNI again");
         }
+    }
+}
+
+/// A successor whose pod counts as ready is a process that starts, on a node that may have much to do.
+const COMES_WITHIN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an agent that was asked to stop does when these stages follow after these milliseconds.
+    async fn ends(stages: &[(u64, Stage)]) -> (Cause, Duration) {
+        let (stage, mut seen) = watch::channel(Stage::Alone);
+        let began = tokio::time::Instant::now();
+        let told = async {
+            for (after, next) in stages {
+                tokio::time::sleep(Duration::from_millis(*after)).await;
+                stage.send_replace(next.clone());
+            }
+            std::future::pending::<()>().await;
+        };
+        let cause = tokio::select! {
+            cause = until_followed(&mut seen, Duration::from_secs(30)) => cause,
+            () = told => unreachable!("it waits for ever"),
+        };
+        (cause, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_successor_that_says_hello_after_the_signal_is_waited_for() {
+        let comes = [
+            (31, Stage::Awaited),
+            (2000, Stage::Paused),
+            (300, Stage::Succeeded),
+        ];
+        let (cause, after) = ends(&comes).await;
+        assert_eq!(cause, Cause::Succeeded);
+        assert_eq!(after.as_millis(), 2331);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_come_or_gives_up_holds_nobody_up() {
+        assert_eq!(ends(&[]).await, (Cause::Stopped, COMES_WITHIN));
+        let (cause, after) = ends(&[(100, Stage::Awaited), (900, Stage::Alone)]).await;
+        assert_eq!((cause, after.as_millis()), (Cause::Stopped, 1000));
+        let (cause, _) = ends(&[(100, Stage::Awaited)]).await;
+        assert_eq!(cause, Cause::Stopped);
     }
 }

@@ -18,15 +18,26 @@ use crate::{
     mesh::WantedPods,
 };
 
-/// Whether somebody who knows says that this agent is not wanted any more. Asked until there is an answer, or for a while:
-/// who removes an installation takes its rights away first and its account right after.
-pub(super) async fn is_removed(
+/// What becomes of the node of an agent that is asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Afterwards {
+    /// No agent is wanted there any more.
+    Removed,
+    /// Another agent is to follow.
+    Followed,
+    /// Nobody has said so, or there is no time to ask.
+    Unknown,
+}
+
+/// What somebody who knows says. Asked until there is an answer, or for a while: who removes an installation takes its rights
+/// away first and its account right after.
+pub(super) async fn afterwards(
     args: &RunArgs,
     witness: &Arc<Witness>,
     signals: &mut StopSignals,
-) -> bool {
+) -> Afterwards {
     let Some(daemon_set) = args.daemon_set.clone() else {
-        return false;
+        return Afterwards::Unknown;
     };
     let deadline = Instant::now() + ASKED_FOR;
     let mut removed = None;
@@ -39,7 +50,7 @@ pub(super) async fn is_removed(
             answer = asked => answer,
             reason = signals.next() => {
                 tracing::warn!(%reason, "asked to stop at once; captured pods stay captured");
-                return false;
+                return Afterwards::Unknown;
             }
         };
         match answer {
@@ -51,32 +62,32 @@ pub(super) async fn is_removed(
                     why,
                     "this agent has been removed from its node: pods are let go"
                 );
-                return true;
+                return Afterwards::Removed;
             }
             Ok(Presence::Meant) => {
                 tracing::info!("another agent is to follow; captured pods stay captured");
-                return false;
+                return Afterwards::Followed;
             }
             Ok(Presence::Unknown(why)) if Instant::now() >= deadline => {
                 tracing::warn!(
                     why,
                     "nobody says whether this agent has been removed; captured pods stay captured"
                 );
-                return false;
+                return Afterwards::Unknown;
             }
             Ok(Presence::Unknown(why)) => {
                 tracing::debug!(why, "asking again whether this agent has been removed");
             }
             Err(error) => {
                 tracing::error!(%error, "asking whether this agent has been removed failed; captured pods stay captured");
-                return false;
+                return Afterwards::Unknown;
             }
         }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-/// Keeps the token by which [`is_removed`] asks where the agent's own is refused.
+/// Keeps the token by which [`afterwards`] asks where the agent's own is refused.
 pub(super) async fn keep_witness(witness: Arc<Witness>, account: Account) {
     let mut said = None;
     loop {
