@@ -2,6 +2,8 @@
 //!
 //! The agent of the client and the agent of the server answer, each by the functions that decide on real connections.
 
+mod request;
+
 use std::net::{IpAddr, SocketAddr};
 
 use admin_api::{
@@ -18,8 +20,9 @@ use crate::remedy;
 /// Say whether SRC may connect to DST, which object and rule decide, how the connection goes, and what to do if it may
 /// not.
 ///
-/// The agents of both nodes are asked, and answer by the code that decides on real connections. Whether an application
-/// listens is not looked at.
+/// The agents of both nodes are asked, and the waypoint where there is one; they answer by the code that decides on real
+/// connections and requests. Whether an application listens is not looked at. A waypoint is asked about GET / if no other
+/// request is described.
 ///
 /// Exit codes: 0, allowed; 1, refused, or refused by some of the endpoints; 2, nobody could be asked.
 #[derive(Debug, clap::Args)]
@@ -31,6 +34,8 @@ pub(crate) struct Args {
     /// an address. PORT is a service's only port if it is not said.
     #[arg(value_name = "DST[:PORT]")]
     destination: String,
+    #[command(flatten)]
+    request: request::Args,
 }
 
 /// The whole answer.
@@ -58,6 +63,9 @@ struct Way {
     by: String,
     #[serde(flatten)]
     decision: Decision,
+    /// What a waypoint on the way makes of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waypoint: Option<request::Routed>,
     /// What to do about a refusal.
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<&'static str>,
@@ -81,7 +89,7 @@ fn explain(args: &Args, mesh: &Mesh) -> Result<Explanation> {
     let address = resolve(&dump, namespace, &args.destination)?;
     let path = format!("{}?pod={source}&to={address}", page::EXPLAIN);
     let outbound: OutboundAnswer = mesh.agent(&node, &path)?.json(&format!("node {node}"))?;
-    let ways = ways(mesh, &node, source, &outbound)?;
+    let ways = ways(mesh, &node, args, (&outbound, address))?;
     let allowed = ways.iter().filter(|way| way.decision.allowed).count();
     Ok(Explanation {
         source: source.to_owned(),
@@ -100,8 +108,14 @@ fn explain(args: &Args, mesh: &Mesh) -> Result<Explanation> {
 }
 
 /// Asks the agents of the servers about every place where the connection may go.
-fn ways(mesh: &Mesh, node: &str, source: &str, outbound: &OutboundAnswer) -> Result<Vec<Way>> {
+fn ways(
+    mesh: &Mesh,
+    node: &str,
+    args: &Args,
+    (outbound, dialled): (&OutboundAnswer, SocketAddr),
+) -> Result<Vec<Way>> {
     if outbound.pod.is_none() {
+        let source = &args.source;
         bail!("the agent of node {node} knows no pod {source}; does it run there?");
     }
     if let Some(refused) = &outbound.refused {
@@ -110,7 +124,12 @@ fn ways(mesh: &Mesh, node: &str, source: &str, outbound: &OutboundAnswer) -> Res
     }
     let mut ways = Vec::new();
     for endpoint in &outbound.endpoints {
-        ways.push(ask(mesh, outbound, endpoint)?);
+        if endpoint.is_waypoint {
+            let asked = request::ask(mesh, &args.request, outbound, endpoint, dialled)?;
+            ways.extend(asked);
+        } else {
+            ways.push(ask(mesh, outbound, endpoint)?);
+        }
     }
     Ok(ways)
 }
@@ -180,6 +199,7 @@ impl Way {
             path,
             by,
             decision,
+            waypoint: None,
             remedy,
         }
     }
@@ -199,6 +219,7 @@ impl Way {
         };
         lines.push(format!("  verdict   {verdict}, by {}", self.by));
         lines.push(format!("  path      {}", said(self.path)));
+        lines.extend(self.waypoint.iter().flat_map(request::Routed::lines));
         let rule = self.decision.rule.map(|rule| format!(" rules[{rule}]"));
         if let Some(object) = &self.decision.object {
             lines.push(format!("  object    {object}{}", rule.unwrap_or_default()));

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
 use runtime::admin::{Reply, Server};
 use serde_json::{Value, json};
 
 use crate::active::Active;
 use crate::balance::state;
+use crate::explain;
 use crate::feed::Feed;
 use crate::program::Core;
 
@@ -16,6 +18,7 @@ pub(crate) fn pages(server: Server, core: &Core, feed: Feed) -> Server {
     let registry = Arc::clone(&core.registry);
     let known = Arc::clone(&core.registry);
     let telemetry = Arc::clone(&core.telemetry);
+    let (active, states) = (Arc::clone(&core.newest), Arc::clone(&core.registry));
     server
         .page(
             "/config_dump",
@@ -26,6 +29,14 @@ pub(crate) fn pages(server: Server, core: &Core, feed: Feed) -> Server {
             admin_api::page::PROXY_CONFIG,
             "listeners, routes, clusters and endpoints, with the objects that made them (JSON)",
             move |_| json_page(&json!(feed.shown(&known))),
+        )
+        .page(
+            admin_api::page::EXPLAIN,
+            "what becomes of a request: ?to=ADDRESS:PORT&from=ADDRESS&identity=SPIFFE_ID&method=GET&path=/ (JSON)",
+            move |query| match explain::answer(query, &active.load(), &states) {
+                Ok(answer) => json_page(&json!(answer)),
+                Err(why) => Reply::text(why + "\n").status(StatusCode::BAD_REQUEST),
+            },
         )
         .page(
             "/ejections",

@@ -4,8 +4,9 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use admin_api::Decision;
 use l7::Endpoint;
-use l7::backend::Locality;
+use l7::backend::{Locality, Member};
 use l7::policy::{Denial, Target};
 use l7::{Request, Verdict};
 use model::Reason;
@@ -38,18 +39,78 @@ pub(crate) fn authorize(
     }
 }
 
-/// The same at a gateway where no endpoint is chosen: what is answered at once.
+/// The same of a request that nobody has sent, with the object that decides.
+pub(crate) fn explain(active: &Active, request: &Request<'_>, member: &Member) -> Decision {
+    let target = Target {
+        address: member.address.ip(),
+        port: member.address.port(),
+    };
+    match active.l7.authorize(request, &member.endpoint, target) {
+        Verdict::Allow { by: None } => Decision {
+            allowed: true,
+            reason: None,
+            text: "there is no ALLOW policy, and no DENY policy matches".to_owned(),
+            object: None,
+            rule: None,
+        },
+        Verdict::Allow {
+            by: Some((policy, rule)),
+        } => Decision {
+            allowed: true,
+            reason: None,
+            text: format!("rule {rule} of ALLOW {} matches", object(policy)),
+            object: Some(object(policy)),
+            rule: Some(rule),
+        },
+        Verdict::Deny(denial) => {
+            let (of, rule) = match denial {
+                Denial::Matched { policy, rule } => {
+                    let is_written = policy.unenforceable.is_none();
+                    (Some(object(policy)), is_written.then_some(rule))
+                }
+                Denial::NoAllowMatched { policy } => (Some(object(policy)), None),
+                Denial::Undelivered { .. } => (None, None),
+            };
+            let Refusal { reason, text } = refusal(denial);
+            Decision {
+                allowed: false,
+                reason: Some(reason),
+                text,
+                object: of,
+                rule,
+            }
+        }
+    }
+}
+
+/// The same where no endpoint is chosen: what is answered at once, at a gateway or for a service that has no endpoint.
 ///
 /// # Errors
 /// Policy refuses.
-pub(crate) fn authorize_at_edge(active: &Active, request: &Request<'_>) -> Result<(), Refusal> {
-    let port = request.destination.port();
-    let nobody = Endpoint {
+pub(crate) fn authorize_nowhere(
+    active: &Active,
+    request: &Request<'_>,
+    namespace: &str,
+) -> Result<(), Refusal> {
+    let nobody = nobody(namespace, request.destination.port());
+    let target = Target {
+        address: nobody.address.ip(),
+        port: nobody.address.port(),
+    };
+    match active.l7.authorize(request, &nobody.endpoint, target) {
+        Verdict::Allow { .. } => Ok(()),
+        Verdict::Deny(denial) => Err(refusal(denial)),
+    }
+}
+
+/// Stands for the endpoint of a request that needs none.
+pub(crate) fn nobody(namespace: &str, port: u16) -> Member {
+    let endpoint = Endpoint {
         uid: "".into(),
         addresses: Vec::new(),
         hostname: None,
         identity: None,
-        namespace: "".into(),
+        namespace: namespace.into(),
         labels: Arc::default(),
         node: "".into(),
         locality: Locality::default(),
@@ -57,26 +118,24 @@ pub(crate) fn authorize_at_edge(active: &Active, request: &Request<'_>) -> Resul
         ports: Vec::new(),
         policies: Vec::new(),
     };
-    let target = Target {
-        address: Ipv4Addr::UNSPECIFIED.into(),
-        port,
-    };
-    match active.l7.authorize(request, &nobody, target) {
-        Verdict::Allow { .. } => Ok(()),
-        Verdict::Deny(denial) => Err(refusal(denial)),
+    Member {
+        endpoint: Arc::new(endpoint),
+        address: (Ipv4Addr::UNSPECIFIED, port).into(),
+        ready: false,
     }
 }
 
+fn object(policy: &l7::Policy) -> String {
+    let origin = &policy.origin;
+    format!(
+        "{} {}/{}",
+        origin.kind.as_str(),
+        origin.namespace,
+        origin.name
+    )
+}
+
 fn refusal(denial: Denial<'_>) -> Refusal {
-    let object = |policy: &l7::Policy| {
-        let origin = &policy.origin;
-        format!(
-            "{} {}/{}",
-            origin.kind.as_str(),
-            origin.namespace,
-            origin.name
-        )
-    };
     let (reason, text) = match denial {
         Denial::Matched { policy, rule } => match &policy.unenforceable {
             Some(why) => {

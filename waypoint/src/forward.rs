@@ -29,7 +29,7 @@ use self::body::{Answer, Kept, Outgoing};
 use self::pool::{ConnectionLimits, Lease, SendError, Target};
 use self::replay::Source;
 use self::retry::{Failure, Tries};
-use crate::authorize::{authorize, authorize_at_edge};
+use crate::authorize::{authorize, authorize_nowhere};
 use crate::balance::choose::{self, Asked};
 use crate::balance::state::{Active as ActiveRequest, Outcome};
 use crate::balance::{Candidate, Resolved};
@@ -179,7 +179,7 @@ fn choose_allowed<'p>(
 /// Policy refuses.
 pub(crate) fn allowed_anywhere(exchange: &Exchange<'_>) -> Result<(), Reply> {
     if exchange.caller.edge.is_some() {
-        return authorize_at_edge(exchange.active, &exchange.request()).map_err(Reply::denied);
+        return authorize_nowhere(exchange.active, &exchange.request(), "").map_err(Reply::denied);
     }
     let Dialled::Service { key, port } = &exchange.known.dialled else {
         return Ok(());
@@ -191,9 +191,12 @@ pub(crate) fn allowed_anywhere(exchange: &Exchange<'_>) -> Result<(), Reply> {
     };
     let resolved = serve::find(exchange, &key);
     let candidate = resolved.as_ref().and_then(|one| one.candidates.first());
-    candidate.map_or(Ok(()), |candidate| {
-        authorize(exchange.active, &exchange.request(), candidate).map_err(Reply::denied)
-    })
+    let request = exchange.request();
+    let allowed = match candidate {
+        Some(candidate) => authorize(exchange.active, &request, candidate),
+        None => authorize_nowhere(exchange.active, &request, &key.service.namespace),
+    };
+    allowed.map_err(Reply::denied)
 }
 
 async fn attempt(

@@ -14,6 +14,7 @@ mod caller;
 mod cors;
 mod doors;
 mod edge;
+mod explain;
 mod fault;
 mod feed;
 mod forward;

@@ -163,7 +163,7 @@ fn text(of: &TextMatch) -> String {
 }
 
 /// What happens, in words; a text a backend.
-fn action(action: &Action) -> Vec<String> {
+pub(crate) fn action(action: &Action) -> Vec<String> {
     match action {
         Action::Forward(to) => {
             let total: u64 = to.backends.iter().map(|one| u64::from(one.weight)).sum();

@@ -82,6 +82,9 @@ pub struct Endpoint {
     /// Whether it is the client itself, which nobody is asked about.
     #[serde(default)]
     pub is_own: bool,
+    /// Whether the pod is a waypoint, which decides where the connection goes from there.
+    #[serde(default)]
+    pub is_waypoint: bool,
 }
 
 /// What the agent of the server's node says.
@@ -90,6 +93,43 @@ pub struct InboundAnswer {
     /// The server; nothing if the agent knows no pod with the address.
     pub pod: Option<Pod>,
     /// Whether the pod takes the connection.
+    pub decision: Decision,
+}
+
+/// What a waypoint says of a request that somebody might send, or of a connection if what was dialled is not HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestAnswer {
+    /// The service that was dialled; its address if that is of no service.
+    pub on: String,
+    /// Whether requests are read. If not, all that follows is of the connection.
+    pub is_http: bool,
+    /// The rule that the request is for, by its object; nothing if no rule is.
+    pub rule: Option<String>,
+    /// What that rule does, a text a backend.
+    pub does: Vec<String>,
+    /// Why the waypoint answers by itself, with the status; nothing if it does not.
+    pub answered: Option<(u16, String)>,
+    /// Policy about what is answered without an endpoint.
+    pub decision: Option<Decision>,
+    /// Where the request may go.
+    pub endpoints: Vec<RequestEndpoint>,
+}
+
+/// An endpoint that a waypoint may choose for a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestEndpoint {
+    /// The cluster that it is of, in Envoy's form: `outbound|PORT|SUBSET|HOST`.
+    pub cluster: String,
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// The pod there, `namespace/name`, if it is known.
+    pub pod: Option<String>,
+    /// The node of that pod.
+    pub node: Option<String>,
+    /// Why it is left alone now, `errors` or `unreachable`, and for how long still in milliseconds.
+    pub left_alone: Option<(String, u64)>,
+    /// Whether the client's request may go there.
     pub decision: Decision,
 }
 

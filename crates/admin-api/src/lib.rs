@@ -15,7 +15,9 @@ mod sync;
 pub use certificate::Certificate;
 pub use configuration::{ConfigDump, Configuration, TypeState};
 pub use connection::{ConnectionEnd, Description, Direction, LiveView, Refused};
-pub use explanation::{Decision, Endpoint, InboundAnswer, OutboundAnswer, Path};
+pub use explanation::{
+    Decision, Endpoint, InboundAnswer, OutboundAnswer, Path, RequestAnswer, RequestEndpoint,
+};
 pub use health::Health;
 pub use pod::{Pod, PodState, WantedPod};
 pub use proxy::{ProxyCluster, ProxyConfig, ProxyEndpoint, ProxyListener, ProxyRoute};
@@ -32,7 +34,9 @@ pub mod page {
     /// A list of [`crate::Refused`].
     pub const REFUSALS: &str = "/refusals";
     /// [`crate::OutboundAnswer`] with `?pod=NAMESPACE/NAME&to=ADDRESS:PORT`, [`crate::InboundAnswer`] with
-    /// `?to=ADDRESS:PORT&from=ADDRESS`, and `&identity=` if the client has one.
+    /// `?to=ADDRESS:PORT&from=ADDRESS`, and `&identity=` if the client has one. A waypoint gives [`crate::RequestAnswer`]
+    /// for the second, with `&service=`, `&method=`, `&path=`, `&host=` and `&headers=`, a `NAME: VALUE` a line, of the
+    /// request.
     pub const EXPLAIN: &str = "/explain";
     /// Read by [`crate::Health::read`].
     pub const HEALTH: &str = "/healthz/ready";

@@ -202,13 +202,11 @@ async fn reached(
         return Err(refused(outbound::no_certificate(pod)));
     }
     let is_own = matches!(route.kind, RouteKind::ToSelf { .. });
-    Ok(endpoint(
-        address,
-        route.destination.as_deref(),
-        path,
-        from,
-        is_own,
-    ))
+    let destination = route.destination.as_deref();
+    Ok(Endpoint {
+        is_waypoint: route.waypoint.is_some(),
+        ..endpoint(address, destination, path, from, is_own)
+    })
 }
 
 /// Where the connection of a pod goes that is not in the mesh: as it is, to what the cluster gives it.
@@ -282,6 +280,7 @@ fn endpoint(
         from,
         proves_identity: path != Path::Plain,
         is_own,
+        is_waypoint: false,
     }
 }
 

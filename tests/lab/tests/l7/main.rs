@@ -3,6 +3,7 @@
 mod acceptance;
 mod bypass;
 mod crowd;
+mod explained;
 mod fixture;
 mod gateway;
 mod idle;
