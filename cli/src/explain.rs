@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(value_name = "DST[:PORT]")]
     destination: String,
     #[command(flatten)]
-    request: request::Args,
+    request: request::Asked,
 }
 
 /// The whole answer.

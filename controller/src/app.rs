@@ -123,6 +123,7 @@ impl Prepared {
             canary: None,
             network_policies: options.network_policies == NetworkPolicies::Enforce
                 && !options.captures_only,
+            ambient_label: options.ambient_label.into(),
         };
         let settings = options.settings.as_deref();
         let settings = settings

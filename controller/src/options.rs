@@ -159,6 +159,11 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "ignore")]
     pub network_policies: NetworkPolicies,
 
+    /// Whose the pods are that istio.io/dataplane-mode=ambient names: this mesh's, or those of Istio's own ambient mesh that
+    /// runs in the cluster too, so that only keelson.io/mesh captures
+    #[arg(long, value_enum, default_value = "keelson")]
+    pub ambient_label: AmbientLabel,
+
     /// Longest life of a workload certificate; agents renew theirs before a quarter of it is left
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = ttl)]
     pub cert_ttl: Duration,
@@ -209,6 +214,24 @@ pub enum NetworkPolicies {
     Enforce,
     /// They are left to the cluster's network.
     Ignore,
+}
+
+/// Whose pods Istio's label names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AmbientLabel {
+    /// This mesh's.
+    Keelson,
+    /// Istio's.
+    Istio,
+}
+
+impl From<AmbientLabel> for compile::index::AmbientLabel {
+    fn from(label: AmbientLabel) -> Self {
+        match label {
+            AmbientLabel::Keelson => Self::Keelson,
+            AmbientLabel::Istio => Self::Istio,
+        }
+    }
 }
 
 fn account(text: &str) -> Result<NamespacedName, String> {

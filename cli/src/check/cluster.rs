@@ -159,12 +159,12 @@ const KNOWN: [(&str, bool, &str); 9] = [
     (
         "istio-cni-node",
         false,
-        "Istio's CNI plugin puts pods into Istio's mesh: a namespace must have the label of one mesh only",
+        "Istio's CNI plugin puts pods into Istio's mesh: set mesh.ambientLabel=istio, and its label leaves pods to it",
     ),
     (
         "ztunnel",
         false,
-        "Istio's ambient mesh carries pods of namespaces with its label: a namespace must have the label of one mesh only",
+        "Istio's ambient mesh carries the pods that its label names: set mesh.ambientLabel=istio, and they are its alone",
     ),
     (
         "cilium",

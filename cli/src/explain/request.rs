@@ -12,7 +12,7 @@ use crate::reach::Mesh;
 
 /// The request that a waypoint is asked about.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct Asked {
     /// Its method, for the rules of a waypoint.
     #[arg(long, default_value = "GET", value_name = "METHOD")]
     method: String,
@@ -49,7 +49,7 @@ pub(super) struct Routed {
 /// Asks the waypoint that a connection is led to.
 pub(super) fn ask(
     mesh: &Mesh,
-    args: &Args,
+    args: &Asked,
     outbound: &OutboundAnswer,
     waypoint: &Endpoint,
     dialled: SocketAddr,
@@ -140,7 +140,7 @@ fn with_rest(one: RequestEndpoint) -> Decision {
     decision
 }
 
-impl Args {
+impl Asked {
     /// The page that has the answer.
     fn path(&self, outbound: &OutboundAnswer, waypoint: &Endpoint, dialled: SocketAddr) -> String {
         let from = waypoint.from.unwrap_or(IpAddr::from([0, 0, 0, 0]));

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use self::announce::Announcements;
 use self::authorization::Compiled;
+pub use self::enrolment::AmbientLabel;
 use self::holdings::Holdings;
 pub use self::holdings::{Captured, Sandbox, Word};
 pub use self::mesh::{Canary, FixedSetting, MeshConfig};

@@ -2,6 +2,17 @@
 
 use manifest::{Labels, PodFacts};
 
+/// Whose the pods are that Istio's label names, in a cluster where Istio's own ambient mesh may run too. Each pod has one
+/// owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AmbientLabel {
+    /// This mesh's.
+    #[default]
+    Keelson,
+    /// Istio's: its label and annotation enrol nobody here.
+    Istio,
+}
+
 /// The decision on one pod, with its reason in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrolment {
@@ -14,8 +25,8 @@ pub struct Enrolment {
 /// Decides for `pod`, given the labels of its namespace; `None` when there is no Namespace object.
 ///
 /// A pod's own label goes before its annotation, and both before the namespace. Pods on the host's network cannot be
-/// captured, and pods with a sidecar are in another mesh already.
-pub fn decide(pod: &PodFacts, namespace: Option<&Labels>) -> Enrolment {
+/// captured, and pods with a sidecar, or with Istio's redirection in their network, are in another mesh already.
+pub fn decide(pod: &PodFacts, namespace: Option<&Labels>, ambient: AmbientLabel) -> Enrolment {
     let subject = format!("pod {}", pod.key);
     if pod.host_network {
         return exempt(format!(
@@ -27,8 +38,17 @@ pub fn decide(pod: &PodFacts, namespace: Option<&Labels>) -> Enrolment {
             "{subject} has a sidecar (annotation {SIDECAR_STATUS})"
         ));
     }
+    if pod
+        .annotations
+        .get(REDIRECTION)
+        .is_some_and(|value| value == "enabled")
+    {
+        return exempt(format!(
+            "{subject} is in Istio's ambient mesh (annotation {REDIRECTION}=enabled, which Istio's CNI plugin writes)"
+        ));
+    }
     for (what, pairs) in [("label", &pod.labels), ("annotation", &pod.annotations)] {
-        if let Some(decision) = mode(&format!("{subject} has {what}"), pairs) {
+        if let Some(decision) = mode(&format!("{subject} has {what}"), pairs, ambient) {
             return decision;
         }
     }
@@ -46,7 +66,7 @@ pub fn decide(pod: &PodFacts, namespace: Option<&Labels>) -> Enrolment {
             "namespace {name} is not known, so nothing enrols {subject}"
         ));
     };
-    mode(&format!("namespace {name} has label"), labels).unwrap_or_else(|| {
+    mode(&format!("namespace {name} has label"), labels, ambient).unwrap_or_else(|| {
         exempt(format!(
             "namespace {name} has neither label {MESH}=enabled nor {DATAPLANE_MODE}=ambient"
         ))
@@ -54,18 +74,23 @@ pub fn decide(pod: &PodFacts, namespace: Option<&Labels>) -> Enrolment {
 }
 
 /// Whether a namespace with these labels enrols its pods, but for those that say otherwise themselves.
-pub fn enrols(namespace: &Labels) -> bool {
-    mode("", namespace).is_some_and(|decision| decision.capture)
+pub fn enrols(namespace: &Labels, ambient: AmbientLabel) -> bool {
+    mode("", namespace, ambient).is_some_and(|decision| decision.capture)
 }
 
 /// What one set of labels or annotations says; values that mean nothing say nothing.
-fn mode(subject: &str, pairs: &Labels) -> Option<Enrolment> {
+fn mode(subject: &str, pairs: &Labels, ambient: AmbientLabel) -> Option<Enrolment> {
     for key in [MESH, DATAPLANE_MODE] {
         let Some(value) = pairs.get(key) else {
             continue;
         };
         let reason = format!("{subject} {key}={value}");
         match (key, value.as_str()) {
+            (DATAPLANE_MODE, "ambient") if ambient == AmbientLabel::Istio => {
+                return Some(exempt(format!(
+                    "{reason}, which is Istio's here (--ambient-label=istio)"
+                )));
+            }
             (MESH, "enabled") | (DATAPLANE_MODE, "ambient") => {
                 return Some(Enrolment {
                     capture: true,
@@ -94,3 +119,5 @@ pub const EGRESS: &str = "keelson.io/egress";
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const SIDECAR_INJECT: &str = "sidecar.istio.io/inject";
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+/// Written by Istio's CNI plugin on a pod whose network leads to ztunnel (`pkg/util` of istio's `cni`).
+const REDIRECTION: &str = "ambient.istio.io/redirection";

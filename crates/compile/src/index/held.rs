@@ -143,7 +143,11 @@ impl Index {
                 reason: format!("pod {} is deleted, and its node still holds it", pod.key),
             };
         }
-        enrolment::decide(pod, self.namespaces.get(&pod.key.namespace))
+        enrolment::decide(
+            pod,
+            self.namespaces.get(&pod.key.namespace),
+            self.mesh.ambient_label,
+        )
     }
 
     /// Whether an address that no pod's object has is a captured pod's all the same.

@@ -7,6 +7,7 @@ use manifest::NamespacedName;
 use proto::agent;
 
 use super::Index;
+use super::enrolment::AmbientLabel;
 
 /// What is the same for the whole mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct MeshConfig {
     pub canary: Option<Canary>,
     /// Whether `NetworkPolicy` objects hold for captured pods by the mesh too.
     pub network_policies: bool,
+    /// Whose the pods are that Istio's label names.
+    pub ambient_label: AmbientLabel,
 }
 
 /// Settings that some nodes have in place of the mesh's.
@@ -50,6 +53,7 @@ impl Default for MeshConfig {
             same_node: agent::SameNode::Unsaid,
             canary: None,
             network_policies: false,
+            ambient_label: AmbientLabel::Keelson,
         }
     }
 }
@@ -73,6 +77,7 @@ impl MeshConfig {
                 "networkPolicies",
                 self.network_policies == other.network_policies,
             ),
+            ("ambientLabel", self.ambient_label == other.ambient_label),
         ];
         fixed
             .iter()

@@ -76,7 +76,7 @@ impl Index {
             self.dirty.network |= self.has_network_policies();
         }
         let known = &mut self.snapshot.mesh_namespaces;
-        self.dirty.namespaces |= if super::enrolment::enrols(&labels) {
+        self.dirty.namespaces |= if super::enrolment::enrols(&labels, self.mesh.ambient_label) {
             known.insert(namespace).is_none()
         } else {
             known.remove(&namespace).is_some()

@@ -105,6 +105,20 @@ fn enrolment_follows_the_nearest_label_and_names_it() {
     );
     check_enrolment(
         on,
+        "annotations: {ambient.istio.io/redirection: enabled}",
+        "",
+        false,
+        "ambient.istio.io/redirection=enabled",
+    );
+    check_enrolment(
+        on,
+        "annotations: {ambient.istio.io/redirection: disabled}",
+        "",
+        true,
+        "keelson.io/mesh=enabled",
+    );
+    check_enrolment(
+        on,
         "labels: {keelson.io/mesh: enabled}",
         "hostNetwork: true",
         false,
@@ -117,6 +131,46 @@ fn enrolment_follows_the_nearest_label_and_names_it() {
         false,
         "keelson.io/mesh=disabled",
     );
+}
+
+/// B13: where Istio's ambient mesh runs too, each pod has one owner.
+#[test]
+fn what_istios_label_names_can_be_left_to_istio() {
+    let pods = |label: &str, own: &str| {
+        let mut mesh = Mesh {
+            index: Index::new(MeshConfig {
+                ambient_label: AmbientLabel::Istio,
+                ..MeshConfig::default()
+            }),
+        };
+        mesh.apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{label}}}}}\n---\napiVersion: v1\nkind: Pod\n\
+             metadata: {{name: a, namespace: shop, labels: {{{own}}}}}\nspec: {{nodeName: n1}}\n"
+        ));
+        let pod = mesh.node_pod("n1", "shop/a").expect("the node knows it");
+        (pod.capture() == agent::Capture::Capture, pod.reason)
+    };
+    for (label, own, captured, named) in [
+        ("istio.io/dataplane-mode: ambient", "", false, "is Istio's"),
+        ("", "istio.io/dataplane-mode: ambient", false, "is Istio's"),
+        (
+            "istio.io/dataplane-mode: ambient, keelson.io/mesh: enabled",
+            "",
+            true,
+            "keelson.io/mesh=enabled",
+        ),
+        (
+            "keelson.io/mesh: enabled",
+            "istio.io/dataplane-mode: none",
+            false,
+            "dataplane-mode=none",
+        ),
+        ("keelson.io/mesh: enabled", "", true, "keelson.io/mesh"),
+    ] {
+        let (is_captured, reason) = pods(label, own);
+        assert_eq!(is_captured, captured, "{label} {own}: {reason}");
+        assert!(reason.contains(named), "{reason}");
+    }
 }
 
 #[test]
