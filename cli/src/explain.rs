@@ -218,7 +218,11 @@ impl Way {
             REFUSED
         };
         lines.push(format!("  verdict   {verdict}, by {}", self.by));
-        lines.push(format!("  path      {}", said(self.path)));
+        let to = match &self.waypoint {
+            Some(_) if self.path != Path::Refused => "to the waypoint, ",
+            _ => "",
+        };
+        lines.push(format!("  path      {to}{}", said(self.path)));
         lines.extend(self.waypoint.iter().flat_map(request::Routed::lines));
         let rule = self.decision.rule.map(|rule| format!(" rules[{rule}]"));
         if let Some(object) = &self.decision.object {

@@ -186,13 +186,14 @@ impl Explaining<'_> {
 
     fn endpoint(&mut self, cluster: &str, member: &Member) {
         let endpoint = &member.endpoint;
-        let workload = self.active.mesh.workload(endpoint.uid.as_ref());
+        // A name of the mesh is CLUSTER/GROUP/KIND/NAMESPACE/NAME.
+        let pod = endpoint.uid.as_str().rsplit_once("/Pod/");
         let alone = self.registry.left_alone();
         let alone = alone.get(&(cluster.to_owned(), member.address));
         self.answer.endpoints.push(RequestEndpoint {
             cluster: cluster.to_owned(),
             address: member.address,
-            pod: workload.map(|one| format!("{}/{}", one.namespace, one.name)),
+            pod: pod.map(|(_, name)| name.to_owned()),
             node: Some(endpoint.node.to_string()).filter(|node| !node.is_empty()),
             left_alone: alone.map(|(cause, left)| ((*cause).to_owned(), *left)),
             decision: authorize::explain(self.active, self.request, member),

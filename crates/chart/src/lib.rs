@@ -371,6 +371,32 @@ mod tests {
         assert!(!agent.contains("--istiod-ca="), "{agent}");
     }
 
+    /// B8: a stock ztunnel needs its audience and its account; both come from one value.
+    #[test]
+    fn one_value_lets_stock_ztunnels_in() {
+        let words = |given: Value| {
+            let objects = objects(&release(), &values(&[given]).unwrap()).unwrap();
+            let deployment = objects.into_iter().find(|one| one["kind"] == "Deployment");
+            let command =
+                deployment.unwrap()["spec"]["template"]["spec"]["containers"][0]["command"].clone();
+            let words: Vec<String> = serde_json::from_value(command).unwrap();
+            let of = |flag: &str| {
+                let found = words.iter().find_map(|word| word.strip_prefix(flag));
+                found.unwrap().to_owned()
+            };
+            (of("--token-audiences="), of("--agent-accounts="))
+        };
+        let ours = "mesh-system/keelson-node-agent";
+        let (audiences, accounts) = words(json!({}));
+        assert_eq!((&*audiences, &*accounts), ("keelson", ours));
+        let (audiences, accounts) =
+            words(json!({"controller": {"ztunnelAccounts": "istio-system/ztunnel"}}));
+        assert_eq!(audiences, "keelson,istio-ca");
+        assert_eq!(accounts, format!("{ours},istio-system/ztunnel"));
+        let wrong = json!({"controller": {"ztunnelAccounts": "ztunnel"}});
+        assert!(values(&[wrong]).is_err());
+    }
+
     #[test]
     fn values_that_were_given_are_noted_as_they_were_given() {
         let given = [

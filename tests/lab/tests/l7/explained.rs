@@ -54,6 +54,7 @@ impl Case<'_> {
                 let pod = lab.pod(&format!("shop/cart-v{version}"))?;
                 let address = format!("{}:8080", pod.v4()?);
                 ensure!(way["endpoint"]["address"] == address, "{what:?}: {said:#}");
+                ensure!(way["endpoint"]["pod"] == pod.key(), "{what:?}: {said:#}");
             } else if self.verdict == "refused" && self.policy.is_null() {
                 let status = way["waypoint"]["status"].to_string();
                 ensure!(status == self.answered, "{what:?}: {said:#}");

@@ -117,6 +117,8 @@ const L7: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nm
     spec: {action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}\n";
 const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: only-mtls, namespace: shop}\n\
     spec: {mtls: {mode: STRICT}}\n";
+const CHECKED: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: checked, namespace: shop}\n\
+    spec: {clusterIP: 10.96.7.8, clusterIPs: [10.96.7.8], selector: {app: server}, ports: [{port: 80, targetPort: 8080}]}\n";
 const NOBODY: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: nobody, namespace: shop}\n\
     spec: {clusterIP: 10.96.7.7, selector: {app: nobody}, ports: [{port: 80}]}\n";
 
@@ -220,6 +222,44 @@ fn what_is_explained_is_what_a_connection_then_does() -> Result<()> {
     let checked = nobody.check(&mesh);
     mesh.lab.delete("nobody.yaml")?;
     drop((outside, host));
+    checked
+}
+
+/// F75, A34: what pods of a service take, what is sent to them, and the object that says so; then it is what a client outside
+/// of the mesh gets.
+#[test]
+fn tls_check_says_what_is_taken_and_by_whose_word() -> Result<()> {
+    let _turn = turn()?;
+    let mesh = mesh()?;
+    mesh.lab.apply("checked.yaml", CHECKED)?;
+    let row = |status: &str, server: &str, object: Value| {
+        testkit::eventually("the row says it", crate::fixture::APPLIES, || {
+            let (code, said) = asked(mesh.lab, &["tls-check", "shop/checked"])?;
+            let row = &said[0];
+            ensure!(row["status"] == status && row["port"] == 80, "{said:#}");
+            ensure!(row["server"] == server, "{said:#}");
+            ensure!(row["client"] == "mTLS", "{said:#}");
+            ensure!(row["objects"] == object, "{said:#}");
+            ensure!(code == 0, "{code}: {said:#}");
+            Ok(())
+        })
+    };
+    let far = mesh.far()?;
+    let checked = (|| {
+        row("OK", "mTLS or plain (PERMISSIVE)", json!([]))?;
+        wait_for(&mesh.stranger, far, Ended::Answered)?;
+        mesh.apply(STRICT, "only-mtls")?;
+        let object = json!(["PeerAuthentication shop/only-mtls"]);
+        row("OK", "mTLS (STRICT)", object)?;
+        wait_for(&mesh.stranger, far, Ended::Refused)?;
+        let table = keelson(mesh.lab, &["tls-check", "-n", "shop"])?.stdout;
+        let table = String::from_utf8(table)?;
+        ensure!(table.starts_with("HOST:PORT"), "{table}");
+        let wrong = keelson(mesh.lab, &["tls-check", "shop/nothing"])?;
+        ensure!(wrong.status.code() == Some(2), "{wrong:?}");
+        Ok(())
+    })();
+    mesh.lab.delete("checked.yaml")?;
     checked
 }
 

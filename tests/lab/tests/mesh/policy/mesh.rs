@@ -128,7 +128,7 @@ fn make() -> Result<Lab> {
         ("shop", "server", "n2"),
         ("shop", "near", "n1"),
     ] {
-        lab.create(&pod(namespace, name, node))?;
+        lab.create(&pod(namespace, name, node).label("app", name))?;
     }
     Ok(lab)
 }
