@@ -62,9 +62,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(error);
     }
     if !args.plain {
-        Standing::open(id)?.label_namespace("shop", "keelson.io/mesh", Some("enabled"))?;
+        let standing = Standing::open(id)?;
+        standing.label_namespace("shop", "keelson.io/mesh", Some("enabled"))?;
+        lab::wait_until("the pods of shop are captured", PATIENCE, || {
+            Ok(standing
+                .nodes
+                .iter()
+                .all(|node| are_captured(&standing, &node.name)))
+        })?;
     }
     print_guide(id, args.plain)
+}
+
+/// Whether the agent of a node says it of all its pods of the namespace `shop`.
+fn are_captured(standing: &Standing, node: &str) -> bool {
+    let known = standing.agent_pods(node).unwrap_or_default();
+    let is_captured = |name: &str| {
+        known.iter().any(|pod| {
+            pod["namespace"] == "shop" && pod["name"] == name && pod["state"] == "captured"
+        })
+    };
+    let mut own = standing.pods.iter().filter(|pod| pod.node == node);
+    own.all(|pod| pod.namespace != "shop" || is_captured(&pod.name))
 }
 
 fn print_guide(id: &str, plain: bool) -> Result<()> {
