@@ -1,8 +1,8 @@
 //! Connections that have to go through a waypoint: to which of its pods they go, and for whom a pod is a waypoint.
 
-use std::cell::Cell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use rand::{Rng, RngExt};
 
@@ -119,25 +119,32 @@ fn pod<R: Rng + ?Sized>(
     if from.is_empty() {
         return None;
     }
-    let drawn = spread(from.len(), rng);
+    let drawn = in_turn(waypoint, from.len(), rng);
     Some(from.swap_remove(drawn))
 }
 
-thread_local! {
-    static LAST: Cell<Option<u64>> = const { Cell::new(None) };
+/// Whose turn it is among so many pods of a waypoint. They take turns in the whole process: any number of connections that
+/// follow each other differs by one at most from pod to pod, so that clients which are asked to move on, each at its time, end
+/// up as evenly as those which come at once. Who is first is drawn, or the clients of many nodes would meet at one pod.
+fn in_turn<R: Rng + ?Sized>(waypoint: &GatewayAddress, count: usize, rng: &mut R) -> usize {
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    // Of waypoints that are no more nobody tells.
+    if turns.len() >= MOST_TURNS && !turns.contains_key(waypoint) {
+        turns.clear();
+    }
+    let turn = match turns.get_mut(waypoint) {
+        Some(turn) => turn,
+        None => turns
+            .entry(waypoint.clone())
+            .or_insert_with(|| rng.random_range(0..u32::MAX)),
+    };
+    *turn = turn.wrapping_add(1);
+    usize::try_from(*turn).unwrap_or(0) % count.max(1)
 }
 
-/// One of so many, in a row that gives all of them the same number of turns over any short time, where independent draws
-/// would give one of four replicas a fifth more than another after 400 connections. It is Weyl's sequence: multiples of the
-/// golden ratio, of which the fractions are spread evenly, begun at random on each thread.
-fn spread<R: Rng + ?Sized>(count: usize, rng: &mut R) -> usize {
-    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-    let last = LAST.get().unwrap_or_else(|| rng.random());
-    let next = last.wrapping_add(GOLDEN);
-    LAST.set(Some(next));
-    let scaled = u128::from(next) * (count as u128);
-    usize::try_from(scaled >> 64).unwrap_or(0)
-}
+static TURNS: LazyLock<Mutex<HashMap<GatewayAddress, u32>>> = LazyLock::new(Mutex::default);
+/// More waypoints than a mesh has at a time.
+const MOST_TURNS: usize = 10_000;
 
 /// All pods of a waypoint.
 fn pods<'s>(state: &'s MeshState, waypoint: &GatewayAddress) -> Vec<&'s Arc<Workload>> {
