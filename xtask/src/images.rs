@@ -143,6 +143,29 @@ fn build(release: bool) -> Result<PathBuf> {
     Ok(cargo.join(target).join(profile))
 }
 
+/// Makes the image of the application with many roles, in which tests stand up what others have published; where it is.
+///
+/// # Errors
+/// As [`make`].
+pub(crate) fn application() -> Result<PathBuf> {
+    let programs = build::programs(false)?;
+    let mut image = Image {
+        name: "keelson.io/test/application:test".to_owned(),
+        entrypoint: vec!["/keelson-lab-app".to_owned()],
+        entries: vec![
+            program(&programs, "keelson-lab-app"),
+            directory("/tmp", 0o777),
+        ],
+        ..Image::default()
+    };
+    add_libraries(&mut image)?;
+    let out = shell::root()?.join("target/images");
+    fs::create_dir_all(&out)?;
+    let archive = out.join("application.tar");
+    image.write(&archive)?;
+    Ok(archive)
+}
+
 /// Adds what the programs of an image load when they start, where they look for it.
 fn add_libraries(image: &mut Image) -> Result<()> {
     let mut libraries = BTreeSet::new();

@@ -71,6 +71,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     } else {
         Made::AsBuilt
     })?;
+    images.push(images::application()?);
     images.extend(earlier.iter().flat_map(|earlier| earlier.images.clone()));
     images.extend(more);
     clock.tell("images are made");

@@ -8,6 +8,7 @@
 
 mod audit;
 mod away;
+mod bookinfo;
 mod command_line;
 mod conformance;
 mod faults;
