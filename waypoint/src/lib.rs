@@ -8,6 +8,7 @@
 mod accept;
 pub mod active;
 mod admin;
+mod authority;
 mod authorize;
 mod balance;
 mod caller;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, HOST, HeaderValue, LOCATION};
+use http::header::{CONNECTION, HeaderValue, LOCATION};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -26,7 +26,7 @@ use crate::live::Judged;
 use crate::reply::{self, Reply};
 use crate::telemetry::Record;
 use crate::worker::Worker;
-use crate::{cors, fault};
+use crate::{authority, cors, fault};
 
 /// A request, and what it is decided with.
 pub(crate) struct Exchange<'a> {
@@ -90,7 +90,7 @@ async fn answer(
     }
     let span = worker.shared.tracer.as_ref();
     let span = span.map(|tracer| tracer.begin(&mut head.headers));
-    let authority = authority(&head);
+    let authority = authority::settle(&mut head);
     let shown = authority.as_deref().unwrap_or_default();
     let telemetry = &worker.shared.telemetry;
     let mut record = Box::new(Record::new(telemetry, caller, &head, shown, span));
@@ -159,27 +159,6 @@ async fn decide(
         path: &path,
     };
     route(&exchange, body, upgrade, record).await
-}
-
-/// The authority that is asked; of several that differ there is none.
-fn authority(head: &http::request::Parts) -> Result<String, String> {
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err("there is more than one Host".to_owned());
-    }
-    let host = match host.map(HeaderValue::to_str) {
-        Some(Ok(host)) => Some(host),
-        Some(Err(_)) => return Err("Host is not visible ASCII".to_owned()),
-        None => None,
-    };
-    match (head.uri.authority(), host) {
-        (Some(authority), _) => Ok(authority.as_str().to_owned()),
-        (None, Some(host)) => Ok(host.to_owned()),
-        // HTTP/1.0 knows no Host.
-        (None, None) if head.version <= Version::HTTP_10 => Ok(String::new()),
-        (None, None) => Err("there is no Host".to_owned()),
-    }
 }
 
 async fn route(

@@ -25,7 +25,11 @@ pub(crate) async fn free() -> u16 {
 }
 
 /// A listener for these hosts on a free port.
-async fn listen(mesh: &mut Mesh, hosts: &[&str], tls: Option<Vec<Certificate>>) -> SocketAddr {
+pub(crate) async fn listen(
+    mesh: &mut Mesh,
+    hosts: &[&str],
+    tls: Option<Vec<Certificate>>,
+) -> SocketAddr {
     let port = free().await;
     let served = hosts.iter().map(|host| {
         let service = Service {
@@ -66,7 +70,7 @@ async fn listen(mesh: &mut Mesh, hosts: &[&str], tls: Option<Vec<Certificate>>) 
 }
 
 /// Rules of a host: what begins with `/cart` goes to the service.
-fn route(mesh: &mut Mesh, host: &str) {
+pub(crate) fn route(mesh: &mut Mesh, host: &str) {
     let matches = vec![Match {
         path: PathMatch::Prefix("/cart".into()),
         ..Match::default()

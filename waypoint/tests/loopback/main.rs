@@ -11,6 +11,7 @@ mod changes;
 mod doors;
 mod gateway;
 mod hostile;
+mod hosts;
 mod originate;
 mod passing;
 mod policy;

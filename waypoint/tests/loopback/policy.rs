@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{Client, HOST, Mesh, Server, get, nothing};
 
-fn policy(name: &str, action: Action, matches: Match) -> Resource {
+pub(crate) fn policy(name: &str, action: Action, matches: Match) -> Resource {
     let policy = Policy {
         origin: Origin {
             kind: Kind::AuthorizationPolicy,

@@ -182,25 +182,17 @@ impl Mesh {
         address: SocketAddr,
         port: u16,
     ) {
-        let labels = BTreeMap::from([(Arc::from("version"), Arc::from(version))]);
-        self.apply(Resource::Endpoint(Endpoint {
-            uid: format!("Kubernetes//Pod/shop/{name}").as_str().into(),
-            addresses: vec![address.ip()],
-            hostname: None,
-            identity: None,
-            namespace: "shop".into(),
-            labels: Arc::new(labels),
-            node: "n1".into(),
-            locality: l7::backend::Locality::default(),
-            weight: 1,
-            ports: vec![EndpointPort {
-                service: key(),
-                port,
-                target: address.port(),
-                ready: true,
-            }],
-            policies: Vec::new(),
-        }));
+        self.endpoint_with(name, version, address, &[port]);
+    }
+
+    /// The same, which serves several ports of the service.
+    pub(crate) fn endpoint_ports(&mut self, name: &str, address: SocketAddr, ports: &[u16]) {
+        self.endpoint_with(name, "v1", address, ports);
+    }
+
+    fn endpoint_with(&mut self, name: &str, version: &str, address: SocketAddr, ports: &[u16]) {
+        let endpoint = endpoint(name, version, address, ports);
+        self.apply(Resource::Endpoint(endpoint));
     }
 
     /// Subsets by version, and how endpoints are used.
@@ -276,6 +268,30 @@ impl Mesh {
 
     pub(crate) async fn finish(self, deadline: Duration) -> runtime::drain::DrainEnd {
         self.serving.finish(deadline).await
+    }
+}
+
+/// An endpoint of the service with a label `version`, which serves these ports of it.
+pub(crate) fn endpoint(name: &str, version: &str, address: SocketAddr, ports: &[u16]) -> Endpoint {
+    let labels = BTreeMap::from([(Arc::from("version"), Arc::from(version))]);
+    let port = |port: &u16| EndpointPort {
+        service: key(),
+        port: *port,
+        target: address.port(),
+        ready: true,
+    };
+    Endpoint {
+        uid: format!("Kubernetes//Pod/shop/{name}").as_str().into(),
+        addresses: vec![address.ip()],
+        hostname: None,
+        identity: None,
+        namespace: "shop".into(),
+        labels: Arc::new(labels),
+        node: "n1".into(),
+        locality: l7::backend::Locality::default(),
+        weight: 1,
+        ports: ports.iter().map(port).collect(),
+        policies: Vec::new(),
     }
 }
 
