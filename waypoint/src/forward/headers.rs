@@ -26,6 +26,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
         EXPECT,
         KEEP_ALIVE,
         PROXY_CONNECTION,
+        HTTP2_SETTINGS,
     ] {
         headers.remove(name);
     }
@@ -41,11 +42,8 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
 /// Headers that `Connection` names, but for those that have a meaning end to end and must not be taken away so.
 fn named_by_connection(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
     headers.get(CONNECTION)?;
-    let lines = headers.get_all(CONNECTION).iter();
-    let names = lines
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .filter_map(|name| name.trim().parse::<HeaderName>().ok())
+    let names = words(headers, &CONNECTION)
+        .filter_map(|name| name.parse::<HeaderName>().ok())
         .filter(|name| *name != TE && *name != UPGRADE && *name != HOST)
         .filter(|name| !name.as_str().starts_with("x-forwarded-"));
     Some(names.collect())
@@ -98,14 +96,34 @@ pub(crate) fn request_id() -> String {
     )
 }
 
-/// Whether a protocol is asked for that takes the connection over.
+/// Whether a protocol is asked for that takes the connection over. HTTP is none (`h2c`), and neither is TLS: requests would
+/// follow that nobody routes and nobody judges. Where one of these is among those that are asked for, none is: an endpoint
+/// may go on in HTTP/1.1 as if nothing had been asked (RFC 9110, 7.8).
 pub(crate) fn wants_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(UPGRADE)
-        && headers.get_all(CONNECTION).iter().any(|line| {
-            let line = line.to_str().unwrap_or_default();
-            line.split(',')
-                .any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
-        })
+        && words(headers, &CONNECTION).any(|word| word.eq_ignore_ascii_case("upgrade"))
+        && !words(headers, &UPGRADE).any(carries_requests)
+        && headers
+            .get_all(UPGRADE)
+            .iter()
+            .all(|line| line.to_str().is_ok())
+}
+
+/// The words of all lines of a header that is a list.
+fn words<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+    let lines = headers.get_all(name).iter();
+    lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+}
+
+/// Whether requests of HTTP go on in a protocol, which may have a version (`HTTP/2.0`).
+fn carries_requests(protocol: &str) -> bool {
+    let name = protocol.split('/').next().unwrap_or_default().trim_end();
+    ["h2c", "h2", "h3", "http", "https", "tls"]
+        .iter()
+        .any(|one| name.eq_ignore_ascii_case(one))
 }
 
 /// A client that follows it would leave by UDP, around every policy.
@@ -117,6 +135,8 @@ const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded
 pub(crate) const X_ENVOY_ATTEMPT_COUNT: HeaderName =
     HeaderName::from_static("x-envoy-attempt-count");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// Goes with an upgrade to HTTP/2, which is never passed on.
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 #[cfg(test)]
@@ -162,6 +182,32 @@ mod tests {
         strip_hop_by_hop(&mut all, true);
         assert_eq!(all[UPGRADE], "websocket");
         assert_eq!(all[CONNECTION], "upgrade");
+    }
+
+    #[test]
+    fn no_upgrade_leads_to_requests_that_nobody_judges() {
+        for protocol in [
+            "h2c",
+            "H2C",
+            "websocket, h2c",
+            "h2c,websocket",
+            "HTTP/2.0",
+            "TLS/1.2, HTTP/1.1",
+        ] {
+            let all = headers(&[
+                ("connection", "Upgrade, HTTP2-Settings"),
+                ("upgrade", protocol),
+                ("http2-settings", "AAMAAABkAAQAoAAAAAIAAAAA"),
+            ]);
+            assert!(!wants_upgrade(&all), "{protocol}");
+        }
+        let mut lines = headers(&[("connection", "upgrade"), ("upgrade", "websocket")]);
+        assert!(wants_upgrade(&lines));
+        lines.append(UPGRADE, HeaderValue::from_static("h2c"));
+        assert!(!wants_upgrade(&lines), "in a line of its own");
+        let mut alone = headers(&[("http2-settings", "AAMAAABk"), ("connection", "upgrade")]);
+        strip_hop_by_hop(&mut alone, false);
+        assert!(alone.is_empty(), "{alone:?}");
     }
 
     #[test]
