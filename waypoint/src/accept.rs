@@ -27,9 +27,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) use self::detect::Spoken;
 use self::detect::detect;
-pub(crate) use self::patience::Answering;
 use self::patience::Exhausted;
 pub(crate) use self::patience::Watch;
+pub(crate) use self::patience::{Abandoned, Answering};
 pub(crate) use self::rewound::Rewound;
 use crate::caller::Caller;
 use crate::doors;
@@ -263,8 +263,13 @@ async fn http1<S: Stream>(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<
                 return worker.shared.telemetry.refuse(Reason::RequestHeadTimeout);
             }
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // What was written last may never be taken.
+            match tokio::time::timeout(head, connection).await {
+                Ok(ended) => ended,
+                Err(_elapsed) => return,
+            }
         }
+        () = watch.deserted() => return,
         // Until then answers ask for the end of the connection.
         () = worker.shared.closed() => {
             connection.as_mut().graceful_shutdown();
@@ -313,6 +318,7 @@ async fn http2<S: Stream>(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<
             connection.as_mut().graceful_shutdown();
             cut(worker, connection).await
         }
+        () = watch.deserted() => return,
     };
     if let Err(error) = ended {
         tracing::debug!(%error, client = %caller.client, "a connection ended early");

@@ -1,7 +1,7 @@
 //! What workers decide with: one value, swapped as a whole.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ pub struct Active {
     pub mesh: MeshState,
     /// Where this waypoint runs.
     pub own: Locality,
+    /// The labels of this waypoint's pod.
+    pub own_labels: Arc<BTreeMap<Arc<str>, Arc<str>>>,
     /// Grows with each configuration.
     pub generation: u64,
 }

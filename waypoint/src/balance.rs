@@ -51,10 +51,19 @@ impl Resolved {
         let addresses: Vec<SocketAddr> = cluster.members.iter().map(|one| one.address).collect();
         state.keep(&addresses);
         state.ruled_by(cluster.policy.outliers.as_ref());
-        let candidate = |member: &Member| Candidate {
-            member: member.clone(),
-            state: state.endpoint(member.address),
-            party: Rc::new(party(member, mesh)),
+        let candidate = |member: &Member| {
+            let known = state.endpoint(member.address);
+            if member.ready {
+                // From now on, if nothing has been sent there yet: a slow start is counted from here.
+                known.ready_for();
+            } else {
+                known.is_not_ready();
+            }
+            Candidate {
+                member: member.clone(),
+                state: known,
+                party: Rc::new(party(member, mesh)),
+            }
         };
         Self {
             candidates: cluster.members.iter().map(candidate).collect(),

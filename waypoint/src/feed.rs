@@ -121,11 +121,13 @@ impl Inner {
         let own = l7
             .endpoints()
             .find(|one| one.uid.as_str().ends_with(&end))
-            .map(|one| one.locality.clone());
+            .map(|one| (one.locality.clone(), Arc::clone(&one.labels)));
+        let (own, own_labels) = own.unwrap_or_default();
         self.newest.store(Active {
             l7,
             mesh: self.mesh.clone(),
-            own: own.unwrap_or_default(),
+            own,
+            own_labels,
             generation: 0,
         });
     }

@@ -1,9 +1,14 @@
 //! A request on its way to an endpoint: chosen, authorized, sent, and tried again where that is safe or asked for.
 
+mod affinity;
+mod answer;
+pub(crate) mod answers;
 pub(crate) mod body;
 pub(crate) mod headers;
+mod limits;
 mod message;
 mod mirror;
+mod outcome;
 pub(crate) mod pool;
 pub(crate) mod received;
 mod replay;
@@ -16,17 +21,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response;
+use http::{Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 use l7::Rule;
-use l7::backend::{HashKey, LoadBalancer};
 use l7::rewrite::Taken;
 use l7::route::{HeaderOperations, Mirror, PathRewrite, Retries};
 use tokio::time::Instant;
 
+use self::affinity::hash;
 use self::body::{Answer, Kept, Outgoing};
-use self::pool::{ConnectionLimits, Lease, SendError, Target};
+use self::outcome::{note, outcome};
+use self::pool::{ConnectionLimits, Lease, Target};
 use self::replay::Source;
 use self::retry::{Failure, Tries};
 use crate::authorize::{authorize, authorize_nowhere};
@@ -72,6 +78,10 @@ pub(crate) async fn forward(
     let shared = &exchange.worker.shared;
     let resolved = &plan.resolved;
     record.cluster = Some(Arc::clone(&resolved.name));
+    let by_client = record
+        .is_grpc
+        .then(|| limits::of_grpc(&exchange.head.headers));
+    let by_client = by_client.flatten().map(|within| Instant::now() + within);
     let (hash, cookie) = hash(exchange, resolved);
     let mut tried = Vec::new();
     // Asked before anything goes wrong on purpose: who may not call shall not see more than that.
@@ -97,20 +107,27 @@ pub(crate) async fn forward(
         record.body = source.received();
     }
     mirror::start(exchange, plan, source.as_ref());
-    let deadline = Cell::new(None);
-    let expired = expire(plan.timeout, source.as_ref(), &deadline);
+    let deadline = Cell::new(by_client);
+    let expired = limits::expire((plan.timeout, by_client), source.as_ref(), &deadline);
     tokio::pin!(expired);
     let mut tries = Tries::new(plan.retries, upgrade.is_some());
     let mut candidate = first;
+    // The place of a retry among those that there may be at once, until it is answered.
+    let mut retrying = None;
     loop {
         record.attempts += 1;
         record.endpoint = Some(candidate.member.address);
         record.parties.destination = Rc::clone(&candidate.party);
         let attempt = attempt(exchange, plan, &candidate, source.as_ref(), record.attempts);
+        let broken_off = limits::broken_off(exchange, source.as_ref(), candidate.member.address);
         let sent = tokio::select! {
             sent = attempt => sent,
+            reply = broken_off => return reply.answer(record),
             () = expired.as_mut() => {
-                note(resolved, &candidate, Some(Outcome::Failed));
+                // What a client allows says nothing of the endpoint, or a client could have it ejected.
+                if by_client.is_none_or(|at| at > Instant::now()) {
+                    note(resolved, &candidate, Some(Outcome::Failed));
+                }
                 return Reply::timeout("the time for the request is over").answer(record);
             }
         };
@@ -118,16 +135,19 @@ pub(crate) async fn forward(
         let replayable = source.as_ref().is_none_or(Source::is_replayable);
         let again = tries.again(&sent, &exchange.head.method, replayable);
         let retry = again.and_then(|pause| {
-            let budget = retry::budget(resolved);
-            Some((pause, resolved.state.retries.take(budget)?))
+            // The one before is over.
+            drop(retrying.take());
+            retrying = resolved.state.retries.take(retry::budget(resolved));
+            retrying.as_ref().map(|_place| pause)
         });
-        let Some((pause, _retry)) = retry else {
+        let Some(pause) = retry else {
             let answer = Answering {
                 exchange,
                 plan,
                 held,
                 deadline: deadline.get(),
                 cookie,
+                source: source.clone(),
             };
             return match sent {
                 Ok(answered) => answer.finish(answered, upgrade, record),
@@ -161,7 +181,8 @@ fn choose_allowed<'p>(
         hash,
         tried,
         dialled: Some(exchange.caller.dialled),
-        own: &exchange.active.own,
+        elsewhere: plan.retries.other_localities,
+        ..Asked::of(exchange.active)
     };
     let resolved = &plan.resolved;
     let Some(candidate) = choose::choose(resolved, asked, &mut rand::rng()) else {
@@ -229,23 +250,6 @@ async fn attempt(
     })
 }
 
-/// Resolves when the time for the request is over: it runs from when the client has sent everything.
-async fn expire(
-    timeout: Option<Duration>,
-    source: Option<&Source<Incoming>>,
-    deadline: &Cell<Option<Instant>>,
-) {
-    let Some(timeout) = timeout else {
-        return std::future::pending().await;
-    };
-    if let Some(source) = source {
-        source.ended().await;
-    }
-    let at = Instant::now() + timeout;
-    deadline.set(Some(at));
-    tokio::time::sleep_until(at).await;
-}
-
 pub(crate) fn target(
     exchange: &Exchange<'_>,
     resolved: &Resolved,
@@ -258,82 +262,7 @@ pub(crate) fn target(
         address: candidate.member.address,
         http2: message::speaks_http2(resolved.cluster.protocol, limits.upgrade, is_http2),
         secured: resolved.secured.clone(),
-        limits: ConnectionLimits {
-            connect_timeout: limits.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
-            connections: limits.connections.unwrap_or(u32::MAX),
-            pending: limits.pending.unwrap_or(PENDING),
-            requests_per_connection: limits
-                .requests_per_connection
-                .filter(|most| *most > 0)
-                .unwrap_or(u32::MAX),
-            idle: limits.idle_timeout.unwrap_or(IDLE),
-        },
-    }
-}
-
-/// What a consistent hash is made of, and the cookie that the client is given to come back to the same endpoint.
-fn hash(exchange: &Exchange<'_>, resolved: &Resolved) -> (Option<u64>, Option<String>) {
-    let Some(LoadBalancer::Hash(key)) = &resolved.cluster.policy.load_balancer else {
-        return (None, None);
-    };
-    let request = exchange.request();
-    let of = |text: &[u8]| Some(choose::hash(text));
-    match key {
-        HashKey::Header(name) => {
-            let value = request.header(name);
-            (value.and_then(|value| of(value.as_bytes())), None)
-        }
-        HashKey::SourceIp => (of(request.client.address.to_string().as_bytes()), None),
-        HashKey::QueryParameter(name) => {
-            let value = request.query_parameter(name);
-            (value.and_then(|value| of(value.as_bytes())), None)
-        }
-        HashKey::Cookie { name, path, ttl } => {
-            let cookies = request.header(&http::header::COOKIE).unwrap_or_default();
-            let named = cookies.split(';').find_map(|pair| {
-                let (key, value) = pair.trim().split_once('=')?;
-                (key == &**name).then_some(value)
-            });
-            if let Some(value) = named {
-                return (of(value.as_bytes()), None);
-            }
-            let Some(ttl) = ttl else {
-                return (None, None);
-            };
-            let value = format!("{:016x}", rand::random::<u64>());
-            let mut cookie = format!("{name}={value}");
-            if !ttl.is_zero() {
-                cookie.push_str(&format!("; Max-Age={}", ttl.as_secs()));
-            }
-            if let Some(path) = path {
-                cookie.push_str(&format!("; Path={path}"));
-            }
-            cookie.push_str("; HttpOnly");
-            (of(value.as_bytes()), Some(cookie))
-        }
-    }
-}
-
-fn note(resolved: &Resolved, candidate: &Candidate, outcome: Option<Outcome>) {
-    let Some(outcome) = outcome else {
-        return;
-    };
-    let rule = resolved.cluster.policy.outliers.as_ref();
-    let members = resolved.candidates.len();
-    resolved
-        .state
-        .note(&candidate.state, outcome, rule, members);
-}
-
-/// What an attempt says of its endpoint; nothing if the endpoint was never asked.
-fn outcome(sent: &Result<Answered, Failure>) -> Option<Outcome> {
-    match sent {
-        Ok(answered) => Some(Outcome::Answered(answered.response.status().as_u16())),
-        Err(Failure::Send(SendError::Connect { .. } | SendError::ConnectTimeout { .. })) => {
-            Some(Outcome::Unreachable)
-        }
-        Err(Failure::Send(SendError::Overflow) | Failure::Message(_)) => None,
-        Err(_) => Some(Outcome::Failed),
+        limits: ConnectionLimits::of(&limits),
     }
 }
 
@@ -344,6 +273,7 @@ struct Answering<'a, 'e> {
     held: crate::balance::count::Held,
     deadline: Option<Instant>,
     cookie: Option<String>,
+    source: Option<Source<Incoming>>,
 }
 
 impl Answering<'_, '_> {
@@ -363,6 +293,10 @@ impl Answering<'_, '_> {
             _active: active,
             _request: Some(self.held),
         };
+        if upgrade.is_none() && response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Reply::broken("the endpoint switches protocols, which nobody asked for")
+                .answer(record);
+        }
         let cookie = self.cookie.as_deref();
         message::prepare(&mut response, self.plan.response_headers, cookie);
         record.answered(response.status(), response.headers());
@@ -371,12 +305,13 @@ impl Answering<'_, '_> {
             return takeover::begin(self.exchange, upgrade, response, kept, record);
         }
         let deadline = self.deadline;
-        response.map(|body| Answer::endpoint(body, kept, record).until(deadline))
+        let mut response =
+            response.map(|body| Answer::endpoint(body, kept, record).until(deadline));
+        if let Some(source) = self.source.filter(Source::is_open) {
+            let idle = self.exchange.worker.shared.limits.stream_idle;
+            let rest = limits::see_to_the_rest(&source, idle);
+            response.body_mut().followed_by(rest);
+        }
+        response
     }
 }
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests that wait for a connection, where there is a limit of connections and none of this.
-const PENDING: u32 = 1024;
-/// An endpoint usually closes before.
-const IDLE: Duration = Duration::from_secs(60);

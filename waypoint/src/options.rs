@@ -51,6 +51,10 @@ pub struct Options {
     /// Time without a request, after which a client's connection is closed
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     pub idle_timeout: Duration,
+    /// Time in which a client sends nothing more of a request, or takes nothing more of an answer, after which the request is
+    /// given up; 0s is without end
+    #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
+    pub stream_idle_timeout: Duration,
     /// Time for a client's first bytes on a port whose protocol is not declared
     #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
     pub detect_timeout: Duration,

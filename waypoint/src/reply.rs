@@ -18,6 +18,8 @@ pub(crate) struct Reply {
     pub(crate) reason: &'static str,
     /// For the log.
     pub(crate) text: String,
+    /// The status that clients of gRPC get, where another one than that of HTTP says more.
+    grpc: Option<u32>,
 }
 
 impl Reply {
@@ -35,6 +37,7 @@ impl Reply {
             also: None,
             reason,
             text: text.into(),
+            grpc: None,
         }
     }
 
@@ -93,7 +96,16 @@ impl Reply {
 
     pub(crate) fn timeout(text: impl Into<String>) -> Self {
         let (status, body) = (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout");
-        Self::new(status, body, Flag::Timeout, "timeout", text)
+        Self {
+            grpc: Some(DEADLINE_EXCEEDED),
+            ..Self::new(status, body, Flag::Timeout, "timeout", text)
+        }
+    }
+
+    pub(crate) fn stream_idle() -> Self {
+        let (status, body) = (StatusCode::REQUEST_TIMEOUT, "stream timeout");
+        let text = "the client has sent nothing more of its request for too long";
+        Self::new(status, body, Flag::StreamIdle, "stream_idle", text)
     }
 
     pub(crate) fn abort(status: StatusCode, text: impl Into<String>) -> Self {
@@ -113,7 +125,8 @@ impl Reply {
         }
         record.reason = Some((self.reason, self.text));
         if record.is_grpc {
-            return grpc(grpc_status(self.status), self.body, record);
+            let status = self.grpc.unwrap_or_else(|| grpc_status(self.status));
+            return grpc(status, self.body, record);
         }
         plain(self.status, self.body.into(), record)
     }
@@ -165,3 +178,5 @@ fn grpc_status(status: StatusCode) -> u32 {
         _ => 2,
     }
 }
+
+const DEADLINE_EXCEEDED: u32 = 4;

@@ -94,6 +94,7 @@ async fn control(options: Options, log: runtime::log::LogHandle) -> anyhow::Resu
     let limits = Limits {
         head_timeout: options.head_timeout,
         idle_timeout: options.idle_timeout,
+        stream_idle: options.stream_idle_timeout,
         detect_timeout: options.detect_timeout,
         http2_age: options.http2_age,
         replay_bytes: options.replay_bytes,

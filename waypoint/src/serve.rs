@@ -71,7 +71,7 @@ pub(crate) async fn serve(
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
-    response.map(|body| body.holding(answering))
+    response.map(|body| body.holding(answering, &worker.answers))
 }
 
 async fn answer(

@@ -10,12 +10,14 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use l7::backend::{Cluster, Roots, TlsMode};
+use l7::backend::{Cluster, Keepalive, Roots, TlsMode};
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -182,6 +184,23 @@ pub(crate) async fn connect(
     Ok(Upstream::Tls(Box::new(stream)))
 }
 
+/// Has TCP look whether the other end is still there, as a policy says, and about once a minute where it says nothing.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn keep_alive(socket: &TcpStream, said: Option<Keepalive>) -> io::Result<()> {
+    let said = said.unwrap_or_default();
+    // The kernel counts in seconds, and takes none for an error.
+    let time = |said: Option<Duration>| said.unwrap_or(KEEPALIVE).max(Duration::from_secs(1));
+    let mut probes = TcpKeepalive::new()
+        .with_time(time(said.time))
+        .with_interval(time(said.interval));
+    if let Some(most) = said.probes.filter(|most| *most > 0) {
+        probes = probes.with_retries(most);
+    }
+    SockRef::from(socket).set_tcp_keepalive(&probes)
+}
+
 impl Upstream {
     /// The socket.
     pub(crate) fn socket(&self) -> &TcpStream {
@@ -262,5 +281,46 @@ impl AsyncWrite for Upstream {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
         }
+    }
+}
+
+/// Time for TCP, and TLS or HTTP in it, where nothing is said.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tcp_looks_as_often_as_is_said() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap());
+        let socket = socket.await.unwrap();
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let said = Keepalive {
+            probes: Some(3),
+            time: seconds(7),
+            interval: seconds(5),
+        };
+        for (said, time, interval) in [
+            (None, 60, 60),
+            (Some(said), 7, 5),
+            (
+                Some(Keepalive {
+                    time: seconds(0),
+                    ..said
+                }),
+                1,
+                5,
+            ),
+        ] {
+            keep_alive(&socket, said).unwrap();
+            let kernel = SockRef::from(&socket);
+            assert!(kernel.keepalive().unwrap());
+            assert_eq!(kernel.tcp_keepalive_time().unwrap().as_secs(), time);
+            assert_eq!(kernel.tcp_keepalive_interval().unwrap().as_secs(), interval);
+        }
+        assert_eq!(SockRef::from(&socket).tcp_keepalive_retries().unwrap(), 3);
     }
 }

@@ -19,6 +19,7 @@ use crate::active::{Clusters, Newest};
 use crate::balance::state::Registry;
 use crate::doors::{self, Doors, KnownCallers};
 use crate::edge::{self, Secured};
+use crate::forward::answers::Answers;
 use crate::forward::pool::Pool;
 use crate::telemetry::Telemetry;
 use crate::trace::MayTrace;
@@ -34,6 +35,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Time without a request on a connection.
     pub idle_timeout: Duration,
+    /// Time in which a client does not go on with a request or its answer; zero is without end.
+    pub stream_idle: Duration,
     /// Time for the first bytes on a port whose protocol is not declared.
     pub detect_timeout: Duration,
     /// Streams at once on one HTTP/2 connection of a client.
@@ -53,6 +56,7 @@ impl Default for Limits {
             head_bytes: 64 << 10,
             head_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_hours(1),
+            stream_idle: Duration::from_mins(5),
             detect_timeout: Duration::from_secs(1),
             streams: 100,
             http2_age: Duration::from_secs(50),
@@ -108,6 +112,8 @@ pub(crate) struct Worker {
     pub(crate) pool: Pool,
     pub(crate) clusters: Clusters,
     pub(crate) secured: Secured,
+    /// Answers that clients have not taken to their end.
+    pub(crate) answers: Rc<Answers>,
     /// Who has which address of this node, as this worker goes by it.
     pub(crate) callers: RefCell<KnownCallers>,
 }
@@ -158,12 +164,15 @@ fn run(
             pool: Pool::new(others),
             clusters: Clusters::default(),
             secured: Secured::default(),
+            answers: Rc::default(),
             callers: RefCell::default(),
         });
         let listener = TcpListener::from_std(listener)?;
         let accepting = tokio::task::spawn_local(accept::accept(Rc::clone(&worker), listener));
         tokio::task::spawn_local(edge::keep(Rc::clone(&worker)));
         tokio::task::spawn_local(doors::keep(Rc::clone(&worker)));
+        let answers = Rc::clone(&worker.answers);
+        tokio::task::spawn_local(answers.keep(shared.limits.stream_idle));
         tokio::task::spawn_local(runtime::busy::stay_awake(shared.limits.busy_poll));
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {

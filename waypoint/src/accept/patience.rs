@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 /// What a connection does, as its reads and its requests tell.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch(Arc<State>);
@@ -19,6 +21,10 @@ struct State {
     idle_since: AtomicU64,
     /// Requests that are being answered.
     requests: AtomicU32,
+    /// Requests whose answers the client does not take.
+    abandoned: AtomicU32,
+    /// One of both counts has changed.
+    changed: Notify,
 }
 
 impl Default for State {
@@ -28,6 +34,8 @@ impl Default for State {
             head_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(1),
             requests: AtomicU32::new(0),
+            abandoned: AtomicU32::new(0),
+            changed: Notify::new(),
         }
     }
 }
@@ -41,6 +49,24 @@ impl State {
 /// A request that is being answered.
 #[derive(Debug)]
 pub(crate) struct Answering(Watch);
+
+/// A request whose answer the client does not take.
+#[derive(Debug)]
+pub(crate) struct Abandoned(Watch);
+
+impl Answering {
+    /// The client has not taken its answer for too long.
+    pub(crate) fn abandon(self) -> Abandoned {
+        self.0.0.abandoned.fetch_add(1, Ordering::Relaxed);
+        Abandoned(self.0.clone())
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.0.0.abandoned.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Watch {
     /// Something came.
@@ -75,6 +101,19 @@ impl Watch {
         (head, idle)
     }
 
+    /// Resolves when there are answers that the client does not take, and no others.
+    pub(crate) async fn deserted(&self) {
+        let state = &self.0;
+        loop {
+            let changed = state.changed.notified();
+            let left = state.requests.load(Ordering::Relaxed);
+            if left == 0 && state.abandoned.load(Ordering::Relaxed) > 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Resolves when the client has had enough time.
     pub(crate) async fn exhausted(&self, head: Duration, idle: Duration) -> Exhausted {
         let mut pause = head.min(idle);
@@ -99,6 +138,9 @@ impl Drop for Answering {
         let state = &self.0.0;
         state.idle_since.store(state.now(), Ordering::Relaxed);
         state.requests.fetch_sub(1, Ordering::Relaxed);
+        if state.abandoned.load(Ordering::Relaxed) > 0 {
+            state.changed.notify_one();
+        }
     }
 }
 
@@ -129,5 +171,21 @@ mod tests {
         assert_eq!(watch.waits(), (Duration::ZERO, Duration::ZERO));
         drop(answering);
         assert_eq!(watch.waits().0, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_deserts_its_connection_unless_it_asks_for_more() {
+        let watch = Watch::default();
+        let (one, other) = (watch.begin(), watch.begin());
+        let soon = Duration::from_millis(20);
+        let abandoned = one.abandon();
+        let waited = tokio::time::timeout(soon, watch.deserted()).await;
+        assert!(waited.is_err(), "another request is being answered");
+        drop(other);
+        let waited = tokio::time::timeout(soon, watch.deserted()).await;
+        assert!(waited.is_ok());
+        drop(abandoned);
+        let waited = tokio::time::timeout(soon, watch.deserted()).await;
+        assert!(waited.is_err(), "it has taken it after all");
     }
 }

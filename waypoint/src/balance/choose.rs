@@ -1,13 +1,15 @@
 //! One of the endpoints that are left: in turn, the less loaded of two, drawn, or by a hash.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 use l7::backend::{LoadBalancer, Locality, Outliers, WarmUp};
 use rand::{Rng, RngExt};
 
-use super::{Candidate, Resolved, locality};
+use super::locality::{self, Labels};
+use super::{Candidate, Resolved};
+use crate::active::Active;
 
 /// What a choice depends on besides the cluster.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +22,24 @@ pub(crate) struct Asked<'a> {
     pub(crate) dialled: Option<SocketAddr>,
     /// Where this waypoint runs.
     pub(crate) own: &'a Locality,
+    /// The labels of its pod.
+    pub(crate) own_labels: &'a Labels,
+    /// A retry goes to another locality than those of the endpoints that were tried, if there is one.
+    pub(crate) elsewhere: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// As a configuration is asked for the first time.
+    pub(crate) fn of(active: &'a Active) -> Self {
+        Self {
+            hash: None,
+            tried: &[],
+            dialled: None,
+            own: &active.own,
+            own_labels: &active.own_labels,
+            elsewhere: false,
+        }
+    }
 }
 
 /// The endpoint that gets the request, if there is one.
@@ -30,9 +50,24 @@ pub(crate) fn choose<'c, R: Rng + ?Sized>(
 ) -> Option<&'c Candidate> {
     let policy = &resolved.cluster.policy;
     let healthy = healthy(resolved, policy.outliers.as_ref());
-    let untried = prefer(healthy, |one| !asked.tried.contains(&one.member.address));
-    let reachable = prefer(untried, |one| !one.state.is_unreachable());
-    let near = locality::narrow(reachable, policy.locality.as_ref(), asked.own, rng);
+    let reachable = prefer(healthy, |one| !one.state.is_unreachable());
+    let is_tried = |one: &Candidate| asked.tried.contains(&one.member.address);
+    let eligible = match asked.elsewhere && policy.locality.is_some() {
+        false => reachable,
+        true => {
+            let tried = resolved.candidates.iter().filter(|one| is_tried(one));
+            let left: Vec<_> = tried.map(|one| &one.member.endpoint.locality).collect();
+            prefer(reachable, |one| {
+                !left.contains(&&one.member.endpoint.locality)
+            })
+        }
+    };
+    let own = (asked.own, asked.own_labels);
+    let near = locality::narrow(eligible, policy.locality.as_ref(), own, rng);
+    let near = match asked.tried.is_empty() {
+        true => near,
+        false => prefer(near, |one| !is_tried(one)),
+    };
     let weight = |one: &Candidate| weight(one, policy.warm_up.as_ref());
     match policy
         .load_balancer
@@ -95,7 +130,7 @@ fn weight(one: &Candidate, warm_up: Option<&WarmUp>) -> u64 {
         return whole;
     };
     let (age, duration) = (
-        one.state.age().as_secs_f64(),
+        one.state.ready_for().as_secs_f64(),
         warm_up.duration.as_secs_f64(),
     );
     if age >= duration || duration <= 0.0 {
@@ -177,6 +212,11 @@ fn by_hash<'c>(
         .max_by(|one, other| score(one).total_cmp(&score(other)))
 }
 
+/// The hash of a client's address: the same for its requests and for its connections.
+pub(crate) fn of_address(address: IpAddr) -> u64 {
+    hash(address.to_string().as_bytes())
+}
+
 /// The hash of a key's text, the same in every waypoint.
 pub(crate) fn hash(text: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -186,3 +226,6 @@ pub(crate) fn hash(text: &[u8]) -> u64 {
 
 const SCALE: u64 = 1000;
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Which endpoints are near enough (F61).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use l7::backend::{Locality, LocalityPolicy};
@@ -11,7 +12,7 @@ use super::Candidate;
 pub(crate) fn narrow<'c, R: Rng + ?Sized>(
     candidates: Vec<&'c Candidate>,
     policy: Option<&LocalityPolicy>,
-    own: &Locality,
+    (own, labels): (&Locality, &Labels),
     rng: &mut R,
 ) -> Vec<&'c Candidate> {
     match policy {
@@ -19,14 +20,50 @@ pub(crate) fn narrow<'c, R: Rng + ?Sized>(
             rank(own, &one.member.endpoint.locality, regions)
         }),
         Some(LocalityPolicy::Distribute(shares)) => distribute(candidates, shares, own, rng),
-        Some(LocalityPolicy::Priority(_) | LocalityPolicy::Off) | None => candidates,
+        Some(LocalityPolicy::Priority(wanted)) => nearest(candidates, |one| {
+            let endpoint = &one.member.endpoint;
+            unlike(
+                wanted,
+                (own, labels),
+                (&endpoint.locality, &endpoint.labels),
+            )
+        }),
+        Some(LocalityPolicy::Off) | None => candidates,
     }
+}
+
+/// Labels of a pod.
+pub(crate) type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// How many of the labels are left from the first on that an endpoint does not share: the fewer, the better it is (Istio,
+/// `failoverPriority`). A label that neither has is shared.
+fn unlike(
+    wanted: &[(Arc<str>, Option<Arc<str>>)],
+    own: (&Locality, &Labels),
+    other: (&Locality, &Labels),
+) -> usize {
+    let is_shared = |(name, value): &&(Arc<str>, Option<Arc<str>>)| {
+        let here = value.as_deref().unwrap_or_else(|| said(name, own));
+        here == said(name, other)
+    };
+    wanted.len() - wanted.iter().take_while(is_shared).count()
+}
+
+/// The value of a label. Where something runs is told as labels too, and is known without them.
+fn said<'a>(name: &str, (locality, labels): (&'a Locality, &'a Labels)) -> &'a str {
+    let place = || match name {
+        "topology.kubernetes.io/region" => &*locality.region,
+        "topology.kubernetes.io/zone" => &*locality.zone,
+        "topology.istio.io/subzone" => &*locality.subzone,
+        _ => "",
+    };
+    labels.get(name).map_or_else(place, |value| value)
 }
 
 /// Localities by weight.
 type Shares = Vec<(Arc<str>, u32)>;
 
-fn nearest(candidates: Vec<&Candidate>, rank: impl Fn(&Candidate) -> u8) -> Vec<&Candidate> {
+fn nearest<R: Ord>(candidates: Vec<&Candidate>, rank: impl Fn(&Candidate) -> R) -> Vec<&Candidate> {
     let Some(best) = candidates.iter().map(|one| rank(one)).min() else {
         return candidates;
     };
@@ -37,11 +74,7 @@ fn nearest(candidates: Vec<&Candidate>, rank: impl Fn(&Candidate) -> u8) -> Vec<
 }
 
 /// How far a locality is: the same subzone is nearest, then zone, region, the region to fail over to, anywhere.
-fn rank(
-    own: &Locality,
-    other: &Locality,
-    regions: &std::collections::BTreeMap<Arc<str>, Arc<str>>,
-) -> u8 {
+fn rank(own: &Locality, other: &Locality, regions: &BTreeMap<Arc<str>, Arc<str>>) -> u8 {
     if own.region != other.region {
         return match regions.get(&own.region) {
             Some(next) if *next == other.region => 3,
@@ -131,6 +164,33 @@ mod tests {
             ("us/*", "eu/a/1", false),
         ] {
             assert_eq!(covers(pattern, &locality(text)), covered, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn the_labels_are_compared_in_order_until_one_differs() {
+        let labels = |pairs: &[(&str, &str)]| -> Labels {
+            let pair = |(name, value): &(&str, &str)| (Arc::from(*name), Arc::from(*value));
+            pairs.iter().map(pair).collect()
+        };
+        let own = (
+            &locality("eu/a/1"),
+            &labels(&[("version", "v1"), ("rack", "7")]),
+        );
+        let wanted: Vec<(Arc<str>, Option<Arc<str>>)> = vec![
+            ("topology.istio.io/network".into(), None),
+            ("topology.kubernetes.io/region".into(), None),
+            ("version".into(), Some("v2".into())),
+            ("rack".into(), None),
+        ];
+        for (place, pairs, left) in [
+            ("eu/b/1", &[("version", "v2"), ("rack", "7")][..], 0),
+            ("eu/a/1", &[("version", "v2"), ("rack", "8")], 1),
+            ("eu/a/1", &[("version", "v1"), ("rack", "7")], 2),
+            ("us/a/1", &[("version", "v2"), ("rack", "7")], 3),
+        ] {
+            let other = (&locality(place), &labels(pairs));
+            assert_eq!(unlike(&wanted, own, other), left, "{place} {pairs:?}");
         }
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct EndpointState {
     /// Requests that it has not answered to their end.
     pub(crate) active: AtomicU32,
     began: Instant,
+    /// Since when it is ready, in milliseconds since `began` and from 1; 0 while it is not, or has not been asked for.
+    ready_since: AtomicU64,
     server_errors: AtomicU32,
     gateway_errors: AtomicU32,
     local_failures: AtomicU32,
@@ -211,6 +213,7 @@ impl EndpointState {
         Self {
             active: AtomicU32::new(0),
             began: Instant::now(),
+            ready_since: AtomicU64::new(0),
             server_errors: AtomicU32::new(0),
             gateway_errors: AtomicU32::new(0),
             local_failures: AtomicU32::new(0),
@@ -226,9 +229,20 @@ impl EndpointState {
         milliseconds(self.began.elapsed())
     }
 
-    /// For how long it has been known.
-    pub(crate) fn age(&self) -> Duration {
-        self.began.elapsed()
+    /// For how long it has been ready. Asked of endpoints that are: the first time is when that begins.
+    pub(crate) fn ready_for(&self) -> Duration {
+        let now = self.now().max(1);
+        let since = &self.ready_since;
+        let since = match since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => now,
+            Err(since) => since,
+        };
+        Duration::from_millis(now.saturating_sub(since))
+    }
+
+    /// It is not ready: when it is, it is new.
+    pub(crate) fn is_not_ready(&self) {
+        self.ready_since.store(0, Ordering::Relaxed);
     }
 
     /// It answered with too many errors.

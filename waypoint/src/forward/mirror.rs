@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use http::HeaderValue;
+use http::header::HOST;
+use http::uri::Authority;
+use http::{HeaderValue, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
@@ -23,12 +25,7 @@ pub(super) fn start(exchange: &Exchange<'_>, plan: &Plan<'_>, source: Option<&So
         let Some(resolved) = serve::find(exchange, &mirror.backend) else {
             continue;
         };
-        let asked = Asked {
-            hash: None,
-            tried: &[],
-            dialled: None,
-            own: &exchange.active.own,
-        };
+        let asked = Asked::of(exchange.active);
         let Some(candidate) = choose::choose(&resolved, asked, &mut rand::rng()) else {
             continue;
         };
@@ -63,24 +60,57 @@ pub(super) fn start(exchange: &Exchange<'_>, plan: &Plan<'_>, source: Option<&So
     }
 }
 
-/// The host of a copy says that it is one, as Envoy has it.
+/// The host of a copy says that it is one, as Envoy has it: `Host`, or the authority of HTTP/2.
 fn mark(request: &mut http::Request<Outgoing>) {
-    let Some(host) = request.headers().get(http::header::HOST) else {
+    if let Some(host) = request.headers().get(HOST) {
+        if let Ok(host) = host.to_str()
+            && let Ok(value) = HeaderValue::try_from(marked(host))
+        {
+            request.headers_mut().insert(HOST, value);
+        }
         return;
-    };
-    let Ok(host) = host.to_str() else {
-        return;
-    };
-    let marked = match host.rsplit_once(':') {
+    }
+    let mut parts = request.uri().clone().into_parts();
+    if let Some(authority) = &parts.authority
+        && let Ok(authority) = Authority::try_from(marked(authority.as_str()))
+    {
+        parts.authority = Some(authority);
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+}
+
+fn marked(host: &str) -> String {
+    match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
             format!("{name}-shadow:{port}")
         }
         _ => format!("{host}-shadow"),
-    };
-    if let Ok(value) = HeaderValue::try_from(marked) {
-        request.headers_mut().insert(http::header::HOST, value);
     }
 }
 
 /// A copy that takes longer is given up.
 const LONGEST: std::time::Duration = std::time::Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_has_a_host_of_its_own_in_either_version() {
+        for (host, expected) in [("cart", "cart-shadow"), ("cart:81", "cart-shadow:81")] {
+            let request = http::Request::builder().uri("/x").header(HOST, host);
+            let mut request = request.body(Outgoing::Nothing).unwrap();
+            mark(&mut request);
+            assert_eq!(request.headers()[HOST], expected);
+            let uri = format!("http://{host}/x?y");
+            let request = http::Request::builder().uri(uri);
+            let mut request = request.body(Outgoing::Nothing).unwrap();
+            mark(&mut request);
+            assert_eq!(request.uri().authority().unwrap().as_str(), expected);
+            assert_eq!(request.uri().path_and_query().unwrap(), "/x?y");
+            assert!(!request.headers().contains_key(HOST));
+        }
+    }
+}

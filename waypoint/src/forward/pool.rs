@@ -17,12 +17,14 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use l7::backend::{Keepalive, Limits};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::body::Outgoing;
 use crate::balance::state::ClusterState;
+use crate::upstream::CONNECT_TIMEOUT;
 use crate::upstream::MaySecured;
 
 /// Where a request goes, and what its connection may be.
@@ -46,8 +48,43 @@ pub(crate) struct ConnectionLimits {
     pub(crate) pending: u32,
     /// Requests that one connection serves.
     pub(crate) requests_per_connection: u32,
+    /// Streams that one HTTP/2 connection has at once.
+    pub(crate) streams: usize,
     /// A connection without a request is closed after this time.
     pub(crate) idle: Duration,
+    /// A connection takes no request after this time, whatever it has served.
+    pub(crate) life: Option<Duration>,
+    /// How an endpoint that is gone is found where nothing is sent.
+    pub(crate) keepalive: Option<Keepalive>,
+}
+
+impl ConnectionLimits {
+    /// As a policy says, and as is usual where it says nothing.
+    pub(crate) fn of(said: &Limits) -> Self {
+        let requests = said.requests_per_connection.filter(|most| *most > 0);
+        let streams = said.streams_per_connection.filter(|most| *most > 0);
+        let streams = streams.and_then(|most| usize::try_from(most).ok());
+        Self {
+            connect_timeout: said.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+            connections: said.connections.unwrap_or(u32::MAX),
+            pending: said.pending.unwrap_or(PENDING),
+            requests_per_connection: requests.unwrap_or(u32::MAX),
+            streams: streams.unwrap_or(STREAMS),
+            idle: said.idle_timeout.unwrap_or(IDLE),
+            life: said.connection_life,
+            keepalive: said.keepalive,
+        }
+    }
+
+    /// When a connection that is opened now has lived for long enough.
+    fn ends(&self) -> Option<Instant> {
+        self.life.map(|life| Instant::now() + life)
+    }
+}
+
+/// Whether a connection has lived for as long as it may.
+fn is_over(ends: Option<Instant>) -> bool {
+    ends.is_some_and(|ends| ends <= Instant::now())
 }
 
 /// Why a request got no answer.
@@ -199,7 +236,7 @@ impl Pool {
             place
                 .idle
                 .borrow_mut()
-                .retain(|idle| !idle.is_closed() && idle.until > now);
+                .retain(|idle| !idle.is_closed() && idle.until > now && !is_over(idle.ends));
             place
                 .shared
                 .borrow_mut()
@@ -210,3 +247,10 @@ impl Pool {
         });
     }
 }
+
+/// Requests that wait for a connection, where there is a limit of connections and none of this.
+const PENDING: u32 = 1024;
+/// An endpoint usually closes before.
+const IDLE: Duration = Duration::from_secs(60);
+/// Streams of one connection where nothing is said, even if the endpoint takes more.
+const STREAMS: usize = 100;

@@ -2,12 +2,14 @@
 
 use std::cell::RefCell;
 use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
 use super::body::BodyError;
 use super::received::Received;
@@ -36,8 +38,12 @@ struct State<B> {
     received: Received,
     /// The attempt that reads now.
     reader: u32,
+    /// Since when the client has been waited for, while it is.
+    awaited_since: Option<Instant>,
+    /// Who reads, while the client is waited for.
+    reading: Option<Waker>,
     /// Who waits for the end.
-    waiting: Option<Waker>,
+    waiting: Vec<Waker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +71,50 @@ impl<B: Body<Data = Bytes> + Unpin> Source<B> {
             end,
             received: Received::default(),
             reader: 0,
-            waiting: None,
+            awaited_since: None,
+            reading: None,
+            waiting: Vec::new(),
         })))
+    }
+
+    /// Whether the client has not sent everything.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.borrow().end == End::Open
+    }
+
+    /// The same body, for who must not keep it.
+    pub(crate) fn weak(&self) -> WeakSource<B> {
+        WeakSource(Rc::downgrade(&self.0))
+    }
+
+    /// Resolves when the client has been waited for as long as `idle`. Time in which nobody wants more of it does not count.
+    pub(crate) async fn stalled(&self, idle: Duration) {
+        let mut patience = self.patience(idle);
+        while let Some(left) = patience {
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+            patience = self.patience(idle);
+        }
+        std::future::pending().await
+    }
+
+    /// For how long still the client is waited for; `None` if it has sent everything.
+    fn patience(&self, idle: Duration) -> Option<Duration> {
+        let state = self.0.borrow();
+        let waited = state.awaited_since.map(|since| since.elapsed());
+        let is_bounded = state.end == End::Open && !idle.is_zero();
+        is_bounded.then(|| idle.saturating_sub(waited.unwrap_or_default()))
+    }
+
+    /// Nobody waits for the client any more.
+    fn give_up(&self) {
+        let mut state = self.0.borrow_mut();
+        state.over(End::Broken);
+        if let Some(reader) = state.reading.take() {
+            reader.wake();
+        }
     }
 
     /// Whether an attempt can send all of it, from the beginning.
@@ -108,7 +156,9 @@ impl<B: Body<Data = Bytes> + Unpin> Source<B> {
             if state.end != End::Open {
                 return Poll::Ready(());
             }
-            state.waiting = Some(cx.waker().clone());
+            if !state.waiting.iter().any(|one| one.will_wake(cx.waker())) {
+                state.waiting.push(cx.waker().clone());
+            }
             Poll::Pending
         })
         .await;
@@ -152,8 +202,28 @@ pub(crate) struct Attempt<B> {
 impl<B> State<B> {
     fn over(&mut self, end: End) {
         self.end = end;
-        if let Some(waker) = self.waiting.take() {
-            waker.wake();
+        self.waiting.drain(..).for_each(Waker::wake);
+    }
+}
+
+/// A body that somebody else keeps.
+#[derive(Debug)]
+pub(crate) struct WeakSource<B>(Weak<RefCell<State<B>>>);
+
+impl<B: Body<Data = Bytes> + Unpin> WeakSource<B> {
+    /// Ends the body when the client has been waited for as long as `idle`.
+    pub(crate) async fn give_up_after(self, idle: Duration) {
+        let mut pause = idle;
+        while !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+            let Some(source) = self.0.upgrade().map(Source) else {
+                return;
+            };
+            match source.patience(idle) {
+                None => return,
+                Some(left) if left.is_zero() => return source.give_up(),
+                Some(left) => pause = left,
+            }
         }
     }
 }
@@ -188,7 +258,13 @@ where
                 return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
             }
         }
-        match ready!(Pin::new(&mut state.body).poll_frame(cx)) {
+        let Poll::Ready(frame) = Pin::new(&mut state.body).poll_frame(cx) else {
+            state.awaited_since.get_or_insert_with(Instant::now);
+            state.reading = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        state.awaited_since = None;
+        match frame {
             None => {
                 state.over(End::Whole);
                 Poll::Ready(None)
@@ -258,57 +334,4 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
-    use http_body_util::BodyExt as _;
-
-    use super::*;
-
-    struct Pieces(VecDeque<Result<Frame<Bytes>, BodyError>>);
-
-    impl Body for Pieces {
-        type Data = Bytes;
-        type Error = BodyError;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            _cx: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-            Poll::Ready(self.0.pop_front())
-        }
-    }
-
-    fn pieces(texts: &[&'static str]) -> Pieces {
-        let data = texts
-            .iter()
-            .map(|text| Ok(Frame::data(Bytes::from_static(text.as_bytes()))));
-        let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-        Pieces(data.chain([Ok(Frame::trailers(trailers))]).collect())
-    }
-
-    #[tokio::test]
-    async fn a_small_body_is_sent_again_with_its_trailers() {
-        let source = Source::new(pieces(&["one", "two"]), 16);
-        let mut first = source.attempt();
-        first.frame().await.unwrap().unwrap();
-        for _ in 0..2 {
-            assert!(source.is_replayable());
-            let whole = source.attempt().collect().await.unwrap();
-            assert_eq!(whole.trailers().unwrap()["grpc-status"], "0");
-            assert_eq!(whole.to_bytes(), "onetwo");
-        }
-        let late = first.frame().await.unwrap();
-        assert!(matches!(late, Err(BodyError::Superseded)));
-        assert_eq!(source.received().bytes(), 6);
-    }
-
-    #[tokio::test]
-    async fn a_large_body_passes_once() {
-        let source = Source::new(pieces(&["one", "two", "three"]), 5);
-        let whole = source.attempt().collect().await.unwrap();
-        assert_eq!(whole.to_bytes(), "onetwothree");
-        assert!(!source.is_replayable());
-    }
-}
+mod tests;

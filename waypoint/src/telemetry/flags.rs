@@ -17,6 +17,8 @@ pub(crate) enum Flag {
     Overflow,
     /// The time for the request is over.
     Timeout,
+    /// The client did not go on for too long.
+    StreamIdle,
     /// All attempts failed.
     RetryLimit,
     /// The client went away.
@@ -40,6 +42,7 @@ impl Flag {
             Self::ConnectionTermination => "UC",
             Self::Overflow => "UO",
             Self::Timeout => "UT",
+            Self::StreamIdle => "SI",
             Self::RetryLimit => "URX",
             Self::ClientGone => "DC",
             Self::ClientProtocol => "DPE",

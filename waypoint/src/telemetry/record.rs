@@ -162,6 +162,7 @@ impl Record {
         match error {
             Some(BodyError::Client) => self.flag(Flag::ClientGone),
             Some(BodyError::Timeout) => self.flag(Flag::Timeout),
+            Some(BodyError::Idle) => self.flag(Flag::StreamIdle),
             Some(BodyError::Broken(_)) => self.flag(Flag::ConnectionTermination),
             Some(BodyError::Superseded | BodyError::Policy) | None => {}
         }
@@ -185,7 +186,7 @@ impl Record {
                     None => format!("{}:{port}/*", self.caller.dialled.ip()),
                 },
                 method: line.method.as_str(),
-                url: format!("http://{}{}", line.authority, line.path),
+                url: format!("{}://{}{}", self.caller.scheme(), line.authority, line.path),
                 status: self.status.as_u16(),
                 grpc_status: self.grpc_status,
                 flags: &flags,
@@ -256,7 +257,43 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         })
 }
 
-/// The status that gRPC puts into trailers.
+/// The status that gRPC puts into trailers. A number that gRPC does not know is UNKNOWN, as clients take it: it is a label of
+/// metrics, and an endpoint must not make as many series as there are numbers.
 pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    let status: u32 = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    Some(if status <= GRPC_LAST {
+        status
+    } else {
+        GRPC_UNKNOWN
+    })
+}
+
+/// UNAUTHENTICATED, the last that gRPC has.
+const GRPC_LAST: u32 = 16;
+const GRPC_UNKNOWN: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_grpc_does_not_know_is_unknown() {
+        let read = |value: &'static str| {
+            let value = http::HeaderValue::from_static(value);
+            grpc_status(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-status"),
+                value,
+            )]))
+        };
+        for (value, status) in [
+            ("0", Some(0)),
+            ("16", Some(16)),
+            ("17", Some(2)),
+            ("4294967295", Some(2)),
+            ("-1", None),
+            ("x", None),
+        ] {
+            assert_eq!(read(value), status, "{value}");
+        }
+    }
 }

@@ -67,3 +67,22 @@ fn the_load_is_what_waits_times_how_long_it_takes() {
     drop(requests);
     assert_eq!(busy.load(), idle.load());
 }
+
+#[test]
+fn an_endpoint_is_new_from_when_it_is_ready() {
+    let cluster = cluster();
+    let endpoint = cluster.endpoint("10.0.0.1:80".parse().unwrap());
+    endpoint.is_not_ready();
+    std::thread::sleep(Duration::from_millis(30));
+    assert!(
+        endpoint.ready_for() < Duration::from_millis(20),
+        "a start of 30 ms is none of it"
+    );
+    std::thread::sleep(Duration::from_millis(30));
+    assert!(endpoint.ready_for() >= Duration::from_millis(30));
+    endpoint.is_not_ready();
+    assert!(
+        endpoint.ready_for() < Duration::from_millis(20),
+        "it has been away"
+    );
+}

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{SockRef, TcpKeepalive};
 
 use super::{Outgoing, SendError, Target};
 use crate::balance::count::Held;
@@ -112,12 +111,8 @@ async fn open(target: &Target, inside: Inside) -> Result<Upstream, SendError> {
     };
     let opened = upstream::connect(target.address, &target.secured, inside).await;
     let stream = opened.map_err(failed)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE);
-    SockRef::from(stream.socket())
-        .set_tcp_keepalive(&keepalive)
-        .map_err(failed)?;
+    let kept = upstream::keep_alive(stream.socket(), target.limits.keepalive);
+    kept.map_err(failed)?;
     Ok(stream)
 }
 
@@ -154,4 +149,3 @@ const SEND_BUFFER: usize = 256 << 10;
 /// A dead endpoint is found after both.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-const KEEPALIVE: Duration = Duration::from_secs(60);

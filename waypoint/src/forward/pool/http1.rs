@@ -7,7 +7,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 
-use super::{Outgoing, Place, Pool, SendError, Target, connect};
+use super::{Outgoing, Place, Pool, SendError, Target, connect, is_over};
 use crate::balance::count::Held;
 
 /// A connection that no request uses.
@@ -16,6 +16,8 @@ pub(super) struct Idle {
     sender: SendRequest<Outgoing>,
     served: u32,
     pub(super) until: Instant,
+    /// When it has lived for as long as it may.
+    pub(super) ends: Option<Instant>,
 }
 
 impl Idle {
@@ -38,7 +40,8 @@ impl Drop for Lease {
             return;
         };
         let limits = &self.target.limits;
-        if idle.is_closed() || idle.served >= limits.requests_per_connection {
+        let is_used_up = idle.served >= limits.requests_per_connection || is_over(idle.ends);
+        if idle.is_closed() || is_used_up {
             return;
         }
         let place = &self.place;
@@ -143,13 +146,14 @@ async fn open(target: &Target, held: Held) -> Result<Idle, SendError> {
         sender,
         served: 0,
         until: Instant::now(),
+        ends: target.limits.ends(),
     })
 }
 
 /// The connection that was used last, of those that are ready: one may still be ending its last request.
 fn kept(place: &Place) -> Option<Idle> {
     let mut kept = place.idle.borrow_mut();
-    kept.retain(|idle| !idle.is_closed());
+    kept.retain(|idle| !idle.is_closed() && !is_over(idle.ends));
     let ready = kept.iter().rposition(|idle| idle.sender.is_ready())?;
     Some(kept.remove(ready))
 }

@@ -10,7 +10,7 @@ use hyper::client::conn::http2::SendRequest;
 use tokio::sync::watch;
 
 use super::connect::{self, Allowed};
-use super::{Outgoing, Place, SendError, Target};
+use super::{Outgoing, Place, SendError, Target, is_over};
 
 /// A connection that requests share.
 #[derive(Debug)]
@@ -20,7 +20,10 @@ pub(super) struct Shared {
     use_of: Rc<Use>,
     served: u32,
     most: u32,
+    streams: usize,
     idle: Duration,
+    /// When it has lived for as long as it may.
+    ends: Option<Instant>,
     used: Cell<Instant>,
 }
 
@@ -46,11 +49,13 @@ impl Shared {
         self.sender.is_ready()
             && !self.sender.is_closed()
             && self.served < self.most
-            && streams < allowed.min(MOST_STREAMS)
+            && streams < allowed.min(self.streams)
+            && !is_over(self.ends)
     }
 
     pub(super) fn is_in_use(&self, now: Instant) -> bool {
-        let open = !self.sender.is_closed() && self.served < self.most;
+        let is_used_up = self.served >= self.most || is_over(self.ends);
+        let open = !self.sender.is_closed() && !is_used_up;
         self.use_of.streams.get() > 0 || (open && now < self.used.get() + self.idle)
     }
 }
@@ -181,7 +186,9 @@ async fn open(
         use_of,
         served: 1,
         most: target.limits.requests_per_connection,
+        streams: target.limits.streams,
         idle: target.limits.idle,
+        ends: target.limits.ends(),
         used: Cell::new(Instant::now()),
     });
     Ok((sender, lease, false))
@@ -198,6 +205,3 @@ impl Drop for End<'_> {
         self.done.send_replace(true);
     }
 }
-
-/// Streams of one connection, even if the endpoint takes more.
-const MOST_STREAMS: usize = 100;
