@@ -185,3 +185,67 @@ async fn rapid_reset_ends_the_connection_and_nobody_elses() {
         server.count()
     );
 }
+
+/// Says yes to every protocol that is asked for, and what it was asked with else.
+async fn switcher() -> Server {
+    Server::start(|request| async move {
+        let asked = request.headers().get("upgrade").cloned();
+        let settings = request.headers().contains_key("http2-settings");
+        let mut response = http::Response::new(crate::support::text(format!("{settings}")));
+        if let Some(asked) = asked {
+            *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+            let headers = response.headers_mut();
+            headers.insert("upgrade", asked);
+            headers.insert("connection", http::HeaderValue::from_static("upgrade"));
+        }
+        response
+    })
+    .await
+}
+
+/// Requests of HTTP/2 that followed would be judged by nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_is_no_upgrade() {
+    let server = switcher().await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", server.address);
+    for (connection, upgrade) in [
+        ("Upgrade, HTTP2-Settings", "h2c"),
+        ("Upgrade", "H2C"),
+        ("upgrade", "websocket, h2c"),
+        ("upgrade", "HTTP/2.0"),
+        ("upgrade, close", "TLS/1.2"),
+    ] {
+        let request = format!(
+            "GET / HTTP/1.1\r\nhost: cart\r\nconnection: {connection}\r\nupgrade: {upgrade}\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\nGET / HTTP/1.1\r\nhost: cart\r\nconnection: close\r\n\r\n"
+        );
+        let answer = exchange(mesh.dial().await, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{upgrade}: {answer}");
+        assert!(
+            !answer.contains("true"),
+            "{upgrade}: settings went on: {answer}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_switches_unasked_is_an_error() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut bytes = [0; 4096];
+                stream.read(&mut bytes).await.unwrap();
+                let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\nsecret";
+                stream.write_all(answer).await.unwrap();
+                stream.read(&mut bytes).await.unwrap();
+            });
+        }
+    });
+    let request = b"GET / HTTP/1.1\r\nhost: cart\r\nconnection: close\r\n\r\n";
+    let answer = exchange(mesh.dial().await, request).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(!answer.contains("secret"), "{answer}");
+}

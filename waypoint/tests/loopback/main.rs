@@ -8,15 +8,21 @@
 )]
 
 mod changes;
+mod connect;
+mod deadlines;
 mod doors;
 mod gateway;
 mod hostile;
 mod hosts;
+mod idle;
+mod limits;
 mod originate;
 mod passing;
 mod policy;
 mod protocols;
 mod resilience;
 mod routing;
+mod rules;
+mod smuggling;
 mod support;
 mod traces;

@@ -227,3 +227,83 @@ async fn a_new_deny_ends_an_answer_that_streams() {
     let ended = tokio::time::timeout(Duration::from_secs(5), ended).await;
     assert!(ended.is_ok(), "it goes on");
 }
+
+/// A DENY may come while a connection to an endpoint is being made: it ends that as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deny_that_comes_while_a_connection_is_made_ends_it() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(socket.into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Who comes after these waits until somebody accepts.
+    let mut full = Vec::new();
+    while let Ok(Ok(stream)) = tokio::time::timeout(
+        Duration::from_millis(200),
+        tokio::net::TcpStream::connect(address),
+    )
+    .await
+    {
+        full.push(stream);
+    }
+    let mut mesh = Mesh::new();
+    mesh.port(25, model::service::AppProtocol::Tcp);
+    mesh.endpoint_of("a", "v1", address, 25);
+    let mut client = mesh.dial_to(25).await;
+    client.write_all(b"HELO\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    mesh.apply(policy("nobody", Action::Deny, from_namespace("shop")));
+    let accepting = tokio::spawn(async move {
+        let mut taken = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            taken.push(stream);
+        }
+    });
+    let ended = tokio::time::timeout(Duration::from_secs(8), client.read_u8()).await;
+    assert!(ended.expect("it goes on").is_err());
+    let page = mesh.page();
+    assert!(
+        page.contains("ending=\"policy\"") || page.contains("policy"),
+        "{page}"
+    );
+    accepting.abort();
+    drop(full);
+}
+
+/// Also one whose answer has not begun, because it only streams to the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_deny_ends_a_request_that_streams() {
+    use http_body_util::{BodyExt as _, StreamBody};
+    let server = Server::start(|request| async move {
+        drop(request.into_body().collect().await);
+        Response::new(nothing())
+    })
+    .await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("a", "v1", server.address);
+    for http2 in [false, true] {
+        let stream = mesh.dial().await;
+        let mut client = match http2 {
+            false => Client::http1(stream).await,
+            true => Client::http2(stream).await,
+        };
+        let endless = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let frame = hyper::body::Frame::data(bytes::Bytes::from_static(b"tick"));
+            Some((Ok::<_, std::convert::Infallible>(frame), ()))
+        });
+        let request = http::Request::post("http://cart/upload").header("host", "cart");
+        let request = request.body(StreamBody::new(endless).boxed()).unwrap();
+        let asked = tokio::spawn(async move { client.head(request).await });
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert!(!asked.is_finished(), "HTTP/2: {http2}");
+        mesh.apply(policy("no-upload", Action::Deny, paths("/upload")));
+        let answer = tokio::time::timeout(Duration::from_secs(5), asked).await;
+        let answer = answer.expect("it goes on").unwrap();
+        // A reset may overtake the answer to a client that still sends.
+        assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status() == 403));
+        mesh.apply(policy("no-upload", Action::Deny, paths("/other")));
+    }
+}
