@@ -9,12 +9,14 @@ mod entries;
 mod flush;
 mod held;
 pub mod holdings;
+mod lint;
 mod marks;
 mod mesh;
 mod network_policy;
 pub mod peer_authentication;
 mod selectors;
 pub mod service;
+mod service_notes;
 mod track;
 mod trust_domains;
 mod unreported;
@@ -75,6 +77,7 @@ pub struct Index {
     services: BTreeMap<NamespacedName, ServiceFacts>,
     entries: entries::Entries,
     service_selectors: Selectors<NamespacedName>,
+    services_said: service_notes::Said,
 
     slices: HashMap<NamespacedName, SliceFacts>,
     slices_by_service: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
@@ -157,6 +160,7 @@ impl Index {
             Object::Pod(pod) => self.set_pod(&pod.key, Some(Arc::clone(pod))),
             Object::Service(service) => {
                 let facts = ServiceFacts::read(service);
+                self.note_service(&facts.key, service, upsert);
                 self.set_service_of_kubernetes(&facts.key.clone(), Some(facts));
             }
             Object::ServiceEntry(entry) => self.set_entry(entry, upsert),
@@ -223,7 +227,10 @@ impl Index {
             // Nothing is compiled from them.
             Kind::ServiceAccount => {}
             Kind::Pod => self.set_pod(&named, None),
-            Kind::Service => self.set_service_of_kubernetes(&named, None),
+            Kind::Service => {
+                self.set_service_of_kubernetes(&named, None);
+                self.services_said.forget(&named);
+            }
             Kind::ServiceEntry => self.unset_entry(&named),
             Kind::EndpointSlice => self.set_slice(&named, None),
             Kind::NetworkPolicy => self.set_network_policy(&named, None),

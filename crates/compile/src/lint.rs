@@ -1,300 +1,242 @@
-//! What is legal in Istio's traffic objects and surely not meant, as far as files tell.
+//! What is legal in Istio's traffic objects and surely not meant.
 //!
 //! Who brings them along hears of what is known to go wrong with them: two owners
-//! of one host, routes that nothing reaches, hosts and subsets that are nowhere. Only what the files themselves
-//! contradict is said: a host that is in no file may be in the cluster.
+//! of one host, routes that nothing reaches, hosts and subsets that are nowhere. Of files, only what they themselves
+//! contradict is said: a host that is in no file may be in the cluster. Of a cluster everything is known.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod around;
+mod subject;
 
-use manifest::{Diagnostic, Severity, Written};
-use serde_json::Value;
+use manifest::{Diagnostic, FieldLines, ObjectKey, Origin, Severity, Written};
 
-/// Looks at all objects together.
+pub(crate) use self::around::{Around, Host, Served};
+pub(crate) use self::subject::Subject;
+
+use self::subject::{Rule, Traffic};
+
+/// Looks at all objects of files together.
 #[must_use]
 pub fn check(objects: &[Written]) -> Vec<Diagnostic> {
-    let files = Files::of(objects);
+    let files = Around::of_files(objects);
     let mut said = Vec::new();
     for object in objects {
-        match (object.key.kind().group(), object.key.kind().as_str()) {
-            ("networking.istio.io", "VirtualService") => {
-                files.virtual_service(object, &mut said);
-            }
-            ("networking.istio.io", "DestinationRule") => {
-                files.destination_rule(object, &mut said);
-            }
-            ("authentication.istio.io", "MeshPolicy") if object.key.name() != "default" => {
-                let message = "a MeshPolicy is ignored unless it is called default";
-                say(&mut said, object, Severity::Error, "metadata.name", message);
-            }
-            _ => {}
+        let lines = &object.lines;
+        let about = About {
+            key: &object.key,
+            origin: &object.origin,
+            lines: Some(lines),
+        };
+        if let Some(subject) = Subject::read(&object.key, &object.content) {
+            said.extend(files.look(&subject, about));
+        }
+        let kind = object.key.kind();
+        let is_mesh_policy =
+            (kind.group(), kind.as_str()) == ("authentication.istio.io", "MeshPolicy");
+        if is_mesh_policy && object.key.name() != "default" {
+            let message = "a MeshPolicy is ignored unless it is called default";
+            said.push(about.finding(Severity::Error, "metadata.name", message));
         }
     }
     said
 }
 
-/// What the files have of the kinds that others refer to.
-struct Files<'o> {
-    /// Full host names, with the object that they come from.
-    hosts: BTreeMap<String, &'o Written>,
-    /// Namespaces of which the files have Services.
-    namespaces: BTreeSet<&'o str>,
-    gateways: BTreeMap<(&'o str, &'o str), &'o Written>,
-    virtual_services: Vec<&'o Written>,
-    /// Namespace and labels of every pod and pod template.
-    pods: Vec<(&'o str, &'o Value)>,
+/// Which object it is about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct About<'o> {
+    pub(crate) key: &'o ObjectKey,
+    pub(crate) origin: &'o Origin,
+    pub(crate) lines: Option<&'o FieldLines>,
 }
 
-impl<'o> Files<'o> {
-    fn of(objects: &'o [Written]) -> Self {
-        let mut files = Self {
-            hosts: BTreeMap::new(),
-            namespaces: BTreeSet::new(),
-            gateways: BTreeMap::new(),
-            virtual_services: Vec::new(),
-            pods: Vec::new(),
-        };
-        for object in objects {
-            let (namespace, name) = (object.key.namespace(), object.key.name());
-            let kind = object.key.kind();
-            match (kind.group(), kind.as_str()) {
-                ("", "Service") => {
-                    files.hosts.insert(full(name, namespace), object);
-                    files.namespaces.insert(namespace);
-                }
-                ("networking.istio.io", "ServiceEntry") => {
-                    for (_, host) in texts(object, "spec.hosts") {
-                        files.hosts.insert(host.to_owned(), object);
-                    }
-                }
-                ("networking.istio.io", "Gateway") => {
-                    files.gateways.insert((namespace, name), object);
-                }
-                ("networking.istio.io", "VirtualService") => files.virtual_services.push(object),
-                ("", "Pod") => files.pods.push((namespace, at(object, "/metadata/labels"))),
-                ("apps", _) => {
-                    let labels = at(object, "/spec/template/metadata/labels");
-                    files.pods.push((namespace, labels));
-                }
-                _ => {}
-            }
-        }
-        files
+impl About<'_> {
+    fn finding(self, severity: Severity, field: &str, message: impl Into<String>) -> Diagnostic {
+        let line = self.lines.and_then(|lines| lines.line(field));
+        let origin = self.origin.at_line(line);
+        Diagnostic::new(severity, &origin, Some(self.key), message).field(field)
     }
 
-    fn virtual_service(&self, object: &Written, said: &mut Vec<Diagnostic>) {
-        self.shared_host(object, said);
-        self.left_mesh(object, said);
-        self.unbound(object, said);
-        routes(object, said);
-        let namespace = object.key.namespace();
-        for kind in ["http", "tls", "tcp"] {
-            for (i, route) in list(object, &format!("/spec/{kind}")).iter().enumerate() {
-                for (j, one) in items(route, "route").iter().enumerate() {
-                    let host = text(one, "/destination/host");
-                    let field = format!("spec.{kind}[{i}].route[{j}].destination.host");
-                    self.known_host(object, namespace, host, &field, said);
+    fn warning(self, field: &str, message: impl Into<String>) -> Diagnostic {
+        self.finding(Severity::Warning, field, message)
+    }
+}
+
+impl Around {
+    /// What there is to say of one object beside these.
+    pub(crate) fn look(&self, subject: &Subject, about: About<'_>) -> Vec<Diagnostic> {
+        let mut said = Vec::new();
+        match subject {
+            Subject::VirtualService(traffic) => {
+                self.shared_host(traffic, about, &mut said);
+                self.left_mesh(traffic, about, &mut said);
+                self.unbound(traffic, about, &mut said);
+                routes(traffic, about, &mut said);
+                for (field, host) in &traffic.destinations {
+                    self.known_host(host, field, about, &mut said);
                 }
             }
+            Subject::DestinationRule(rule) => self.destination_rule(rule, about, &mut said),
         }
+        said
     }
 
     /// Two owners of one host at one gateway (or in the mesh).
-    fn shared_host(&self, object: &Written, said: &mut Vec<Diagnostic>) {
-        for (field, host) in texts(object, "spec.hosts") {
-            let host = full(host, object.key.namespace());
-            for other in &self.virtual_services {
-                let is_other = other.key != object.key;
-                let mut hosts = texts(other, "spec.hosts").into_iter();
-                let same_host = hosts.any(|(_, one)| full(one, other.key.namespace()) == host);
-                let common = bindings(object)
-                    .intersection(&bindings(other))
-                    .next()
-                    .cloned();
-                if let (true, true, Some(common)) = (is_other, same_host, common) {
-                    let message = format!(
-                        "{} ({}) has the host {host} at {common} too; only one of them takes effect, merge them",
-                        other.key, other.origin
-                    );
-                    say(said, object, Severity::Warning, &field, message);
-                }
+    fn shared_host(&self, traffic: &Traffic, about: About<'_>, said: &mut Vec<Diagnostic>) {
+        let own = about.key.namespace();
+        let bindings = traffic.bindings(own);
+        for (index, host) in traffic.hosts.iter().enumerate() {
+            let host = self.full(host, own);
+            for other in self.owners(&host) {
+                let common = bindings.intersection(&other.bindings).next();
+                let (true, Some(common)) = (other.key != *about.key, common) else {
+                    continue;
+                };
+                let theirs = other.key.namespace();
+                let of_host = self.namespace_of(&host);
+                let counts = if common != MESH {
+                    "their routes are taken together, those of the older object first".to_owned()
+                } else if own == theirs || of_host.is_none() {
+                    "only one of them takes effect, merge them".to_owned()
+                } else if of_host == Some(theirs) {
+                    format!("clients outside of namespace {own} get its routes, and not these")
+                } else {
+                    format!("clients of namespace {theirs} get its routes, and not these")
+                };
+                let message = format!(
+                    "{} has the host {host} at {common} too; {counts}",
+                    other.said
+                );
+                said.push(about.warning(&format!("spec.hosts[{index}]"), message));
             }
         }
     }
 
     /// A gateway in `gateways` takes the routes out of the mesh.
-    fn left_mesh(&self, object: &Written, said: &mut Vec<Diagnostic>) {
-        let gateways = texts(object, "spec.gateways");
-        if gateways.is_empty() || gateways.iter().any(|(_, name)| *name == "mesh") {
+    fn left_mesh(&self, traffic: &Traffic, about: About<'_>, said: &mut Vec<Diagnostic>) {
+        if traffic.bindings(about.key.namespace()).contains(MESH) {
             return;
         }
-        for (_, host) in texts(object, "spec.hosts") {
-            if let Some(service) = self.hosts.get(&full(host, object.key.namespace())) {
+        for host in &traffic.hosts {
+            if let Some(service) = self.hosts.get(&self.full(host, about.key.namespace())) {
                 let message = format!(
                     "the routes apply at these gateways only; pods that call {} do not get them. Add mesh to the list if they should",
-                    service.key
+                    service.said
                 );
-                say(said, object, Severity::Warning, "spec.gateways", message);
+                said.push(about.warning("spec.gateways", message));
             }
         }
     }
 
-    /// A gateway of the files that serves none of the hosts.
-    fn unbound(&self, object: &Written, said: &mut Vec<Diagnostic>) {
-        let own = object.key.namespace();
-        for (field, name) in texts(object, "spec.gateways") {
-            let key = name.split_once('/').unwrap_or((own, name));
+    /// A gateway that serves none of the hosts, or that is not there.
+    fn unbound(&self, traffic: &Traffic, about: About<'_>, said: &mut Vec<Diagnostic>) {
+        let own = about.key.namespace();
+        for (index, name) in traffic.gateways.iter().enumerate() {
+            if name == MESH {
+                continue;
+            }
+            let field = format!("spec.gateways[{index}]");
+            let (namespace, name) = match name.split_once('/') {
+                Some((".", name)) => (own, name),
+                Some(both) => both,
+                None => (own, name.as_str()),
+            };
+            let key = (namespace.to_owned(), name.to_owned());
             let Some(gateway) = self.gateways.get(&key) else {
+                if self.is_all {
+                    let message = format!("not bound: there is no Gateway {namespace}/{name}");
+                    said.push(about.warning(&field, message));
+                }
                 continue;
             };
-            let mut served = Vec::new();
-            for i in 0..list(gateway, "/spec/servers").len() {
-                let hosts = texts(gateway, &format!("spec.servers[{i}].hosts"));
-                served.extend(hosts.into_iter().map(|(_, host)| host));
-            }
-            let hosts = texts(object, "spec.hosts");
             let binds = |host: &str| {
-                served.iter().any(|one| {
-                    let (namespace, one) = one.split_once('/').unwrap_or(("*", one));
-                    let namespace = if namespace == "." {
-                        gateway.key.namespace()
-                    } else {
-                        namespace
-                    };
-                    (namespace == "*" || namespace == own) && overlap(one, host)
+                gateway.hosts.iter().any(|one| {
+                    let (of, one) = one.split_once('/').unwrap_or(("*", one));
+                    let of = if of == "." { namespace } else { of };
+                    (of == "*" || of == own) && overlap(one, host)
                 })
             };
-            if !hosts.is_empty() && !hosts.iter().any(|(_, host)| binds(host)) {
+            if !traffic.hosts.is_empty() && !traffic.hosts.iter().any(|host| binds(host)) {
                 let message = format!(
-                    "not bound: {} ({}) serves {}, none of this object's hosts",
-                    gateway.key,
-                    gateway.origin,
-                    served.join(", ")
+                    "not bound: {} serves {}, none of this object's hosts",
+                    gateway.said,
+                    gateway.hosts.join(", ")
                 );
-                say(said, object, Severity::Warning, &field, message);
+                said.push(about.warning(&field, message));
             }
         }
     }
 
-    fn destination_rule(&self, object: &Written, said: &mut Vec<Diagnostic>) {
-        let namespace = object.key.namespace();
-        let host = text(object.content.get("spec").unwrap_or(&Value::Null), "/host");
-        if !self.known_host(object, namespace, host, "spec.host", said) {
+    fn destination_rule(&self, rule: &Rule, about: About<'_>, said: &mut Vec<Diagnostic>) {
+        if !self.known_host(&rule.host, "spec.host", about, said) {
             return;
         }
-        let Some(service) = self.hosts.get(&full(host, namespace)) else {
+        let full = self.full(&rule.host, about.key.namespace());
+        let Some(service) = self.hosts.get(&full) else {
             return;
         };
-        let selector = at(service, "/spec/selector");
-        let behind: Vec<&Value> = self
-            .pods
-            .iter()
-            .filter(|(of, labels)| *of == service.key.namespace() && selects(selector, labels))
-            .map(|(_, labels)| *labels)
-            .collect();
+        let pods = self.pods.iter();
+        let behind = pods.filter(|(of, labels)| {
+            *of == service.namespace && around::selects(&service.selector, labels)
+        });
+        let behind: Vec<_> = behind.map(|(_, labels)| labels).collect();
         if behind.is_empty() {
             return;
         }
-        for (i, subset) in list(object, "/spec/subsets").iter().enumerate() {
-            let labels = subset.get("labels").unwrap_or(&Value::Null);
-            if !behind.iter().any(|pod| selects(labels, pod)) {
+        for (index, (name, labels)) in rule.subsets.iter().enumerate() {
+            if !behind.iter().any(|pod| around::selects(labels, pod)) {
                 let message = format!(
-                    "no pod of these files that {} selects has the labels of subset {:?}; connections to it fail",
-                    service.key,
-                    text(subset, "/name")
+                    "no pod {} that {} selects has the labels of subset {name:?}; connections to it fail",
+                    self.of_place(),
+                    service.said,
                 );
-                let field = format!("spec.subsets[{i}].labels");
-                say(said, object, Severity::Warning, &field, message);
+                let field = format!("spec.subsets[{index}].labels");
+                said.push(about.warning(&field, message));
             }
         }
     }
 
-    /// Says that nothing has a host, where the files have Services of its namespace. Whether it may exist.
+    /// Says that nothing has a host, where that can be known. Whether it may exist.
     fn known_host(
         &self,
-        object: &Written,
-        namespace: &str,
         host: &str,
         field: &str,
+        about: About<'_>,
         said: &mut Vec<Diagnostic>,
     ) -> bool {
-        let name = full(host, namespace);
-        let of = name
-            .strip_suffix(CLUSTER)
-            .and_then(|name| name.split_once('.'))
-            .map(|(_, namespace)| namespace);
-        let Some(of) = of.filter(|of| self.namespaces.contains(of)) else {
+        let name = self.full(host, about.key.namespace());
+        let Some(of) = self.namespace_of(&name) else {
             return true;
         };
-        if host.contains('*') || self.hosts.contains_key(&name) {
+        let is_known = self.is_all || self.namespaces.contains(of);
+        if !is_known || host.contains('*') || self.hosts.contains_key(&name) {
             return true;
         }
-        let message = format!(
-            "no Service {of}/{} is in these files, which have others of that namespace; the host is ignored where it does not exist",
-            name.split('.').next().unwrap_or_default()
-        );
-        say(said, object, Severity::Warning, field, message);
+        let service = name.split('.').next().unwrap_or_default();
+        let message = if self.is_all {
+            format!("there is no Service {of}/{service}; the host is ignored until there is one")
+        } else {
+            format!(
+                "no Service {of}/{service} is in these files, which have others of that namespace; the host is ignored where it does not exist"
+            )
+        };
+        said.push(about.warning(field, message));
         false
     }
 }
 
 /// Routes that nothing reaches, and requests that no route takes.
-fn routes(object: &Written, said: &mut Vec<Diagnostic>) {
-    let routes = list(object, "/spec/http");
-    let takes_all = |route: &Value| {
-        let matches = items(route, "match");
-        matches.is_empty() || matches.iter().any(is_everything)
-    };
-    let Some(first) = routes.iter().position(takes_all) else {
-        if !routes.is_empty() {
+fn routes(traffic: &Traffic, about: About<'_>, said: &mut Vec<Diagnostic>) {
+    let Some(first) = traffic.takes_all else {
+        if traffic.routes > 0 {
             let message = "no route takes what matches none of these: such requests get 404. Add a last route without match if they should not";
-            say(said, object, Severity::Warning, "spec.http", message);
+            said.push(about.warning("spec.http", message));
         }
         return;
     };
-    for i in first + 1..routes.len() {
+    for index in first + 1..traffic.routes {
         let message = format!(
             "nothing reaches this route: spec.http[{first}] takes every request, and the first that matches counts"
         );
-        say(
-            said,
-            object,
-            Severity::Warning,
-            &format!("spec.http[{i}]"),
-            message,
-        );
-    }
-}
-
-/// A match without conditions, or with the prefix of every path alone.
-fn is_everything(one: &Value) -> bool {
-    let conditions = one.as_object().map_or(0, |conditions| {
-        conditions.keys().filter(|key| *key != "name").count()
-    });
-    conditions == 0 || (conditions == 1 && text(one, "/uri/prefix") == "/")
-}
-
-/// Where an object's routes apply; in the mesh if it does not say.
-fn bindings(object: &Written) -> BTreeSet<String> {
-    let gateways = texts(object, "spec.gateways");
-    if gateways.is_empty() {
-        return BTreeSet::from(["mesh".to_owned()]);
-    }
-    let own = object.key.namespace();
-    let name = |name: &str| match name {
-        "mesh" => name.to_owned(),
-        _ if name.contains('/') => format!("gateway {name}"),
-        _ => format!("gateway {own}/{name}"),
-    };
-    gateways.iter().map(|(_, gateway)| name(gateway)).collect()
-}
-
-/// A short host name means a Service of the object's own namespace.
-fn full(host: &str, namespace: &str) -> String {
-    let parts: Vec<&str> = host.split('.').collect();
-    match parts.as_slice() {
-        [name] if *name != "*" => format!("{name}.{namespace}{CLUSTER}"),
-        [_, _, "svc"] => format!("{host}.cluster.local"),
-        _ => host.to_owned(),
+        said.push(about.warning(&format!("spec.http[{index}]"), message));
     }
 }
 
@@ -310,56 +252,8 @@ fn overlap(one: &str, other: &str) -> bool {
     covers(one, other) || covers(other, one)
 }
 
-fn selects(selector: &Value, labels: &Value) -> bool {
-    selector.as_object().is_some_and(|wanted| {
-        !wanted.is_empty()
-            && wanted
-                .iter()
-                .all(|(key, value)| labels.get(key) == Some(value))
-    })
-}
-
-fn say(
-    said: &mut Vec<Diagnostic>,
-    object: &Written,
-    severity: Severity,
-    field: &str,
-    message: impl Into<String>,
-) {
-    let origin = object.origin.at_line(object.lines.line(field));
-    said.push(Diagnostic::new(severity, &origin, Some(&object.key), message).field(field));
-}
-
-/// The strings of a list, with the path of each.
-fn texts<'o>(object: &'o Written, path: &str) -> Vec<(String, &'o str)> {
-    let pointer = format!("/{}", path.replace(['.', '['], "/").replace(']', ""));
-    let items = list(object, &pointer).iter().enumerate();
-    items
-        .filter_map(|(i, item)| Some((format!("{path}[{i}]"), item.as_str()?)))
-        .collect()
-}
-
-fn list<'o>(object: &'o Written, pointer: &str) -> &'o [Value] {
-    at(object, pointer).as_array().map_or(&[], Vec::as_slice)
-}
-
-fn items<'v>(value: &'v Value, key: &str) -> &'v [Value] {
-    let items = value.get(key).and_then(Value::as_array);
-    items.map_or(&[], Vec::as_slice)
-}
-
-fn at<'o>(object: &'o Written, pointer: &str) -> &'o Value {
-    object.content.pointer(pointer).unwrap_or(&Value::Null)
-}
-
-fn text<'v>(value: &'v Value, pointer: &str) -> &'v str {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-}
-
-const CLUSTER: &str = ".svc.cluster.local";
+/// The gateway that stands for all clients in the mesh.
+const MESH: &str = "mesh";
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use crate::run_dir::RunDir;
 use crate::yaml;
 
 /// The class of gateways that are waypoints, and that of those at the edge of the mesh.
-const CLASSES: [&str; 2] = ["keelson-waypoint", "keelson"];
+const CLASSES: [&str; 3] = ["keelson-waypoint", "istio-waypoint", "keelson"];
 /// An annotation of the Gateway: the nodes that get a pod, separated by commas; all if it is not there, none if it is empty.
 pub const WAYPOINT_NODES: &str = "keelson.io/waypoint-nodes";
 /// An annotation of the Gateway: further arguments of its pods' program, separated by spaces, instead of `--workers 1`.

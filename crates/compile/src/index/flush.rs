@@ -61,6 +61,7 @@ impl Index {
         }
         changes.resources |= dirty.namespaces;
         let mut diagnostics = dirty.diagnostics;
+        self.say_of_services(&dirty.services, &mut diagnostics);
         self.say_of_gateways(&mut diagnostics);
         changes.diagnostics = diagnostics.into_iter().collect();
         self.snapshot.generation += u64::from(changes.resources);
@@ -156,6 +157,7 @@ impl Index {
             has_auto,
         )
         .filter(|address| self.serves(address).is_none_or(|serves| serves.services))
+        .filter(|address| self.lets_in(address, namespace))
     }
 
     /// The waypoint that connections to a pod's own addresses have to go through.
@@ -165,6 +167,7 @@ impl Index {
         let has_auto = || self.has_auto(namespace);
         waypoint::required(&self.mesh, namespace, &pod.labels, of_namespace, has_auto)
             .filter(|address| self.serves(address).is_none_or(|serves| serves.workloads))
+            .filter(|address| self.lets_in(address, namespace))
     }
 
     /// Whether a pod may connect to nobody that the mesh does not know, as its namespace says. Gateways and waypoints are the
@@ -182,8 +185,17 @@ impl Index {
     }
 
     /// What the `Gateway` of a waypoint says that it is for.
-    fn serves(&self, address: &GatewayAddress) -> Option<waypoint::Serves> {
-        self.gateways.get(&waypoint::named(address)?).copied()
+    pub(super) fn serves(&self, address: &GatewayAddress) -> Option<&waypoint::Serves> {
+        self.gateways.get(&waypoint::named(address)?)
+    }
+
+    /// Whether a waypoint lets a namespace use it. One whose `Gateway` is not there has refused nobody.
+    pub(super) fn lets_in(&self, address: &GatewayAddress, namespace: &Arc<str>) -> bool {
+        let (Some(serves), Some(waypoint)) = (self.serves(address), waypoint::named(address))
+        else {
+            return true;
+        };
+        self.may_attach(&serves.from, &waypoint.namespace, namespace)
     }
 
     /// None for a pod that is over.

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use k8s_api::Node;
 use manifest::{Labels, NamespacedName, PodFacts};
 use model::PolicyKey;
+use model::outbound::WAYPOINT_PORTS;
 use model::workload::Isolated;
 use proto::istio::security as pb;
 use proto::type_url;
@@ -162,9 +163,9 @@ impl Index {
 
 /// Whether an allowance is for everybody and for all ports on which waypoints take what the kernel leads to them.
 fn leaves_open(allowance: &Allowance) -> bool {
-    let (first, last) = LED_TO;
+    let (first, last) = (WAYPOINT_PORTS.start(), WAYPOINT_PORTS.end());
     let covers =
-        |port: &Ports| matches!(port, Ports::Range(from, to) if *from <= first && last <= *to);
+        |port: &Ports| matches!(port, Ports::Range(from, to) if from <= first && last <= to);
     let ports = allowance.ports.as_ref();
     allowance.peers.is_none() && ports.is_none_or(|ports| ports.iter().any(covers))
 }
@@ -447,6 +448,3 @@ fn without(block: IpNet, except: &[IpNet]) -> Vec<IpNet> {
     };
     halves.flat_map(|half| without(half, except)).collect()
 }
-
-/// Where the kernel leads connections to a waypoint of their node: the agents' `abi::WAYPOINT_PORTS`.
-const LED_TO: (u16, u16) = (61_440, 65_535);

@@ -9,10 +9,11 @@ use proto::istio::workload::gateway_address::Destination;
 use proto::istio::workload::{GatewayAddress, NamespacedHostname};
 
 use super::{MeshConfig, service};
+use crate::l7::gateway::{self, From};
 use crate::store::{GATEWAY_NAME, USE_WAYPOINT_NAMESPACE};
 
 /// What a waypoint is for: `istio.io/waypoint-for` of its `Gateway`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Serves {
     /// Connections to Services.
     pub(super) services: bool,
@@ -20,12 +21,14 @@ pub(super) struct Serves {
     pub(super) workloads: bool,
     /// It was made for whoever says `keelson.io/l7: auto`, and has been ready.
     pub(super) auto: bool,
+    /// The namespaces that may use it: `allowedRoutes` of its listener.
+    pub(super) from: From,
 }
 
 impl Serves {
     /// Reads a `Gateway`; `None` for one that is no waypoint.
     pub(super) fn read(gateway: &Gateway) -> Option<Self> {
-        if !CLASSES.contains(&gateway.spec.gateway_class_name.as_str()) {
+        if !is_waypoint_class(&gateway.spec.gateway_class_name) {
             return None;
         }
         let labels = gateway.metadata.labels.as_ref();
@@ -40,8 +43,23 @@ impl Serves {
             services,
             workloads,
             auto: is_auto_made(gateway) && says(gateway.metadata.annotations.as_ref(), ATTACHED),
+            from: from(gateway),
         })
     }
+}
+
+/// Which namespaces may use a waypoint, as its listener for the mesh says. Its own may, if it says nothing, as in Istio.
+fn from(gateway: &Gateway) -> From {
+    let listeners = gateway.spec.listeners.iter();
+    let of_mesh = listeners.clone().find(|one| one.protocol == "HBONE");
+    let listener = of_mesh.or_else(|| listeners.clone().next());
+    let allowed = listener.and_then(|listener| listener.allowed_routes.as_ref());
+    gateway::from(allowed).unwrap_or(From::None)
+}
+
+/// Whether Gateways of a class are waypoints.
+pub fn is_waypoint_class(class: &str) -> bool {
+    class == WAYPOINT_CLASS || class == ISTIO_CLASS
 }
 
 /// Whether a `Gateway` was made by the controller for whoever says `keelson.io/l7: auto`.
@@ -129,5 +147,7 @@ pub const ATTACHED: &str = "keelson.io/attached";
 const HBONE_PORT: u32 = 15008;
 /// Istio's label on a `Gateway`.
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
-/// Classes of waypoints.
-const CLASSES: [&str; 2] = ["keelson-waypoint", "istio-waypoint"];
+/// The class of waypoints.
+pub const WAYPOINT_CLASS: &str = "keelson-waypoint";
+/// Istio's, which means the same where the cluster has no other controller for it.
+pub const ISTIO_CLASS: &str = "istio-waypoint";

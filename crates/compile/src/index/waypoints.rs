@@ -17,9 +17,13 @@ use std::sync::Arc;
 use super::authorization::Note;
 use super::authorization::http::HttpPolicy;
 use super::{Dirty, Index};
+use crate::l7::gateway::IstioServers;
 use crate::l7::{destination_rule, gateway_route, virtual_service};
+use crate::lint::Subject;
 use crate::store::GATEWAY_NAME;
-use manifest::{Diagnostic, Kind, NamespacedName, Object, ObjectKey, PodFacts, Upsert};
+use manifest::{
+    Authorship, Diagnostic, Kind, NamespacedName, Object, ObjectKey, Origin, PodFacts, Upsert,
+};
 
 /// A `namespace/name`.
 type Waypoint = NamespacedName;
@@ -48,6 +52,8 @@ pub(super) struct Waypoints {
     edge: edge::Edge,
     /// What routes of a cluster refer to.
     refs: BTreeMap<(Kind, NamespacedName), view::Refs>,
+    /// What there may be something to say of beside others; of a cluster alone, for files are looked at together.
+    pub(super) subjects: BTreeMap<ObjectKey, (Subject, Origin)>,
     view_version: u64,
     marked: BTreeSet<Waypoint>,
     pub(super) all_marked: bool,
@@ -73,6 +79,33 @@ impl<T> Aged<T> {
     }
 }
 
+impl Waypoints {
+    /// Istio's Gateways.
+    pub(super) fn istio_gateways(&self) -> impl Iterator<Item = (&NamespacedName, &IstioServers)> {
+        let all = self.edge.istio.iter();
+        all.map(|(name, written)| (name, &written.compiled))
+    }
+
+    /// Notes what there may be something to say of.
+    fn note_subject(&mut self, key: &ObjectKey, upsert: &Upsert) {
+        if upsert.origin.authorship() == Authorship::Administrator {
+            return;
+        }
+        let content = match &upsert.object {
+            Object::VirtualService(object) => serde_json::to_value(object),
+            Object::DestinationRule(object) => serde_json::to_value(object),
+            _ => return,
+        };
+        let subject = content
+            .ok()
+            .and_then(|content| Subject::read(key, &content));
+        if let Some(subject) = subject {
+            let noted = (subject, upsert.origin.clone());
+            self.subjects.insert(key.clone(), noted);
+        }
+    }
+}
+
 impl Index {
     /// Takes an L7 object in.
     pub(super) fn set_l7(&mut self, upsert: &Upsert) {
@@ -89,6 +122,7 @@ impl Index {
         {
             waypoints.refs.insert((*kind, named.clone()), refs);
         }
+        waypoints.note_subject(&key, upsert);
         let notes = match &upsert.object {
             Object::VirtualService(object) => {
                 let compiled = virtual_service::compile(object, domain);
@@ -154,6 +188,7 @@ impl Index {
         waypoints.all_marked |= known;
         waypoints.refs.remove(&(kind, named.clone()));
         let key = ObjectKey::new(kind, &named.namespace, &named.name);
+        self.waypoints.subjects.remove(&key);
         self.dirty.diagnostics.insert(key, Vec::new());
     }
 
@@ -172,8 +207,8 @@ impl Index {
         key: &NamespacedName,
         serves: Option<super::waypoint::Serves>,
     ) {
-        let before = match serves {
-            Some(serves) => self.gateways.insert(key.clone(), serves),
+        let before = match &serves {
+            Some(serves) => self.gateways.insert(key.clone(), serves.clone()),
             None => self.gateways.remove(key),
         };
         if before != serves {

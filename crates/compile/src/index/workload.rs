@@ -9,10 +9,10 @@ use proto::agent;
 use proto::convert::extension;
 use proto::istio::workload::{self as pb, ApplicationTunnel, application_tunnel};
 
-use super::MeshConfig;
 use super::authorization::octets;
 use super::endpoints::Published;
 use super::enrolment::Enrolment;
+use super::{MeshConfig, waypoint};
 use crate::store::{GATEWAY_CLASS_NAME, GATEWAY_NAME, SliceFacts};
 
 /// What a pod's resource says beyond the pod itself.
@@ -166,10 +166,10 @@ pub(super) fn from_endpoint(
 
 /// A pod of a waypoint of ours. Its agent hands it what it is a waypoint for, behind a header that says who calls.
 pub(super) fn is_waypoint(labels: &Labels) -> bool {
+    let class = labels.get(GATEWAY_CLASS_NAME);
     labels.contains_key(GATEWAY_NAME)
-        && labels
-            .get(GATEWAY_CLASS_NAME)
-            .is_some_and(|class| class == WAYPOINT_CLASS)
+        && class.is_some_and(|class| waypoint::is_waypoint_class(class))
+        && !labels.contains_key(MANAGED_BY_ISTIO)
 }
 
 /// What a node is told of one of its pods.
@@ -228,7 +228,8 @@ pub(super) fn unless_default(value: &str, default: &str) -> String {
     }
 }
 
-const WAYPOINT_CLASS: &str = "keelson-waypoint";
+/// Istio's control plane puts it on the pods that it makes for Gateways.
+const MANAGED_BY_ISTIO: &str = "gateway.istio.io/managed";
 /// The port on the waypoint's loopback that takes connections with a PROXY header.
 const PROXY_PORT: u32 = 15088;
 

@@ -222,6 +222,25 @@ fn certificates(
     (found, notes.errors() - errors)
 }
 
+/// From which namespaces a listener lets something come; else which field says nothing that can be understood, and why.
+pub(crate) fn from(written: Option<&AllowedRoutes>) -> Result<From, (&'static str, String)> {
+    let namespaces = written.and_then(|written| written.namespaces.as_ref());
+    match namespaces.and_then(|one| one.from.as_deref()) {
+        None | Some("Same") => Ok(From::Same),
+        Some("All") => Ok(From::All),
+        Some("None") => Ok(From::None),
+        Some("Selector") => {
+            let selector = namespaces.and_then(|one| one.selector.clone());
+            let selector = selector.map(From::Selector);
+            selector.ok_or_else(|| ("selector", "is missing".to_owned()))
+        }
+        Some(other) => {
+            let message = format!("{other:?} means nothing; write Same, All, Selector or None");
+            Err(("from", message))
+        }
+    }
+}
+
 fn allowed(
     field: &str,
     written: Option<&AllowedRoutes>,
@@ -229,24 +248,10 @@ fn allowed(
     notes: &mut Notes,
 ) -> (From, Vec<Kind>) {
     let field = format!("{field}.allowedRoutes");
-    let namespaces = written.and_then(|written| written.namespaces.as_ref());
-    let from = match namespaces.and_then(|one| one.from.as_deref()) {
-        None | Some("Same") => From::Same,
-        Some("All") => From::All,
-        Some("None") => From::None,
-        Some("Selector") => match namespaces.and_then(|one| one.selector.clone()) {
-            Some(selector) => From::Selector(selector),
-            None => {
-                notes.error(format!("{field}.namespaces.selector"), "is missing");
-                From::None
-            }
-        },
-        Some(other) => {
-            let message = format!("{other:?} means nothing; write Same, All, Selector or None");
-            notes.error(format!("{field}.namespaces.from"), message);
-            From::None
-        }
-    };
+    let from = from(written).unwrap_or_else(|(name, message)| {
+        notes.error(format!("{field}.namespaces.{name}"), message);
+        From::None
+    });
     let possible: &[Kind] = match reads {
         Reads::Requests => &[Kind::HttpRoute, Kind::GrpcRoute],
         Reads::Names => &[Kind::TlsRoute],

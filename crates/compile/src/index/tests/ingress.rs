@@ -304,8 +304,15 @@ fn an_ingress_that_nothing_serves_says_why() {
     let no_gateway = CLASS.split("  parameters").next().unwrap_or_default();
     let all = said(&mesh.apply(no_gateway));
     assert!(all.contains("has no spec.parameters"), "{all}");
-    let all = said(&mesh.apply(CLASS));
+    let changes = mesh.apply(CLASS);
+    let all = said(&changes);
     assert!(all.contains("there is no Gateway edge/gw"), "{all}");
+    let found = changes.diagnostics.iter().flat_map(|(_, found)| found);
+    let mut about = found.filter(|one| one.field == "spec.ingressClassName");
+    assert!(
+        about.all(|one| one.severity == manifest::Severity::Warning),
+        "the Gateway may be in no file that is checked"
+    );
     let own_only = "[{name: http, port: 80, protocol: HTTP}]";
     let all = said(&mesh.apply(&gateway(own_only)));
     assert!(all.contains("takes HTTP of namespace shop"), "{all}");

@@ -24,6 +24,7 @@ use self::place::{Attachments, finish};
 use self::secrets::{Kept, kept};
 use super::super::Index;
 use super::super::authorization::Note;
+use super::super::waypoint::is_waypoint_class;
 use super::{Aged, Waypoint, view};
 use crate::l7::gateway::{self, IstioServers, Listeners};
 use crate::l7::ingress as ingress_object;
@@ -87,7 +88,7 @@ impl Index {
     ) {
         let edge = &mut self.waypoints.edge;
         let class = gateway.spec.gateway_class_name.as_str();
-        if [view::EDGE_CLASS, view::WAYPOINT_CLASS].contains(&class) {
+        if class == view::EDGE_CLASS || is_waypoint_class(class) {
             let written = (Arc::new(gateway.clone()), upsert.origin.clone());
             edge.ours.insert(key.clone(), written);
         } else {

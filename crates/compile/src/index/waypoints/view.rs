@@ -14,8 +14,7 @@ use super::edge::ingress::TLS_PORT;
 use crate::l7::gateway::{self, Door};
 use crate::l7::gateway_route::{Compiled, GatewayParent};
 
-/// The class of waypoints whose pods are made.
-pub const WAYPOINT_CLASS: &str = "keelson-waypoint";
+pub use super::super::waypoint::{ISTIO_CLASS, WAYPOINT_CLASS, is_waypoint_class};
 /// The class of gateways at the edge.
 pub const EDGE_CLASS: &str = gateway::CLASS;
 
@@ -257,7 +256,9 @@ impl Index {
                 doors.find(|door| door.name == listener.name)
             });
             match (&*object.spec.gateway_class_name, door) {
-                (WAYPOINT_CLASS, _) => waypoint_listener(&listener.name, &listener.protocol),
+                (class, _) if is_waypoint_class(class) => {
+                    waypoint_listener(&listener.name, &listener.protocol)
+                }
                 (_, door) => self.view_of_listener(name, (index, &listener.name), door, notes),
             }
         });

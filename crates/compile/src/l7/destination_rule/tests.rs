@@ -80,6 +80,14 @@ fn f32_balancers() {
 }
 
 #[test]
+fn c7_tls_is_off_in_both_spellings() {
+    for mode in ["DISABLE", "DISABLED"] {
+        let policy = policy(&format!("{{tls: {{mode: {mode}}}}}"));
+        assert_eq!(policy.tls, Some(TlsMode::Disable), "{mode}");
+    }
+}
+
+#[test]
 fn f59_f60_limits_and_outliers() {
     let policy = policy(
         "{connectionPool: {tcp: {maxConnections: 1, connectTimeout: 30ms}, http: {http1MaxPendingRequests: 1, h2UpgradePolicy: UPGRADE}}, \

@@ -335,7 +335,8 @@ fn outliers(field: &str, written: &written::OutlierDetection, notes: &mut Notes)
 /// TLS to the endpoints. What is wrong in it makes it impossible: nothing goes out in plain that was meant to be encrypted.
 fn tls(field: &str, written: &written::ClientTls, notes: &mut Notes) -> Option<TlsMode> {
     match written.mode.as_deref().unwrap_or("DISABLE") {
-        "DISABLE" => Some(TlsMode::Disable),
+        // The book on Istio spells it in both ways.
+        "DISABLE" | "DISABLED" => Some(TlsMode::Disable),
         "ISTIO_MUTUAL" => Some(TlsMode::Mesh),
         "SIMPLE" => Some(simple(field, written, notes)),
         other => {

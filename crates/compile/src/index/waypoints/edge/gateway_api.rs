@@ -81,7 +81,7 @@ impl Index {
         places.insert(place.name.clone(), place);
     }
 
-    pub(in crate::index::waypoints) fn may_attach(
+    pub(in crate::index) fn may_attach(
         &self,
         from: &From,
         own: &Arc<str>,

@@ -109,7 +109,7 @@ impl Index {
                 |gateway: &&Waypoint| !self.doors_for(gateway, &name.namespace).is_empty();
             let key = ObjectKey::new(Kind::Ingress, &name.namespace, &name.name);
             let said = edge.said.get(&key).into_iter().flatten();
-            let errors = said.filter(|one| one.severity == Severity::Error);
+            let errors = said.filter(|one| one.severity != Severity::Info);
             let errors = errors.map(|one| format!("{}: {}", one.field, one.message));
             let view = IngressView {
                 uid: Arc::clone(uid),
@@ -328,9 +328,16 @@ impl Index {
         let (class, gateway) = self.class_of(ingress)?;
         let message = match gateway {
             Err(why) => format!("IngressClass {class} {why}: nothing serves this Ingress"),
-            Ok(gateway) if !self.waypoints.edge.listeners.contains_key(gateway) => format!(
-                "there is no Gateway {gateway} of class keelson, which IngressClass {class} names: nothing serves this Ingress"
-            ),
+            // It may come yet, or be in no file that somebody checks.
+            Ok(gateway) if !self.waypoints.edge.listeners.contains_key(gateway) => {
+                let message = format!(
+                    "there is no Gateway {gateway} of class keelson, which IngressClass {class} names: nothing serves this Ingress"
+                );
+                return Some(Note {
+                    severity: Severity::Warning,
+                    ..error("spec.ingressClassName", message)
+                });
+            }
             Ok(gateway) if self.doors_for(gateway, &name.namespace).is_empty() => format!(
                 "no listener of Gateway {gateway} takes HTTP of namespace {}, by its allowedRoutes: nothing serves this Ingress",
                 name.namespace
