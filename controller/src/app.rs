@@ -280,6 +280,7 @@ impl Prepared {
                 policies,
                 diagnostics: Arc::clone(&diagnostics),
                 sync: Arc::clone(&sync),
+                viewer: pipeline.viewer(),
             };
             let leads = watch::Sender::new(false);
             let keeper = Keeper {
@@ -304,6 +305,7 @@ impl Prepared {
         info!(listen = ?listener.local_addr().ok(), admin = %admin.local_addr(), "starting");
         let admin = tokio::spawn(admin.run(tasks));
 
+        let viewer = pipeline.viewer();
         // Nothing is served before everything has been read once.
         let Some(first) = batches.recv().await else {
             bail!("what the mesh consists of could not be read")
@@ -317,12 +319,18 @@ impl Prepared {
                 .await
                 .with_context(|| format!("--admission {address}: cannot bind"))?;
             let certificates = Arc::clone(&self.certificates);
-            let served = admission::serve(listener, certificates, mesh, metrics.clone());
+            let known = admission::Known {
+                mesh,
+                viewer: Some(viewer),
+            };
+            let served = admission::serve(listener, certificates, known, metrics.clone());
             further.push(tokio::spawn(served));
             if let (Some(name), Some(client)) = (self.options.admission_configuration, client) {
                 let signer = self.signer.clone();
                 let roots = move || signer.now().roots().to_pem();
-                further.push(tokio::spawn(webhook::keep_bundle(client, name, roots)));
+                let namespace = self.options.namespace.clone();
+                let kept = webhook::keep(client, name, namespace, roots);
+                further.push(tokio::spawn(kept));
             }
         }
         let stopping = CancellationToken::new();

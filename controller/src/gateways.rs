@@ -5,6 +5,7 @@
 
 mod auto;
 mod classes;
+mod foreign;
 pub mod objects;
 mod overlay;
 mod owned;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compile::index::Verdict;
-use compile::index::view::{GatewayView, View, WAYPOINT_CLASS};
+use compile::index::view::{EDGE_CLASS, GatewayView, View, is_waypoint_class};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
@@ -26,6 +27,7 @@ use tracing::{debug, info, warn};
 
 use self::auto::Auto;
 use self::classes::Classes;
+use self::foreign::Foreign;
 use self::objects::{MANAGER, Made, Settings};
 use self::overlay::Overlays;
 use self::owned::{Key, Owned};
@@ -67,6 +69,7 @@ impl Keeper {
         let mut ingresses = Ingresses::new(self.client.clone());
         let mut classes = Classes::new(self.client.clone());
         let mut auto = Auto::new(self.client.clone());
+        let mut foreign = Foreign::new(self.client.clone());
         let mut known: Option<(u64, Arc<View>)> = None;
         loop {
             let changed = Arc::clone(&work.owned.changed);
@@ -79,6 +82,7 @@ impl Keeper {
                 writer.forget();
                 ingresses.forget();
                 auto.forget();
+                foreign.forget();
                 continue;
             }
             let version = known.as_ref().map(|(version, _)| *version);
@@ -89,8 +93,12 @@ impl Keeper {
             }
             let Some((_, view)) = &known else { continue };
             let mut outcomes = BTreeMap::new();
+            let named = foreign::of_istio(view);
+            if self.settings.is_some() {
+                classes.keep(!named.is_empty()).await;
+            }
+            let view = &foreign.without(view, named, classes.istio()).await;
             if let Some(settings) = &self.settings {
-                classes.keep().await;
                 outcomes = work.keep(view, settings, &roots()).await;
                 auto.keep(view, &outcomes).await;
             }
@@ -352,9 +360,8 @@ impl<'k> Work<'k> {
             return false;
         };
         let class = gateway.data["spec"]["gatewayClassName"].as_str();
-        let ours = [WAYPOINT_CLASS, compile::index::view::EDGE_CLASS];
         gateway.metadata.uid.as_deref() == Some(uid)
-            && class.is_some_and(|class| !ours.contains(&class))
+            && class.is_some_and(|class| class != EDGE_CLASS && !is_waypoint_class(class))
     }
 
     fn api(&self, made: Made, namespace: &str) -> Api<DynamicObject> {

@@ -20,7 +20,7 @@ pub use self::gateways::{Ended, Secrets, Viewer};
 use crate::captures::{Captures, Ledger, News};
 use crate::metrics::{Metrics, SeverityLabel, type_label};
 use crate::source::Batch;
-use crate::status::{Policies, Tracked};
+use crate::status::{self, Policies, Tracked};
 use compile::diagnostics::Diagnostics;
 use compile::index::{Captured, Index, MeshConfig, Word};
 use compile::snapshot::Snapshot;
@@ -266,14 +266,14 @@ impl Pipeline {
     fn take(&mut self, batch: Batch) {
         for key in &batch.removals {
             self.index.remove(key);
-            if is_policy(key) {
+            if is_told(key) {
                 self.fresh.push((key.clone(), None));
             }
         }
         for upsert in &batch.upserts {
             self.index.apply(upsert);
             let key = upsert.object.key();
-            if let (true, Origin::Object { uid, generation }) = (is_policy(&key), &upsert.origin) {
+            if let (true, Origin::Object { uid, generation }) = (is_told(&key), &upsert.origin) {
                 let version = (Arc::clone(uid), *generation);
                 self.fresh.push((key, Some(version)));
             }
@@ -489,9 +489,10 @@ impl Pipeline {
     }
 }
 
-fn is_policy(key: &ObjectKey) -> bool {
+/// Whether a status says what becomes of an object.
+fn is_told(key: &ObjectKey) -> bool {
     match key.kind() {
-        ObjectKind::Known(kind) => kind.policy().is_some(),
+        ObjectKind::Known(kind) => status::is_told(*kind),
         ObjectKind::Foreign { .. } => false,
     }
 }

@@ -29,8 +29,29 @@ use crate::options::SameNode;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Settings {
     same_node: Option<SameNode>,
-    trust_domain_aliases: Option<Vec<String>>,
+    trust_domain_aliases: Option<Aliases>,
     canary: Option<CanarySettings>,
+}
+
+/// Names of the mesh: a list, or one text with commas between them.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+enum Aliases {
+    List(Vec<String>),
+    Text(String),
+}
+
+impl Aliases {
+    fn names(&self) -> Vec<String> {
+        let trimmed = |name: &str| name.trim().to_owned();
+        match self {
+            Self::List(names) => names.clone(),
+            Self::Text(text) => {
+                let names = text.split(',').map(trimmed);
+                names.filter(|name| !name.is_empty()).collect()
+            }
+        }
+    }
 }
 
 /// What some nodes have in place of it.
@@ -45,7 +66,8 @@ impl Settings {
     fn read(text: &str) -> Result<Self> {
         let settings: Option<Self> = serde_saphyr::from_str(text)?;
         let settings = settings.unwrap_or_default();
-        for alias in settings.trust_domain_aliases.iter().flatten() {
+        let aliases = settings.trust_domain_aliases.as_ref();
+        for alias in aliases.map(Aliases::names).unwrap_or_default() {
             let parsed: Result<TrustDomain, _> = alias.parse();
             parsed.with_context(|| format!("trustDomainAliases: {alias:?}"))?;
         }
@@ -59,7 +81,7 @@ impl Settings {
             mesh.same_node = same_node.into();
         }
         if let Some(aliases) = self.trust_domain_aliases {
-            mesh.trust_domain_aliases = aliases;
+            mesh.trust_domain_aliases = aliases.names();
         }
         mesh.canary = self.canary.map(|canary| Canary {
             nodes: canary.nodes,
@@ -218,6 +240,25 @@ mod tests {
             (canary.nodes.len(), canary.same_node),
             (1, agent::SameNode::Mtls)
         );
+    }
+
+    /// The chart has them as one value, which is what its author wrote and no YAML.
+    #[test]
+    fn aliases_are_a_list_or_a_text_with_commas() {
+        let read = |text: &str| {
+            let settings = Settings::read(text).expect(text);
+            settings.over(&MeshConfig::default()).trust_domain_aliases
+        };
+        for text in [
+            "trustDomainAliases: [a.org, b.org]",
+            "trustDomainAliases: \"a.org, b.org\"",
+            "trustDomainAliases: \"a.org,b.org,\"",
+        ] {
+            assert_eq!(read(text), ["a.org", "b.org"], "{text}");
+        }
+        assert_eq!(read("trustDomainAliases: \"\""), [""; 0]);
+        let broken = Settings::read("trustDomainAliases: \"a.org], x: [\"");
+        assert!(format!("{:#}", broken.expect_err("no name")).contains("trustDomainAliases"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What the cluster is told of policies: whether each is accepted, and whether all nodes act by it.
+//! What the cluster is told of policies, and of Istio's traffic objects: whether each is accepted; and of a policy whether all
+//! nodes act by it.
 //!
 //! Every replica notes in a ConfigMap of its own which policies all of its nodes have taken, at most once a second. The one
 //! that holds the Lease puts these together and writes `status.conditions` by server-side apply. A policy is written when
@@ -13,14 +14,14 @@ mod progress;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use compile::diagnostics::Diagnostics;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use manifest::{ObjectKey, ObjectKind};
+use manifest::{Diagnostic, Kind, ObjectKey, ObjectKind, Origin, Severity};
 use parking_lot::Mutex;
 use proto::type_url;
 use tokio::sync::watch;
@@ -29,6 +30,7 @@ use tracing::{debug, info, warn};
 use self::conditions::{Condition, State, accepted, merge, programmed};
 pub use self::lease::Lease;
 use self::progress::{Progress, Replicas};
+use crate::pipeline::Viewer;
 use crate::serve::sync::SyncStatus;
 use crate::source::kubernetes::resource;
 
@@ -65,6 +67,25 @@ pub struct Views {
     pub diagnostics: Arc<Mutex<Diagnostics>>,
     /// Which nodes have taken what.
     pub sync: Arc<Mutex<SyncStatus>>,
+    /// Asked what is surely not meant of traffic objects.
+    pub viewer: Viewer,
+}
+
+/// Whether objects of a kind have a status that says what becomes of them. Those of the Gateway API have theirs in that
+/// API's words.
+pub(crate) fn is_told(kind: Kind) -> bool {
+    let is_traffic = matches!(
+        kind,
+        Kind::VirtualService | Kind::DestinationRule | Kind::IstioGateway | Kind::ServiceEntry
+    );
+    is_traffic || kind.policy().is_some()
+}
+
+fn is_policy(key: &ObjectKey) -> bool {
+    match key.kind() {
+        ObjectKind::Known(kind) => kind.policy().is_some(),
+        ObjectKind::Foreign { .. } => false,
+    }
 }
 
 /// Notes what this replica's nodes have taken, and writes statuses while this replica holds the Lease, which it tells `leads`.
@@ -76,6 +97,7 @@ pub async fn run(client: Client, replica: Replica, views: Views, leads: watch::S
     let replicas = Replicas::new(client.clone(), &replica);
     let mut writer = Writer::new(client, &replica.name);
     let mut noted = Progress::default();
+    let mut lint = Lint::default();
     let mut every = tokio::time::interval(EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -95,11 +117,33 @@ pub async fn run(client: Client, replica: Replica, views: Views, leads: watch::S
         match replicas.others().await {
             Ok(mut all) => {
                 all.push(progress);
-                let findings = views.diagnostics.lock().all();
+                let mut findings = views.diagnostics.lock().all();
+                findings.extend_from_slice(lint.newest(&views.viewer).await);
                 writer.write(&policies, &findings, &all).await;
             }
             Err(error) => debug!(%error, "cannot read what nodes of other replicas have taken"),
         }
+    }
+}
+
+/// What is legal in traffic objects and surely not meant, as it was last asked for.
+#[derive(Default)]
+struct Lint {
+    asked: Option<Instant>,
+    known: Option<(u64, Vec<Diagnostic>)>,
+}
+
+impl Lint {
+    /// Asks again after a while: all objects are looked at for it.
+    async fn newest(&mut self, viewer: &Viewer) -> &[Diagnostic] {
+        if self.asked.is_none_or(|at| at.elapsed() >= LINT_EVERY) {
+            self.asked = Some(Instant::now());
+            let version = self.known.as_ref().map(|(version, _)| *version);
+            if let Ok(Some(newest)) = viewer.lint(version).await {
+                self.known = Some(newest);
+            }
+        }
+        self.known.as_ref().map_or(&[], |(_, found)| found)
     }
 }
 
@@ -139,22 +183,18 @@ impl Writer {
         self.written.clear();
     }
 
-    async fn write(
-        &mut self,
-        policies: &Policies,
-        findings: &[manifest::Diagnostic],
-        replicas: &[Progress],
-    ) {
-        let mut of: BTreeMap<(&ObjectKind, &str, &str), Vec<&manifest::Diagnostic>> =
-            BTreeMap::new();
+    async fn write(&mut self, policies: &Policies, findings: &[Diagnostic], replicas: &[Progress]) {
+        let mut of: BTreeMap<(&ObjectKind, &str, &str), Vec<&Diagnostic>> = BTreeMap::new();
         for finding in findings {
             if let Some(kind) = &finding.kind {
                 let key = (kind, &*finding.namespace, &*finding.name);
                 of.entry(key).or_default().push(finding);
             }
         }
-        self.written.retain(|key, _| policies.contains_key(key));
-        for (key, tracked) in policies {
+        let broken = broken(policies, findings);
+        self.written
+            .retain(|key, _| policies.contains_key(key) || broken.contains_key(key));
+        for (key, tracked) in policies.iter().chain(&broken) {
             let said = of.remove(&(key.kind(), key.namespace(), key.name()));
             let said = said.unwrap_or_default();
             let generation = conditions::generation(tracked.generation, &said);
@@ -162,7 +202,7 @@ impl Writer {
                 generation,
                 in_effect: tracked.generation,
                 accepted: accepted(&said),
-                programmed: programmed(tracked, replicas),
+                programmed: is_policy(key).then(|| programmed(tracked, replicas)),
             };
             let known = self.written.get(key);
             if known.is_some_and(|(uid, known)| *uid == tracked.uid && known.says_all_of(&state)) {
@@ -174,7 +214,7 @@ impl Writer {
                     self.written.insert(key.clone(), (uid, state));
                 }
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => warn!(policy = %key, %error, "cannot write the status"),
+                Err(error) => warn!(object = %key, %error, "cannot write the status"),
             }
         }
     }
@@ -197,7 +237,7 @@ impl Writer {
         let conditions = conditions.unwrap_or(&empty);
         let Some(merged) = merge(conditions, state) else {
             if self.others.insert(Arc::clone(&tracked.uid)) {
-                info!(policy = %key, "somebody else keeps the conditions of this policy; they are left to it");
+                info!(object = %key, "somebody else keeps the conditions of this object; they are left to it");
             }
             return Ok(());
         };
@@ -212,8 +252,12 @@ impl Writer {
                 },
             });
             let params = PatchParams::apply(MANAGER).force();
-            api.patch_status(key.name(), &params, &Patch::Apply(&patch))
-                .await?;
+            let patch = Patch::Apply(&patch);
+            match api.patch_status(key.name(), &params, &patch).await {
+                // Its kind has no status, and an event says it all.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                other => drop(other?),
+            }
         }
         if merged.newly_refused {
             self.say(key, tracked, &state.accepted).await;
@@ -243,9 +287,33 @@ impl Writer {
             ..ObjectReference::default()
         };
         if let Err(error) = self.recorder.publish(&event, &about).await {
-            debug!(policy = %key, %error, "cannot write an event");
+            debug!(object = %key, %error, "cannot write an event");
         }
     }
+}
+
+/// Traffic objects that cannot be read and never could: of these there are findings alone.
+fn broken(policies: &Policies, findings: &[Diagnostic]) -> Policies {
+    let of = findings.iter().filter_map(|finding| {
+        let Some(ObjectKind::Known(kind)) = finding.kind else {
+            return None;
+        };
+        let Origin::Object { uid, generation } = &finding.origin else {
+            return None;
+        };
+        let is_refused = finding.severity == Severity::Error;
+        let key = ObjectKey::new(kind, &finding.namespace, &finding.name);
+        let is_here = is_told(kind) && is_refused && !policies.contains_key(&key);
+        is_here.then(|| {
+            let tracked = Tracked {
+                uid: Arc::clone(uid),
+                generation: *generation,
+                snapshot: 0,
+            };
+            (key, tracked)
+        })
+    });
+    of.collect()
 }
 
 /// Notes of events have a limit.
@@ -260,7 +328,57 @@ fn refuses(stream: &crate::serve::sync::StreamStatus) -> bool {
 }
 
 const MANAGER: &str = "keelson-controller";
+/// How often all traffic objects are looked at beside each other.
+const LINT_EVERY: Duration = Duration::from_secs(2);
 /// How often it is looked whether there is something to write.
 const EVERY: Duration = Duration::from_secs(1);
 /// Characters of an event's note.
 const MAX_NOTE: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(kind: Kind, severity: Severity) -> Diagnostic {
+        let origin = Origin::Object {
+            uid: "u".into(),
+            generation: 4,
+        };
+        let key = ObjectKey::new(kind, "shop", "cart");
+        Diagnostic::new(severity, &origin, Some(&key), "unknown field")
+    }
+
+    /// A64: also an object that nothing was ever compiled of gets its status.
+    #[test]
+    fn what_never_could_be_read_is_told_of_by_its_findings() {
+        let of = |kind, severity| broken(&Policies::new(), &[finding(kind, severity)]).len();
+        for kind in [
+            Kind::VirtualService,
+            Kind::DestinationRule,
+            Kind::IstioGateway,
+            Kind::ServiceEntry,
+            Kind::AuthorizationPolicy,
+        ] {
+            assert_eq!(of(kind, Severity::Error), 1, "{kind:?}");
+            assert_eq!(of(kind, Severity::Warning), 0, "{kind:?}");
+        }
+        assert_eq!(
+            of(Kind::HttpRoute, Severity::Error),
+            0,
+            "it has another status"
+        );
+        assert_eq!(of(Kind::Pod, Severity::Error), 0);
+        let key = ObjectKey::new(Kind::VirtualService, "shop", "cart");
+        let tracked = Tracked {
+            uid: "u".into(),
+            generation: 3,
+            snapshot: 7,
+        };
+        let known = Policies::from([(key, tracked)]);
+        let found = [finding(Kind::VirtualService, Severity::Error)];
+        assert!(
+            broken(&known, &found).is_empty(),
+            "it is known by an earlier version"
+        );
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use compile::index::view::{EDGE_CLASS, WAYPOINT_CLASS};
+use compile::index::view::{EDGE_CLASS, ISTIO_CLASS, WAYPOINT_CLASS};
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -17,6 +17,18 @@ pub(super) struct Classes {
     api: Api<DynamicObject>,
     next: Instant,
     is_told: bool,
+    /// Who has Istio's class of waypoints; nobody known before it was looked at.
+    istio: Option<Holder>,
+    /// Whether a Gateway named it when it was looked at last.
+    named: bool,
+}
+
+/// Whose a class is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    Ours,
+    /// The controller of this name.
+    Another(String),
 }
 
 impl Classes {
@@ -32,12 +44,20 @@ impl Classes {
             api: Api::all_with(client, &resource),
             next: Instant::now(),
             is_told: false,
+            istio: None,
+            named: false,
         }
     }
 
-    /// Puts them right from time to time.
-    pub(super) async fn keep(&mut self) {
-        if Instant::now() < self.next {
+    /// Who has Istio's class of waypoints.
+    pub(super) fn istio(&self) -> Option<&Holder> {
+        self.istio.as_ref()
+    }
+
+    /// Puts them right from time to time. Istio's class is made where a Gateway names it (`names_istio`) and nobody has it.
+    pub(super) async fn keep(&mut self, names_istio: bool) {
+        let is_urgent = names_istio && !std::mem::replace(&mut self.named, names_istio);
+        if Instant::now() < self.next && !is_urgent {
             return;
         }
         self.next = Instant::now() + EVERY;
@@ -62,6 +82,15 @@ impl Classes {
                 }
             }
         }
+        if names_istio {
+            match self.look_at_istio().await {
+                Ok(holder) => self.istio = Some(holder),
+                Err(error) => {
+                    debug!(class = ISTIO_CLASS, %error, "cannot look at the GatewayClass");
+                    failed = true;
+                }
+            }
+        }
         if failed {
             // The cluster has no such kind yet, or its server was away: who adds it waits for the classes.
             self.next = Instant::now() + AGAIN;
@@ -71,12 +100,25 @@ impl Classes {
         }
     }
 
+    /// Istio's class is ours where the cluster has no other controller for it.
+    async fn look_at_istio(&self) -> kube::Result<Holder> {
+        if self.one(ISTIO_CLASS, "Istio's class of waypoints").await? {
+            return Ok(Holder::Ours);
+        }
+        let there = self.api.get_opt(ISTIO_CLASS).await?;
+        let holder = there.and_then(|there| {
+            let name = there.data["spec"]["controllerName"].as_str()?;
+            Some(name.to_owned())
+        });
+        Ok(Holder::Another(holder.unwrap_or_default()))
+    }
+
     /// Says of classes with other names that name this controller that nothing is made of them.
     async fn refuse_others(&self) -> kube::Result<()> {
         for class in self.api.list(&ListParams::default()).await? {
             let name = class.metadata.name.as_deref().unwrap_or_default();
             let is_ours = class.data["spec"]["controllerName"] == CONTROLLER_NAME;
-            if is_ours && ![EDGE_CLASS, WAYPOINT_CLASS].contains(&name) {
+            if is_ours && ![EDGE_CLASS, WAYPOINT_CLASS, ISTIO_CLASS].contains(&name) {
                 let message = format!(
                     "a class of another name is not supported: Gateways name {EDGE_CLASS} or {WAYPOINT_CLASS}"
                 );

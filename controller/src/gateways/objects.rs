@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use compile::index::view::{EDGE_CLASS, GatewayView, WAYPOINT_CLASS};
+use compile::index::view::{EDGE_CLASS, GatewayView, is_waypoint_class};
 use manifest::NamespacedName;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -301,7 +301,7 @@ impl<'a> Maker<'a> {
 
     fn service(&self) -> Value {
         let selector = self.selector();
-        let spec = if self.class == WAYPOINT_CLASS {
+        let spec = if is_waypoint_class(self.class) {
             // Agents look for its pods by its name; nobody dials it.
             json!({
                 "clusterIP": "None",

@@ -129,12 +129,14 @@ fn a_gateway_gets_what_it_needs_and_no_privilege() {
 /// Issue 12 B4: a waypoint's Service has its own name, for that is what labels name, and nobody dials it.
 #[test]
 fn a_waypoint_gets_a_headless_service_of_its_name() {
-    let all = made(&view("keelson-waypoint", json!({})), &[]);
-    let service = &all["Service gw"]["spec"];
-    assert_eq!(service["clusterIP"], "None");
-    assert_eq!(service["ports"][0]["port"], 15008);
-    let pod = &all["Deployment gw"]["spec"]["template"]["spec"];
-    assert!(pod["securityContext"].get("sysctls").is_none());
+    for class in ["keelson-waypoint", "istio-waypoint"] {
+        let all = made(&view(class, json!({})), &[]);
+        let service = &all["Service gw"]["spec"];
+        assert_eq!(service["clusterIP"], "None", "{class}");
+        assert_eq!(service["ports"][0]["port"], 15008);
+        let pod = &all["Deployment gw"]["spec"]["template"]["spec"];
+        assert!(pod["securityContext"].get("sysctls").is_none());
+    }
 }
 
 /// Issue 12 B4, B8: `parametersRef` and Istio's annotation.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compile::index::view::View;
-use manifest::NamespacedName;
+use manifest::{Diagnostic, NamespacedName, ObjectKey};
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::warn;
@@ -28,9 +29,23 @@ pub struct Viewer(mpsc::Sender<Look>);
 
 /// A question of a [`Viewer`].
 #[derive(Debug)]
-pub(super) struct Look {
-    known: Option<u64>,
-    answer: oneshot::Sender<Option<(u64, Arc<View>)>>,
+pub(super) enum Look {
+    /// What there is to say, unless it is what is known.
+    View {
+        known: Option<u64>,
+        answer: oneshot::Sender<Option<(u64, Arc<View>)>>,
+    },
+    /// What is surely not meant of all traffic objects, unless it is what is known.
+    Lint {
+        known: Option<u64>,
+        answer: oneshot::Sender<Option<(u64, Vec<Diagnostic>)>>,
+    },
+    /// The same of an object that somebody is about to write.
+    LintOf {
+        key: ObjectKey,
+        content: Value,
+        answer: oneshot::Sender<Vec<Diagnostic>>,
+    },
 }
 
 /// Nobody answers any more.
@@ -44,8 +59,34 @@ impl Viewer {
     /// # Errors
     /// The pipeline has ended.
     pub async fn newest(&self, known: Option<u64>) -> Result<Option<(u64, Arc<View>)>, Ended> {
+        self.ask(|answer| Look::View { known, answer }).await
+    }
+
+    /// What is legal in traffic objects of the cluster and surely not meant, with its version; `None` if that is the `known`
+    /// one.
+    ///
+    /// # Errors
+    /// The pipeline has ended.
+    pub async fn lint(&self, known: Option<u64>) -> Result<Option<(u64, Vec<Diagnostic>)>, Ended> {
+        self.ask(|answer| Look::Lint { known, answer }).await
+    }
+
+    /// The same of an object that somebody is about to write.
+    ///
+    /// # Errors
+    /// The pipeline has ended.
+    pub async fn lint_of(&self, key: ObjectKey, content: Value) -> Result<Vec<Diagnostic>, Ended> {
+        let look = |answer| Look::LintOf {
+            key,
+            content,
+            answer,
+        };
+        self.ask(look).await
+    }
+
+    async fn ask<T>(&self, look: impl FnOnce(oneshot::Sender<T>) -> Look) -> Result<T, Ended> {
         let (answer, answered) = oneshot::channel();
-        let asked = self.0.send(Look { known, answer }).await;
+        let asked = self.0.send(look(answer)).await;
         asked.map_err(|_gone| Ended)?;
         answered.await.map_err(|_gone| Ended)
     }
@@ -108,10 +149,23 @@ impl Pipeline {
 
     pub(super) fn show(&self, look: Look) {
         let version = self.index.view_version();
-        let is_new = look.known != Some(version);
-        let view = is_new.then(|| (version, Arc::new(self.index.view())));
         // Who does not wait any more needs no answer.
-        drop(look.answer.send(view));
+        match look {
+            Look::View { known, answer } => {
+                let is_new = known != Some(version);
+                let view = is_new.then(|| (version, Arc::new(self.index.view())));
+                drop(answer.send(view));
+            }
+            Look::Lint { known, answer } => {
+                let is_new = known != Some(version);
+                drop(answer.send(is_new.then(|| (version, self.index.lint()))));
+            }
+            Look::LintOf {
+                key,
+                content,
+                answer,
+            } => drop(answer.send(self.index.lint_of(&key, &content))),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
-//! Refuses policies that cannot be read when they are written, in the words of `keelson validate`, and warns of what is legal
-//! and surely not meant. The API server asks, before it stores an object.
+//! Refuses policies and Istio's traffic objects that cannot be read when they are written, in the words of `keelson validate`,
+//! and warns of what is legal and surely not meant. The API server asks, before it stores an object.
 //!
-//! Only policies are refused. Of pods, namespaces and Services the labels and annotations of the mesh are warned of. What
-//! changes nothing of what an author wrote is let through: who removes a finalizer need not repair the object first.
+//! Nothing else is refused. Routes of the Gateway API are warned of, for their statuses say what cannot be carried out, and of
+//! pods, namespaces and Services the labels and annotations of the mesh. What changes nothing of what an author wrote is let
+//! through: who removes a finalizer need not repair the object first.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use manifest::{Claim, Diagnostic, Kind, Severity, read_object};
+use manifest::{Claim, Diagnostic, Kind, ObjectKey, Severity, read_object};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -26,12 +27,22 @@ use tracing::{debug, warn};
 
 use super::tls::ServingCertificates;
 use crate::metrics::{Metrics, ReasonLabel};
+use crate::pipeline::Viewer;
+
+/// What an object is judged by.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The settings of the mesh.
+    pub mesh: watch::Receiver<MeshConfig>,
+    /// Asked what there is beside an object; without, it is judged alone.
+    pub viewer: Option<Viewer>,
+}
 
 /// Answers for ever, by HTTP/1.1: an API server offers nothing else here, so that it spreads its questions over replicas.
 pub async fn serve(
     listener: TcpListener,
     certificates: Arc<ServingCertificates>,
-    mesh: watch::Receiver<MeshConfig>,
+    known: Known,
     metrics: Metrics,
 ) {
     let acceptor = TlsAcceptor::from(certificates.config_of_http1());
@@ -44,14 +55,14 @@ pub async fn serve(
                 continue;
             }
         };
-        let (acceptor, mesh, metrics) = (acceptor.clone(), mesh.clone(), metrics.clone());
+        let (acceptor, known, metrics) = (acceptor.clone(), known.clone(), metrics.clone());
         tokio::spawn(async move {
             let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await else {
                 return;
             };
             let answer = service_fn(move |request| {
-                let (mesh, metrics) = (mesh.borrow().clone(), metrics.clone());
-                async move { Ok::<_, Infallible>(answer(request, mesh, &metrics).await) }
+                let (known, metrics) = (known.clone(), metrics.clone());
+                async move { Ok::<_, Infallible>(answer(request, &known, &metrics).await) }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -66,7 +77,7 @@ pub async fn serve(
 
 async fn answer(
     request: Request<Incoming>,
-    mesh: MeshConfig,
+    known: &Known,
     metrics: &Metrics,
 ) -> Response<Full<Bytes>> {
     if request.method() != Method::POST || request.uri().path() != PATH {
@@ -81,8 +92,10 @@ async fn answer(
     let Ok(review) = serde_json::from_slice::<Value>(&body.to_bytes()) else {
         return plain(StatusCode::BAD_REQUEST, "the review is not JSON");
     };
+    let mesh = known.mesh.borrow().clone();
+    let beside = beside(&review, known.viewer.as_ref()).await;
     // A parser that outlives anything is still bounded work, but not the reactor's.
-    let judged = tokio::task::spawn_blocking(move || judge(&review, &mesh)).await;
+    let judged = tokio::task::spawn_blocking(move || judge(&review, beside, &mesh)).await;
     let Ok((response, reason)) = judged else {
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "the review failed");
     };
@@ -104,10 +117,38 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-/// The answer to a review, and a word for the metric.
-fn judge(review: &Value, mesh: &MeshConfig) -> (Value, &'static str) {
+/// What there is to say of an object beside the others of the cluster. Who does not answer in time is gone on without.
+async fn beside(review: &Value, viewer: Option<&Viewer>) -> Vec<Diagnostic> {
     let request = &review["request"];
-    let findings = findings(request, mesh);
+    let (Some(viewer), Some((kind, object))) = (viewer, written(request)) else {
+        return Vec::new();
+    };
+    if !matches!(kind, Kind::VirtualService | Kind::DestinationRule) {
+        return Vec::new();
+    }
+    let text = |pointer: &str| {
+        let text = request.pointer(pointer).and_then(Value::as_str);
+        text.unwrap_or_default()
+    };
+    let key = ObjectKey::new(kind, text("/namespace"), text("/object/metadata/name"));
+    let asked = viewer.lint_of(key, object.clone());
+    let answered = timeout(BESIDE_WITHIN, asked).await;
+    answered.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+/// The answer to a review, and a word for the metric; `beside` is what other objects make of this one.
+fn judge(review: &Value, beside: Vec<Diagnostic>, mesh: &MeshConfig) -> (Value, &'static str) {
+    let request = &review["request"];
+    let mut findings = findings(request, mesh);
+    for finding in beside {
+        // Alone it may have been seen already.
+        let is_known = findings
+            .iter()
+            .any(|one| sentence(one) == sentence(&finding));
+        if !is_known {
+            findings.push(finding);
+        }
+    }
     let sentences = |severity: Severity| {
         let of = findings
             .iter()
@@ -140,7 +181,8 @@ fn judge(review: &Value, mesh: &MeshConfig) -> (Value, &'static str) {
     (answer, reason)
 }
 
-fn findings(request: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
+/// What somebody has written, of a kind that is read; `None` where nothing has changed of what an author says.
+fn written(request: &Value) -> Option<(Kind, &Value)> {
     let (object, old) = (&request["object"], &request["oldObject"]);
     let text = |pointer: &str| {
         request
@@ -148,19 +190,36 @@ fn findings(request: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
             .and_then(Value::as_str)
             .unwrap_or_default()
     };
-    let Some(kind) = Kind::find(text("/kind/group"), text("/kind/kind")) else {
-        return Vec::new();
-    };
+    let kind = Kind::find(text("/kind/group"), text("/kind/kind"))?;
     let written = |object: &Value| {
         let of = |pointer| object.pointer(pointer).cloned();
         ["/spec", "/metadata/labels", "/metadata/annotations"].map(of)
     };
     let is_leaving = !object["metadata"]["deletionTimestamp"].is_null();
-    if !object.is_object() || is_leaving || (old.is_object() && written(object) == written(old)) {
+    let is_same = old.is_object() && written(object) == written(old);
+    (object.is_object() && !is_leaving && !is_same).then_some((kind, object))
+}
+
+fn findings(request: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
+    let Some((kind, object)) = written(request) else {
         return Vec::new();
-    }
-    if kind.policy().is_some() {
-        return policy(object, mesh);
+    };
+    match kind {
+        Kind::PeerAuthentication
+        | Kind::AuthorizationPolicy
+        | Kind::VirtualService
+        | Kind::DestinationRule
+        | Kind::IstioGateway
+        | Kind::ServiceEntry => return alone(object, mesh),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+            let mut found = alone(object, mesh);
+            found.retain(|finding| finding.severity != Severity::Info);
+            for finding in &mut found {
+                finding.severity = Severity::Warning;
+            }
+            return found;
+        }
+        _ => {}
     }
     // A newer server may know fields that are not read here, and the mesh is no reason to keep a pod from starting.
     let mut decoded = read_object(kind, object.clone(), &mesh.root_namespace);
@@ -181,8 +240,8 @@ fn findings(request: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
     decoded.findings
 }
 
-/// What the folder source would say of a policy, as if nothing else were in the mesh.
-fn policy(object: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
+/// What the folder source would say of an object, as if nothing else were in the mesh.
+fn alone(object: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
     let mut object = object.clone();
     if let Some(fields) = object.as_object_mut() {
         fields.remove("status");
@@ -221,6 +280,8 @@ const PATH: &str = "/admit";
 const MAX_REVIEW: usize = 8 << 20;
 const MAX_WARNING: usize = 250;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The API server waits for some seconds, and for the sake of a warning nobody needs to.
+const BESIDE_WITHIN: Duration = Duration::from_millis(500);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After which time a connection without a question is closed: an API server closes it earlier itself.
 const IDLE: Duration = Duration::from_secs(300);
@@ -236,7 +297,7 @@ mod tests {
                 "object": object, "oldObject": old,
             },
         });
-        let (answer, _) = judge(&review, &MeshConfig::default());
+        let (answer, _) = judge(&review, Vec::new(), &MeshConfig::default());
         assert_eq!(answer["response"]["uid"], "1");
         answer["response"].clone()
     }
@@ -299,6 +360,135 @@ mod tests {
         assert_eq!(answer["allowed"], true, "{answer}");
         let answer = review(POLICY, broken, policy(json!({})));
         assert_eq!(answer["allowed"], false, "{answer}");
+    }
+
+    fn traffic(kind: &str, spec: Value) -> Value {
+        let object = json!({
+            "apiVersion": "networking.istio.io/v1", "kind": kind,
+            "metadata": {"name": "x", "namespace": "shop"}, "spec": spec,
+        });
+        review(("networking.istio.io", kind), object, Value::Null)
+    }
+
+    /// A64: what is wrong in Istio's traffic objects is refused with the field named.
+    #[test]
+    fn a64_a_malformed_traffic_object_is_refused_with_the_field_named() {
+        let to = json!({"destination": {"host": "cart"}});
+        for (kind, spec, field) in [
+            (
+                "VirtualService",
+                json!({"hosts": ["cart"], "route": [to]}),
+                "route",
+            ),
+            (
+                "VirtualService",
+                json!({"hosts": ["cart"], "http": [{"route": [to], "timeout": "soon"}]}),
+                "spec.http[0].timeout",
+            ),
+            (
+                "DestinationRule",
+                json!({"host": "cart", "trafficPolicy": {"tls": {"mode": "NONE"}}}),
+                "spec.trafficPolicy.tls.mode",
+            ),
+            (
+                "Gateway",
+                json!({"selector": {"a": "b"}, "servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}}]}),
+                "spec.servers[0].hosts",
+            ),
+        ] {
+            let answer = traffic(kind, spec);
+            assert_eq!(answer["allowed"], false, "{kind}: {answer}");
+            let message = answer["status"]["message"].as_str().unwrap_or_default();
+            assert!(message.contains(field), "{kind}: {message}");
+        }
+        for (kind, spec) in [
+            (
+                "VirtualService",
+                json!({"hosts": ["cart"], "http": [{"route": [to]}]}),
+            ),
+            (
+                "DestinationRule",
+                json!({"host": "cart", "trafficPolicy": {"tls": {"mode": "DISABLED"}}}),
+            ),
+            (
+                "Gateway",
+                json!({"selector": {"a": "b"}, "servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]}),
+            ),
+            (
+                "ServiceEntry",
+                json!({"hosts": ["a.example.com"], "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}], "resolution": "DNS"}),
+            ),
+        ] {
+            let answer = traffic(kind, spec);
+            assert_eq!(answer["allowed"], true, "{kind}: {answer}");
+            assert_eq!(answer["warnings"], json!([]), "{kind}: {answer}");
+        }
+    }
+
+    /// The Gateway API says on a status what cannot be carried out, and other controllers have routes too.
+    #[test]
+    fn a_route_of_the_gateway_api_is_warned_of_and_never_refused() {
+        let object = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "x", "namespace": "shop"},
+            "spec": {"rules": [{"backendRef": [{"name": "cart", "port": 80}]}]},
+        });
+        let answer = review(
+            ("gateway.networking.k8s.io", "HTTPRoute"),
+            object,
+            Value::Null,
+        );
+        assert_eq!(answer["allowed"], true, "{answer}");
+        assert!(
+            answer["warnings"].to_string().contains("backendRef"),
+            "{answer}"
+        );
+    }
+
+    /// P18: what other objects make of this one is said once, beside what it is alone.
+    #[test]
+    fn what_other_objects_make_of_one_is_warned_of() {
+        let spec = json!({"hosts": ["cart"], "http": [{"match": [{"uri": {"prefix": "/a"}}], "route": [{"destination": {"host": "cart"}}]}]});
+        let object = json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": "x", "namespace": "shop"}, "spec": spec,
+        });
+        let review = json!({"request": {
+            "uid": "1", "kind": {"group": "networking.istio.io", "version": "v1", "kind": "VirtualService"}, "object": object,
+        }});
+        let (alone, _) = judge(&review, Vec::new(), &MeshConfig::default());
+        let alone = alone["response"]["warnings"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        assert_eq!(alone.len(), 1, "no route takes all: {alone:?}");
+        let mut index = Index::new(MeshConfig::default());
+        let other = read_object(Kind::VirtualService, object_of_other(), "istio-system");
+        for claim in other.claims {
+            if let Claim::Good(upsert) = claim {
+                index.apply(&upsert);
+            }
+        }
+        index.flush();
+        let key = ObjectKey::new(Kind::VirtualService, "shop", "x");
+        let beside = index.lint_of(&key, &review["request"]["object"]);
+        let (both, reason) = judge(&review, beside, &MeshConfig::default());
+        let both = both["response"]["warnings"].to_string();
+        assert_eq!(reason, "warned");
+        assert!(
+            both.contains(
+                "VirtualService shop/other has the host cart.shop.svc.cluster.local at mesh too"
+            ),
+            "{both}"
+        );
+        assert_eq!(both.matches("no route takes").count(), 1, "{both}");
+    }
+
+    fn object_of_other() -> Value {
+        json!({
+            "metadata": {"name": "other", "namespace": "shop", "uid": "u", "generation": 1},
+            "spec": {"hosts": ["cart"], "http": [{"route": [{"destination": {"host": "cart"}}]}]},
+        })
     }
 
     #[test]

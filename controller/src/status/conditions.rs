@@ -15,14 +15,15 @@ pub(super) struct Condition {
     pub(super) message: String,
 }
 
-/// What is to be said of a policy.
+/// What is to be said of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) generation: i64,
     /// The generation that nodes act by: an earlier one, if the newest is not accepted.
     pub(super) in_effect: i64,
     pub(super) accepted: Condition,
-    pub(super) programmed: Condition,
+    /// Of a policy, which nodes have to take.
+    pub(super) programmed: Option<Condition>,
 }
 
 /// What becomes of an object's conditions.
@@ -38,11 +39,12 @@ impl State {
     /// Whether what was written still says what is to be said. On how many nodes a policy is in effect was true when it was
     /// written: nodes that come and go rewrite nothing.
     pub(super) fn says_all_of(&self, wanted: &Self) -> bool {
+        let is_programmed = |state: &Self| state.programmed.as_ref().is_some_and(|one| one.holds);
         self.generation == wanted.generation
             && self.in_effect == wanted.in_effect
             && self.accepted == wanted.accepted
-            && self.programmed.holds == wanted.programmed.holds
-            && (wanted.programmed.holds || self.programmed == wanted.programmed)
+            && is_programmed(self) == is_programmed(wanted)
+            && (is_programmed(wanted) || self.programmed == wanted.programmed)
     }
 }
 
@@ -55,7 +57,7 @@ pub(super) fn generation(in_effect: i64, findings: &[&Diagnostic]) -> i64 {
     of.fold(in_effect, i64::max)
 }
 
-/// The sentences of `keelson validate` about a policy.
+/// The sentences of `keelson validate` about an object.
 pub(super) fn accepted(findings: &[&Diagnostic]) -> Condition {
     let sentences = |severity| {
         let of = findings
@@ -135,10 +137,10 @@ pub(super) fn merge(there: &[Value], state: &State) -> Option<Merged> {
     let now = Timestamp::now().to_string();
     let mut changed = false;
     let mut conditions = Vec::new();
-    for (kind, condition, generation) in [
-        (ACCEPTED, &state.accepted, state.generation),
-        (PROGRAMMED, &state.programmed, state.in_effect),
-    ] {
+    let programmed = state.programmed.as_ref();
+    let programmed = programmed.map(|one| (PROGRAMMED, one, state.in_effect));
+    let accepted = (ACCEPTED, &state.accepted, state.generation);
+    for (kind, condition, generation) in [accepted].into_iter().chain(programmed) {
         let known = find(kind);
         let status = if condition.holds { "True" } else { "False" };
         let same_status = known.filter(|known| known["status"] == status);
@@ -201,7 +203,7 @@ mod tests {
             generation: super::generation(generation, findings),
             in_effect: generation,
             accepted: accepted(findings),
-            programmed: programmed(&policy(generation), replicas),
+            programmed: Some(programmed(&policy(generation), replicas)),
         }
     }
 
@@ -265,6 +267,28 @@ mod tests {
         let later = state(4, &[], &[replica(2, &[4])]);
         assert!(!one.says_all_of(&later));
         assert!(merge(&merged.conditions, &later).expect("ours").changed);
+    }
+
+    /// Issue 12 B5: what no node takes has one condition, with the sentences of `keelson validate`.
+    #[test]
+    fn a_traffic_object_is_accepted_or_says_why_not_and_nothing_of_nodes() {
+        let warning = finding(Severity::Warning, 3, "has the host too");
+        let traffic = State {
+            programmed: None,
+            ..state(3, &[&warning], &[])
+        };
+        let merged = merge(&[], &traffic).expect("ours");
+        assert_eq!(merged.conditions.len(), 1, "{merged:?}");
+        assert_eq!(merged.conditions[0]["reason"], "AcceptedWithWarnings");
+        assert!(!merged.newly_refused);
+        let again = merge(&merged.conditions, &traffic).expect("ours");
+        assert!(!again.changed && traffic.says_all_of(&traffic));
+        let fine = State {
+            programmed: None,
+            ..state(3, &[], &[])
+        };
+        assert!(!traffic.says_all_of(&fine));
+        assert!(merge(&merged.conditions, &fine).expect("ours").changed);
     }
 
     #[test]

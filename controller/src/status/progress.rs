@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 
-use super::{Policies, Replica, Tracked, refuses};
+use super::{Policies, Replica, Tracked, is_policy, refuses};
 use crate::serve::sync::SyncStatus;
 
 /// What the nodes of one replica have taken.
@@ -36,7 +36,8 @@ pub(super) fn of(policies: &Policies, sync: &SyncStatus) -> Progress {
         *least = knows.min(*least);
     }
     let least = nodes.values().min().copied();
-    let taken = policies.values().filter(|policy| {
+    let policies = policies.iter().filter(|(key, _)| is_policy(key));
+    let taken = policies.map(|(_, policy)| policy).filter(|policy| {
         // Nobody is served: nothing is behind.
         least.is_none_or(|least| policy.snapshot <= least)
     });

@@ -32,7 +32,8 @@ async fn a_review_that_comes_by_http_1_is_answered() {
     let address = listener.local_addr().expect("bound");
     let metrics = Registry::new().register(Metrics::register);
     let (_settings, mesh) = watch::channel(MeshConfig::default());
-    let served = admission::serve(listener, certificates, mesh, metrics);
+    let known = admission::Known { mesh, viewer: None };
+    let served = admission::serve(listener, certificates, known, metrics);
     let _server = tokio::spawn(served);
 
     let mut config = ClientConfig::builder()
