@@ -46,7 +46,10 @@ pub const VALUES: &str = include_str!("../../../deploy/charts/keelson/values.yam
 /// Which values there may be.
 pub const SCHEMA: &str = include_str!("../../../deploy/charts/keelson/values.schema.json");
 
-const CRDS: &str = include_str!("../../../deploy/crds/istio-security.yaml");
+const CRDS: [&str; 2] = [
+    include_str!("../../../deploy/crds/istio-security.yaml"),
+    include_str!("../../../deploy/crds/istio-networking.yaml"),
+];
 
 /// What is installed under which name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,12 +153,16 @@ fn note(into: &mut Map<String, Value>, more: &Map<String, Value>) {
     }
 }
 
-/// The kinds of Istio's security API, for clusters that have none.
+/// The kinds of Istio's security and traffic APIs that the mesh reads, for clusters that have none.
 ///
 /// # Errors
-/// The embedded file is at fault.
+/// An embedded file is at fault.
 pub fn istio_crds() -> Result<Vec<Value>, ChartError> {
-    Ok(serde_saphyr::from_multiple(CRDS)?)
+    let mut all = Vec::new();
+    for file in CRDS {
+        all.extend(serde_saphyr::from_multiple::<Value>(file)?);
+    }
+    Ok(all)
 }
 
 /// Reads a file of values.
@@ -412,13 +419,85 @@ mod tests {
     }
 
     #[test]
-    fn the_kinds_of_istio_are_two() {
-        let names: Vec<Value> = istio_crds()
-            .unwrap()
+    fn the_kinds_of_istio_are_those_that_are_read() {
+        let all = istio_crds().unwrap();
+        let names: Vec<&Value> = all
             .iter()
-            .map(|object| object["spec"]["names"]["kind"].clone())
+            .map(|object| &object["spec"]["names"]["kind"])
             .collect();
-        assert_eq!(names, ["PeerAuthentication", "AuthorizationPolicy"]);
+        assert_eq!(
+            names,
+            [
+                "PeerAuthentication",
+                "AuthorizationPolicy",
+                "VirtualService",
+                "DestinationRule",
+                "Gateway",
+                "ServiceEntry"
+            ]
+        );
+        for object in &all {
+            let (spec, name) = (&object["spec"], &object["metadata"]["name"]);
+            let plural = spec["names"]["plural"].as_str().unwrap();
+            let group = spec["group"].as_str().unwrap();
+            assert_eq!(*name, format!("{plural}.{group}"));
+            let versions = spec["versions"].as_array().unwrap();
+            let stored = versions.iter().filter(|one| one["storage"] == true);
+            assert_eq!(stored.count(), 1, "{name}");
+            for version in versions {
+                assert!(version["subresources"]["status"].is_object(), "{name}");
+                let schema = &version["schema"]["openAPIV3Schema"]["properties"];
+                for part in ["spec", "status"] {
+                    let keeps = &schema[part]["x-kubernetes-preserve-unknown-fields"];
+                    assert_eq!(*keeps, true, "{name}");
+                }
+            }
+        }
+    }
+
+    /// With the node's network two pods of one node are in each other's way: none waits for a place that another has.
+    #[test]
+    fn on_the_nodes_network_an_old_controller_goes_before_a_new_one_comes() {
+        for (host, expected) in [(false, json!([1, 0])), (true, json!([0, 1]))] {
+            let given = json!({"controller": {"hostNetwork": host}});
+            let objects = objects(&release(), &values(&[given]).unwrap()).unwrap();
+            let mut all = objects.iter();
+            let controller = all.find(|object| object["kind"] == "Deployment").unwrap();
+            let rolls = &controller["spec"]["strategy"]["rollingUpdate"];
+            let said = json!([rolls["maxSurge"], rolls["maxUnavailable"]]);
+            assert_eq!(said, expected, "{controller}");
+        }
+    }
+
+    /// What is given stays one value in the file, whatever is in it.
+    #[test]
+    fn aliases_of_the_trust_domain_are_no_yaml() {
+        for given in ["", "a.org, b.org", "a]: [", "x: y", "# none"] {
+            let value = json!({"mesh": {"trustDomainAliases": given}});
+            let objects = objects(&release(), &values(&[value]).unwrap()).unwrap();
+            let mut all = objects.iter();
+            let map = all.find(|object| object["metadata"]["name"] == "keelson-settings");
+            let text = map.unwrap()["data"]["settings.yaml"].as_str().unwrap();
+            let read = read(text).unwrap();
+            assert_eq!(read["trustDomainAliases"], given, "{text}");
+        }
+    }
+
+    /// An outage of the controller refuses the mesh's own kinds and nothing else, and deleting asks nobody.
+    #[test]
+    fn admission_fails_closed_for_the_meshs_own_kinds_alone() {
+        let objects = objects(&release(), &values(&[]).unwrap()).unwrap();
+        let mut all = objects.iter();
+        let all = all.find(|object| object["kind"] == "ValidatingWebhookConfiguration");
+        for webhook in all.unwrap()["webhooks"].as_array().unwrap() {
+            for rule in webhook["rules"].as_array().unwrap() {
+                assert_eq!(rule["operations"], json!(["CREATE", "UPDATE"]));
+                let group = rule["apiGroups"][0].as_str().unwrap();
+                let is_own = group.ends_with(".istio.io");
+                let fails = webhook["failurePolicy"] == "Fail";
+                assert_eq!(fails, is_own, "{webhook}");
+            }
+        }
     }
 
     #[test]
