@@ -66,7 +66,7 @@ struct What {
     release: Option<String>,
     #[command(flatten)]
     given: Given,
-    /// Make the kinds of Istio's security API too where the cluster has none. They are never changed or removed.
+    /// Make the kinds of Istio's APIs that the mesh reads too, where the cluster has none. They are never changed or removed.
     #[arg(long)]
     crds: bool,
     /// Say what would change, and change nothing. `-o yaml` shows the objects.

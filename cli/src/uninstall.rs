@@ -1,5 +1,7 @@
 //! `keelson uninstall`: agents first, which let their pods go and take away what is on the nodes; then all else.
 
+mod outside;
+
 use std::io::{self, Write as _};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,8 +23,10 @@ use crate::reach::Where;
 /// Remove the mesh from a cluster.
 ///
 /// The agents go first: they let their pods go, which talk on, and take away what they have put on their nodes. Then the
-/// controller and all other objects, also those that Helm has made, the mesh's root (--keep-root keeps it) and the namespace
-/// if `keelson install` has made it. Istio's kinds, policies and labels on namespaces stay.
+/// controller and all other objects, also those that Helm has made: what controllers have made for Gateways in all namespaces,
+/// the GatewayClasses, the taint of nodes that wait for an agent, the mesh's root (--keep-root keeps it) and the namespace
+/// if `keelson install` has made it. What users have written stays: Gateways, routes, policies, labels on namespaces. So do
+/// their kinds, also those that `install --crds` has made.
 ///
 /// Exit codes: 0, nothing is left; 1, something is left; 2, it could not be removed.
 #[derive(Debug, clap::Args)]
@@ -112,12 +116,40 @@ impl Work<'_> {
         for (kind, object) in self.beside_the_chart()? {
             self.remove(kind, &object)?;
         }
+        self.remove_outside()?;
         if own.is_some() && !self.args.keep_root {
             self.remove_namespace(began)?;
         }
         if !self.args.dry_run {
             for (kind, object) in of_release(self.api, self.release)? {
                 let left = format!("{} {}", kind.name, object.name_any());
+                self.report.left.push(left);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what controllers have made outside of their namespace; by now none makes it again.
+    fn remove_outside(&mut self) -> Result<()> {
+        for (kind, object) in outside::objects(self.api)? {
+            let name = outside::name(kind, &object);
+            if !self.args.dry_run {
+                remove(self.api, kind, &object)?;
+                progress(&format!("{name} removed"));
+            }
+            self.report.removed.push(name);
+        }
+        for node in outside::tainted(self.api)? {
+            let name = format!("taint {} of Node {}", outside::TAINT, node.name_any());
+            if !self.args.dry_run {
+                outside::free(self.api, &node)?;
+                progress(&format!("{name} removed"));
+            }
+            self.report.removed.push(name);
+        }
+        if !self.args.dry_run {
+            for node in outside::tainted(self.api)? {
+                let left = format!("taint {} of Node {}", outside::TAINT, node.name_any());
                 self.report.left.push(left);
             }
         }
@@ -247,7 +279,7 @@ impl Report {
             }
         } else if self.left.is_empty() {
             text.push_str(&format!(
-                "the release {} is gone from namespace {}: {} objects removed, nothing is left\n",
+                "the release {} is gone from namespace {}: {} objects removed. What users have written stays, with its kinds: Gateways, routes, policies, labels\n",
                 release.name,
                 release.namespace,
                 self.removed.len()

@@ -144,10 +144,10 @@ fn kinds(api: &Api) -> Result<Vec<Finding>> {
         }
     }
     let said = if missing.is_empty() {
-        "PeerAuthentication and AuthorizationPolicy are there".to_owned()
+        "those of policies and of Istio's traffic objects are there".to_owned()
     } else {
         format!(
-            "{}: not there; keelson install --crds makes them, and without them there are no policies",
+            "{}: not there; keelson install --crds makes them, and without them nothing of these kinds can be written",
             missing.join(", ")
         )
     };

@@ -82,6 +82,33 @@ pub(crate) const KINDS: [Kind; 16] = [
     kind("apps", "v1", "DaemonSet", "daemonsets", true),
 ];
 
+/// What controllers make outside of their namespace: for Gateways, and of the Gateway API itself. What belongs to others
+/// goes before it.
+pub(crate) const MADE: [Kind; 8] = [
+    kind("apps", "v1", "Deployment", "deployments", true),
+    kind(
+        "autoscaling",
+        "v2",
+        "HorizontalPodAutoscaler",
+        "horizontalpodautoscalers",
+        true,
+    ),
+    kind(
+        "policy",
+        "v1",
+        "PodDisruptionBudget",
+        "poddisruptionbudgets",
+        true,
+    ),
+    kind("", "v1", "Service", "services", true),
+    kind("", "v1", "ConfigMap", "configmaps", true),
+    kind("", "v1", "ServiceAccount", "serviceaccounts", true),
+    kind(GATEWAYS, "v1", "Gateway", "gateways", true),
+    kind(GATEWAYS, "v1", "GatewayClass", "gatewayclasses", false),
+];
+
+const GATEWAYS: &str = "gateway.networking.k8s.io";
+
 impl Kind {
     /// The kind of that name.
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -95,6 +122,13 @@ impl Kind {
         } else {
             format!("{}.{}", self.plural, self.group)
         }
+    }
+
+    /// Objects of it, of all namespaces.
+    pub(crate) fn everywhere(&self, client: &Client) -> Of<DynamicObject> {
+        let kind = GroupVersionKind::gvk(self.group, self.version, self.name);
+        let resource = ApiResource::from_gvk_with_plural(&kind, self.plural);
+        Of::all_with(client.clone(), &resource)
     }
 
     /// Objects of it, in the namespace if it has any.

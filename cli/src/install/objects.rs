@@ -111,7 +111,7 @@ pub(super) fn namespace(
     Ok(true)
 }
 
-/// Makes the kinds of Istio's security API that the cluster does not have.
+/// Makes the kinds of Istio's APIs that the mesh reads and the cluster does not have.
 pub(super) fn crds(api: &Api, dry_run: bool, changes: &mut Vec<Change>) -> Result<()> {
     let kind = Kind::named("CustomResourceDefinition").context("it is in the list")?;
     let all = kind.api(&api.client, "");
@@ -285,8 +285,10 @@ pub(crate) fn of_release(api: &Api, release: &Release) -> Result<Vec<(Kind, Dyna
         };
         let is_made_by_another = |object: &DynamicObject| {
             let namespace = object.annotations().get("meta.helm.sh/release-namespace");
+            // What belongs to the installation's namespace only goes with it.
+            let mut owners = object.owner_references().iter();
             namespace.is_some_and(|namespace| *namespace != release.namespace)
-                || !object.owner_references().is_empty()
+                || owners.any(|owner| owner.kind != "Namespace")
         };
         let own = found
             .items
