@@ -30,5 +30,6 @@ mod root;
 mod scale;
 mod skew;
 mod taint;
+mod traffic;
 mod trouble;
 mod waypoint;
