@@ -57,7 +57,7 @@ pub(crate) fn install(args: &Args) -> Result<()> {
     copy_program(&args.place.bin_dir)?;
     let mut last = None;
     loop {
-        let now = match chain(args) {
+        let now = match keep(args) {
             Ok(done) => done,
             Err(error) if args.watch => format!("{error:#}; trying again"),
             Err(error) => return Err(error),
@@ -73,16 +73,42 @@ pub(crate) fn install(args: &Args) -> Result<()> {
     }
 }
 
+/// Puts back what somebody has taken away: an upgrade of the cluster's own network may empty the folder of plugins. The list
+/// names the program only while it is there: a runtime that does not find it neither starts nor ends any pod, whose ever it is.
+fn keep(args: &Args) -> Result<String> {
+    let place = &args.place;
+    if !is_program(&place.bin_dir.join(NAME))
+        && let Err(error) = copy_program(&place.bin_dir)
+    {
+        remove(&place.conf_dir.join(OURS))?;
+        return Err(error.context("pods start without the plugin, and are captured once they run"));
+    }
+    chain(args)
+}
+
+/// Whether the runtime can start it. A fresh one of another version of ours is as good: it is the next agent's.
+fn is_program(path: &Path) -> bool {
+    const EXECUTABLE: u32 = 0o111;
+    fs::metadata(path).is_ok_and(|found| {
+        found.is_file() && found.len() > 0 && found.permissions().mode() & EXECUTABLE != 0
+    })
+}
+
 /// Takes away what [`install`] made. What is not there is no error.
 pub(crate) fn uninstall(place: &Place) -> Result<()> {
     // The list first: while it is there the runtime needs the program.
     for path in [place.conf_dir.join(OURS), place.bin_dir.join(NAME)] {
-        match fs::remove_file(&path) {
-            Ok(()) => say(&format!("removed {}", path.display())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("removing {}", path.display()));
-            }
+        remove(&path)?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => say(&format!("removed {}", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("removing {}", path.display()));
         }
     }
     Ok(())
@@ -253,6 +279,63 @@ mod tests {
             assert!(!installed.exists() && !root.join("net.d").join(OURS).exists());
         }
         assert!(theirs.exists());
+    }
+
+    fn with_a_network() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::create_dir_all(dir.path().join("net.d")).expect("makes it");
+        let text = r#"{"cniVersion":"1.0.0","name":"cluster","plugins":[{"type":"bridge"}]}"#;
+        fs::write(dir.path().join("net.d/10-x.conflist"), text).expect("writes");
+        dir
+    }
+
+    #[test]
+    fn a_program_that_somebody_takes_away_is_put_back() {
+        let dir = with_a_network();
+        let root = dir.path();
+        install(&args(root)).expect("installs");
+        let installed = root.join("bin").join(NAME);
+        let whole = fs::metadata(&installed).expect("there").len();
+        let taken: [(&str, fn(&Path) -> io::Result<()>); 4] = [
+            ("removed", |path| fs::remove_file(path)),
+            ("with its folder", |path| {
+                fs::remove_dir_all(path.parent().expect("has one"))
+            }),
+            ("emptied", |path| fs::write(path, "")),
+            ("not to be run", |path| {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+            }),
+        ];
+        for (what, take) in taken {
+            take(&installed).expect(what);
+            assert!(!is_program(&installed), "{what}");
+            keep(&args(root)).expect("puts it back");
+            assert!(is_program(&installed), "{what}");
+            assert_eq!(fs::metadata(&installed).expect("there").len(), whole);
+        }
+        // The next agent's, of another version.
+        replace(&installed, b"#!/bin/true", 0o755).expect("writes");
+        keep(&args(root)).expect("leaves it");
+        assert_eq!(fs::read(&installed).expect("there"), b"#!/bin/true");
+    }
+
+    #[test]
+    fn the_list_goes_while_the_program_cannot_be_put_back() {
+        let dir = with_a_network();
+        let root = dir.path();
+        install(&args(root)).expect("installs");
+        let bin = root.join("bin");
+        fs::remove_dir_all(&bin).expect("removes");
+        fs::write(&bin, "no folder").expect("writes");
+        let error = format!("{:#}", keep(&args(root)).expect_err("it cannot"));
+        assert!(
+            error.starts_with("pods start without the plugin"),
+            "{error}"
+        );
+        assert!(!root.join("net.d").join(OURS).exists());
+        fs::remove_file(&bin).expect("removes");
+        keep(&args(root)).expect("it can again");
+        assert_eq!(types(root), ["bridge", NAME]);
     }
 
     #[test]
