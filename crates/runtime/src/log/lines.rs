@@ -20,7 +20,7 @@ const TOGETHER: usize = 16 << 10;
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Takes lines.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Lines {
     queue: Sender<Vec<u8>>,
     count: Arc<Count>,
