@@ -7,7 +7,7 @@ use std::sync::Arc;
 use compile::index::view::{IngressView, View};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use manifest::{Kind, NamespacedName};
 use serde_json::{Value, json};
@@ -23,6 +23,8 @@ pub(crate) struct Ingresses {
     client: Client,
     recorder: Recorder,
     known: HashMap<NamespacedName, Known>,
+    /// Whether it is known what an earlier writer has left.
+    recalled: bool,
 }
 
 /// What was written of an Ingress.
@@ -35,6 +37,31 @@ struct Known {
     next: Option<Instant>,
 }
 
+impl Known {
+    fn new(uid: Arc<str>) -> Self {
+        Self {
+            uid,
+            status: None,
+            wrong: String::new(),
+            failures: 0,
+            next: None,
+        }
+    }
+
+    fn waits(&self) -> bool {
+        self.next.is_some_and(|next| next > Instant::now())
+    }
+
+    /// The status could not be written: not before some time, then.
+    fn failed(&mut self, name: &NamespacedName, error: &kube::Error) {
+        self.failures += 1;
+        if self.failures == 1 {
+            warn!(kind = "Ingress", %name, %error, "cannot write the status; it is tried again");
+        }
+        self.next = Some(Instant::now() + pause(self.failures));
+    }
+}
+
 impl Ingresses {
     pub(crate) fn new(client: Client) -> Self {
         let reporter = Reporter {
@@ -45,12 +72,14 @@ impl Ingresses {
             recorder: Recorder::new(client.clone(), reporter),
             client,
             known: HashMap::new(),
+            recalled: false,
         }
     }
 
     /// Another replica writes by now.
     pub(crate) fn forget(&mut self) {
         self.known.clear();
+        self.recalled = false;
     }
 
     /// Writes the status of each Ingress whose Gateway has been looked after, and an event for each that has something new
@@ -60,16 +89,26 @@ impl Ingresses {
         view: &View,
         outcomes: &BTreeMap<NamespacedName, Outcome>,
     ) {
+        if !self.recalled {
+            match self.recall().await {
+                Ok(()) => self.recalled = true,
+                Err(error) => debug!(%error, "cannot list Ingresses; it is tried again"),
+            }
+        }
         let gone: Vec<_> = self
             .known
-            .extract_if(|name, _| !view.ingresses.contains_key(name))
+            .extract_if(|name, known| !view.ingresses.contains_key(name) && !known.waits())
             .collect();
-        for (name, known) in gone {
+        for (name, mut known) in gone {
             if known.status.is_some() {
                 // It is of another class by now, or deleted: then there is nobody to tell.
-                let taken = self.put(&name, &known.uid, None).await;
-                if let Err(error) = taken {
-                    debug!(%name, %error, "the status of an Ingress cannot be taken back");
+                match self.put(&name, &known.uid, None).await {
+                    Ok(()) => {}
+                    Err(kube::Error::Api(answer)) if GONE.contains(&answer.code) => {}
+                    Err(error) => {
+                        known.failed(&name, &error);
+                        self.known.insert(name, known);
+                    }
                 }
             }
         }
@@ -86,25 +125,47 @@ impl Ingresses {
         }
     }
 
+    /// Notes the Ingresses that carry a status of an earlier writer, which may be true no more: what it says is not known, so it
+    /// is written anew or taken back.
+    async fn recall(&mut self) -> kube::Result<()> {
+        let resource = resource(Kind::Ingress);
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        let all = api.list_metadata(&ListParams::default()).await?;
+        for ingress in all {
+            let metadata = ingress.metadata;
+            let mut managed = metadata.managed_fields.iter().flatten();
+            let is_ours = managed.any(|part| {
+                part.manager.as_deref() == Some(MANAGER)
+                    && part.subresource.as_deref() == Some("status")
+            });
+            let (Some(namespace), Some(name), Some(uid)) =
+                (metadata.namespace, metadata.name, metadata.uid)
+            else {
+                continue;
+            };
+            if is_ours {
+                let known = Known {
+                    status: Some(Value::Null),
+                    ..Known::new(uid.into())
+                };
+                let name = NamespacedName::new(&namespace, &name);
+                self.known.entry(name).or_insert(known);
+            }
+        }
+        Ok(())
+    }
+
     async fn one(&mut self, name: &NamespacedName, ingress: &IngressView, status: Option<Value>) {
-        let new = || Known {
-            uid: Arc::clone(&ingress.uid),
-            status: None,
-            wrong: String::new(),
-            failures: 0,
-            next: None,
-        };
         let mut known = self.known.remove(name);
         known = known.filter(|known| known.uid == ingress.uid);
-        let mut known = known.unwrap_or_else(new);
+        let mut known = known.unwrap_or_else(|| Known::new(Arc::clone(&ingress.uid)));
         if known.wrong != ingress.wrong {
             known.wrong.clone_from(&ingress.wrong);
             if !ingress.wrong.is_empty() {
                 self.say(name, ingress).await;
             }
         }
-        let waits = known.next.is_some_and(|next| next > Instant::now());
-        if known.status != status && !waits {
+        if known.status != status && !known.waits() {
             match self.put(name, &ingress.uid, status.as_ref()).await {
                 Ok(()) => {
                     known.status = status;
@@ -112,16 +173,10 @@ impl Ingresses {
                     known.next = None;
                 }
                 // Gone, or another of its name: there is news of it soon.
-                Err(kube::Error::Api(answer)) if [404, 409].contains(&answer.code) => {
+                Err(kube::Error::Api(answer)) if GONE.contains(&answer.code) => {
                     debug!(%name, "the Ingress is gone");
                 }
-                Err(error) => {
-                    known.failures += 1;
-                    if known.failures == 1 {
-                        warn!(kind = "Ingress", %name, %error, "cannot write the status; it is tried again");
-                    }
-                    known.next = Some(Instant::now() + pause(known.failures));
-                }
+                Err(error) => known.failed(name, &error),
             }
         }
         self.known.insert(name.clone(), known);
@@ -183,6 +238,9 @@ fn status(outcome: &Outcome) -> Value {
     });
     json!({"loadBalancer": {"ingress": addresses.collect::<Vec<_>>()}})
 }
+
+/// The answers to a write about an object that is gone, or whose name another one has by now.
+const GONE: [u16; 2] = [404, 409];
 
 #[cfg(test)]
 mod tests;

@@ -25,8 +25,18 @@ fn view(gateway: Option<&str>, wrong: &str) -> View {
     }
 }
 
-/// An API server that takes everything and tells what it was sent: the line of the request, and the body.
+/// An API server without Ingresses of an earlier writer.
 async fn server() -> (Client, mpsc::UnboundedReceiver<(String, Value)>) {
+    server_with(json!([])).await
+}
+
+/// An API server that takes everything, lists these Ingresses, and tells what else it was sent: the line of the request, and the
+/// body.
+async fn server_with(listed: Value) -> (Client, mpsc::UnboundedReceiver<(String, Value)>) {
+    let list = json!({
+        "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {}, "items": listed,
+    });
+    let list = list.to_string();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (tell, told) = mpsc::unbounded_channel();
@@ -55,13 +65,17 @@ async fn server() -> (Client, mpsc::UnboundedReceiver<(String, Value)>) {
                     break (line, serde_json::from_str(body).unwrap_or_default());
                 }
             };
-            let answer = r#"{"apiVersion":"networking.k8s.io/v1","kind":"Ingress","metadata":{"name":"web"}}"#;
+            let one = r#"{"apiVersion":"networking.k8s.io/v1","kind":"Ingress","metadata":{"name":"web"}}"#;
+            let is_list = sent.0.starts_with("GET ");
+            let answer = if is_list { list.as_str() } else { one };
             let head = format!(
                 "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{answer}",
                 answer.len()
             );
             stream.write_all(head.as_bytes()).await.unwrap();
-            tell.send(sent).unwrap();
+            if !is_list {
+                tell.send(sent).unwrap();
+            }
         }
     });
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());
@@ -127,4 +141,45 @@ async fn what_is_wrong_with_an_ingress_is_an_event() {
         told.try_recv().is_err(),
         "it was said once, and there is no status to write"
     );
+}
+
+/// What an earlier writer has said of an Ingress is put right, or taken back from one that is ours no more; what others have said
+/// is theirs.
+#[tokio::test]
+async fn what_an_earlier_writer_has_left_is_put_right_or_taken_back() {
+    let by = |name: &str, manager: &str, subresource: Option<&str>| {
+        json!({
+            "metadata": {
+                "namespace": "shop", "name": name, "uid": "u",
+                "managedFields": [{"manager": manager, "operation": "Apply", "subresource": subresource}],
+            },
+        })
+    };
+    let (client, mut told) = server_with(json!([
+        by("web", MANAGER, Some("status")),
+        by("left", MANAGER, Some("status")),
+        by("anothers", "nginx", Some("status")),
+        by("made", MANAGER, None),
+    ]))
+    .await;
+    let mut writer = Ingresses::new(client);
+    // It is of our class, and no Gateway serves it.
+    for _ in 0..2 {
+        writer.write(&view(None, ""), &BTreeMap::new()).await;
+    }
+    for name in ["left", "web"] {
+        let (line, body) = told.recv().await.unwrap();
+        let path =
+            format!("PATCH /apis/networking.k8s.io/v1/namespaces/shop/ingresses/{name}/status?");
+        assert!(line.starts_with(&path), "{line}");
+        assert_eq!(body.get("status"), None, "{body}");
+    }
+    assert!(
+        told.try_recv().is_err(),
+        "each was written once, and no other"
+    );
+    // And once more when another one has written in between.
+    writer.forget();
+    writer.write(&View::default(), &BTreeMap::new()).await;
+    assert!(told.recv().await.is_some() && told.recv().await.is_some());
 }
