@@ -171,7 +171,7 @@ pub fn ask(daemon_set: &DaemonSet, node: &str, witness: &Witness) -> Presence {
     };
     let is_witness = token != server.token;
     let ends = token_ends(&token).filter(|_| is_witness);
-    match judge(&answer, ends, SystemTime::now()) {
+    let presence = match judge(&answer, ends, SystemTime::now()) {
         Verdict::Is(presence) => presence,
         Verdict::IfNodeHas(wanted) => {
             let path = format!("/api/v1/nodes/{node}");
@@ -181,6 +181,39 @@ pub fn ask(daemon_set: &DaemonSet, node: &str, witness: &Witness) -> Presence {
                 None => Presence::Unknown(format!("{node:?} is no name of a node")),
             }
         }
+    };
+    if presence != Presence::Meant {
+        return presence;
+    }
+    let path = format!("/api/v1/namespaces/{}", daemon_set.namespace);
+    match server.ask("GET", &path, &token, None) {
+        Ok(answer) => in_namespace(&answer),
+        Err(error) => Presence::Unknown(format!("the namespace cannot be read: {error}")),
+    }
+}
+
+/// What becomes of a DaemonSet that wants an agent here, by the answer about its namespace. Where that is deleted the pods go
+/// first, while the DaemonSet is there as before.
+fn in_namespace(answer: &Answer) -> Presence {
+    match answer.status {
+        200 => {}
+        // The rights of an earlier version's chart are not enough for this: then what is said of the DaemonSet counts.
+        403 => return Presence::Meant,
+        status => {
+            return Presence::Unknown(format!(
+                "the namespace cannot be read: the API server answers with status {status}"
+            ));
+        }
+    }
+    match serde_json::from_slice::<Value>(&answer.body) {
+        Ok(object) if object["kind"] == "Namespace" => {
+            if object["metadata"]["deletionTimestamp"].is_null() {
+                Presence::Meant
+            } else {
+                Presence::Removed("the namespace is being deleted".to_owned())
+            }
+        }
+        _ => Presence::Unknown("the answer about the namespace cannot be read".to_owned()),
     }
 }
 
@@ -488,6 +521,31 @@ mod tests {
         ] {
             let presence = selected(wanted, &answer(status, &object));
             assert!(matches!(presence, Presence::Unknown(_)), "{presence:?}");
+        }
+    }
+
+    /// `kubectl delete namespace` takes the pods away before the DaemonSet.
+    #[test]
+    fn a_namespace_that_is_being_deleted_lets_pods_go_and_one_that_cannot_be_read_does_not() {
+        let there = json!({"kind": "Namespace", "metadata": {"name": "keelson-system"}});
+        let mut going = there.clone();
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01");
+        for (status, object, expected) in [
+            (200, &there, "meant"),
+            (200, &going, "removed"),
+            (403, &json!({"kind": "Status"}), "meant"),
+            (401, &json!({"kind": "Status"}), "unknown"),
+            (500, &json!({"kind": "Status"}), "unknown"),
+            (200, &json!({"kind": "Status"}), "unknown"),
+            (200, &json!("nonsense"), "unknown"),
+        ] {
+            let presence = in_namespace(&answer(status, object));
+            let kind = match &presence {
+                Presence::Meant => "meant",
+                Presence::Removed(_) => "removed",
+                Presence::Unknown(_) => "unknown",
+            };
+            assert_eq!(kind, expected, "{status} {object}: {presence:?}");
         }
     }
 
