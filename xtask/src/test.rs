@@ -43,6 +43,12 @@ pub(crate) struct Args {
     /// `target/conformance`.
     #[arg(long, requires = "cluster", conflicts_with = "nightly")]
     conformance: bool,
+    /// With `--cluster`: how kube-proxy makes services work.
+    #[arg(long, requires = "cluster", value_name = "MODE")]
+    proxy: Option<::cluster::Proxy>,
+    /// With `--cluster`: pods and services have addresses of IPv6 too.
+    #[arg(long, requires = "cluster")]
+    dual_stack: bool,
     /// With `--cluster`: images as `cargo xtask images` makes them, which compiles everything anew for them.
     #[arg(long, requires = "cluster")]
     static_images: bool,

@@ -43,8 +43,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let place = command::place(&id)?;
     let options = Options {
         nodes: 2,
-        proxy: Proxy::Iptables,
-        dual_stack: false,
+        proxy: args.proxy.unwrap_or(Proxy::Iptables),
+        dual_stack: args.dual_stack,
         network_policy: args.nightly,
     };
     let mut clock = Clock::start();
