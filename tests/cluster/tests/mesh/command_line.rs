@@ -320,6 +320,22 @@ fn answers_are_true(pair: &Pair) -> Result<()> {
         certificates.contains(&format!("ns/{namespace}/sa/default")),
         "{certificates}"
     );
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "server"},
+                         "spec": {"selector": {"app": "server"}, "ports": [{"port": 8080}]}});
+    pair.namespace.apply(&[service])?;
+    eventually("the service takes mTLS alone", || {
+        let said = good(&["tls-check", &server], "")?;
+        let port = &said[0];
+        ensure!(
+            port["client"] == "mTLS"
+                && port["server"] == "mTLS (STRICT)"
+                && port["objects"][0] == strict,
+            "{said:#}"
+        );
+        Ok(())
+    })?;
+    let policies = good(&["proxy-config", "policy"], "")?.to_string();
+    ensure!(policies.contains("deny-9090"), "{policies}");
     let version = good(&["version"], "")?;
     ensure!(
         version["controllers"]

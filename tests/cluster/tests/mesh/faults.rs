@@ -11,7 +11,7 @@ use tests_cluster::{CLIENT, eventually, kubectl, nodes, pod, upstream};
 
 use crate::command_line::{asked, good};
 use crate::installed::{CONTROLLER, Installed, NAMESPACE};
-use crate::pair::Pair;
+use crate::pair::{Kept, Pair};
 
 /// A proxy where pods reach it, that shows the API server's own certificate.
 fn proxy(mesh: &Installed) -> Result<Proxy> {
@@ -100,7 +100,7 @@ fn while_controllers_hear_the_api_server_badly_no_request_fails_and_changes_arri
         "{counts:?}"
     );
     proxy.set(Plan::default());
-    pair.stop_asking("controllers heard the API server badly")?;
+    pair.stop_asking("controllers heard the API server badly", Kept::GoesOn)?;
     pair.until_readable(false)?;
     eventually("every node is in step", || good(&["status"], ""))?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");

@@ -8,6 +8,7 @@ use tests_cluster::{Namespace, SERVER, eventually, kubectl, nodes, pod};
 
 use crate::installed::Installed;
 use crate::kinds::{Kinds, until_said};
+use crate::ordinary::doors::address;
 
 /// A certificate that is its own authority.
 pub(crate) struct Certificate {
@@ -49,6 +50,14 @@ impl Certificate {
             pem: std::fs::read_to_string(path("pem"))?,
             key: std::fs::read_to_string(path("key"))?,
         })
+    }
+
+    /// A shell command that asks by HTTPS at this port, and takes this certificate alone.
+    pub(crate) fn ask(&self, to: &str, port: u64) -> String {
+        format!(
+            "cat > /tmp/ca.pem <<'END'\n{}END\ncurl -s -S -m 5 --cacert /tmp/ca.pem --resolve shop.example.com:{port}:{to} https://shop.example.com:{port}/cgi-bin/who",
+            self.pem
+        )
     }
 
     pub(crate) fn secret(&self, name: &str) -> Value {
@@ -172,15 +181,6 @@ fn a_gateway_that_is_asked_for_is_reached_swaps_its_certificate_and_goes() -> Re
         one.and_then(|port| port["nodePort"].as_u64())
             .context("a node's port")
     };
-    let address = |node: &str| -> Result<String> {
-        let node = tests_cluster::get(&["node", node])?;
-        let all = node["status"]["addresses"]
-            .as_array()
-            .context("addresses")?;
-        let internal = all.iter().find(|one| one["type"] == "InternalIP");
-        let text = internal.and_then(|one| one["address"].as_str());
-        text.map(str::to_owned).context("an address")
-    };
     let (http, https) = (port(80)?, port(443)?);
     let to = address(there)?;
     let ask = |path: &str| {
@@ -198,13 +198,7 @@ fn a_gateway_that_is_asked_for_is_reached_swaps_its_certificate_and_goes() -> Re
         Ok(())
     })?;
     ensure!(ask("/elsewhere")?.ends_with("404"));
-    let secure = |certificate: &Certificate| {
-        let ask = format!(
-            "cat > /tmp/ca.pem <<'END'\n{}END\ncurl -s -S -m 5 --cacert /tmp/ca.pem --resolve shop.example.com:{https}:{to} https://shop.example.com:{https}/cgi-bin/who",
-            certificate.pem
-        );
-        mesh.on(here, &ask)
-    };
+    let secure = |certificate: &Certificate| mesh.on(here, &certificate.ask(&to, https));
     eventually("HTTPS with the Secret's certificate", || {
         let answer = secure(&first)?;
         ensure!(answer.starts_with("server "), "{answer}");

@@ -1,5 +1,8 @@
 //! Tenants with rights in one namespace, and what applies to another.
 
+mod addresses;
+mod masses;
+
 use std::thread::sleep;
 use std::time::Duration;
 

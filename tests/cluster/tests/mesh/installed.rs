@@ -145,7 +145,8 @@ impl Installed {
                 "-l",
                 ours,
             ])?;
-            kubectl(&["delete", "clusterrole,clusterrolebinding", "-l", ours])?;
+            let everywhere = "clusterrole,clusterrolebinding,validatingwebhookconfiguration";
+            kubectl(&["delete", everywhere, "-l", ours])?;
         }
         eventually("the agents are gone", || {
             let pods = kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "name"])?;

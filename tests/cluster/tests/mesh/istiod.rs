@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tests_cluster::{CLIENT, Namespace, eventually, get, helm, helm_with, kubectl, nodes, pod};
 
 use crate::installed::{Installed, NAMESPACE};
-use crate::pair::Pair;
+use crate::pair::{Kept, Pair};
 
 /// Issue 12, istiod: what `docs/migrate-from-istio.md` says under "Keep istiod", on two nodes.
 #[test]
@@ -181,7 +181,7 @@ fn rotated(mesh: &Installed, pair: &Pair) -> Result<()> {
     })?;
     // Beyond the life of those that there were.
     std::thread::sleep(std::time::Duration::from_secs(90));
-    pair.stop_asking("certificates were renewed")?;
+    pair.stop_asking("certificates were renewed", Kept::GoesOn)?;
     pair.until_readable(false)
 }
 
@@ -200,7 +200,7 @@ fn restarted(pair: &Pair) -> Result<()> {
     kubectl(&[&of_istiod[..], &["--replicas=1"]].concat())?;
     ready()?;
     std::thread::sleep(std::time::Duration::from_secs(10));
-    pair.stop_asking("istiod was away and came back")?;
+    pair.stop_asking("istiod was away and came back", Kept::GoesOn)?;
     // And its word counts again.
     denied(pair)
 }

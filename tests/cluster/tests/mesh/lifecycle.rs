@@ -5,7 +5,7 @@ use serde_json::json;
 use tests_cluster::{CLIENT, Namespace, eventually, kubectl, nodes, pod};
 
 use crate::installed::{AGENT, Installed, NAMESPACE};
-use crate::pair::Pair;
+use crate::pair::{Kept, Pair};
 
 /// F1, A1, A33: the main job, on a cluster.
 #[test]
@@ -14,10 +14,12 @@ fn a_label_captures_running_pods_and_their_traffic_between_nodes_is_tls_until_it
     let mesh = Installed::install()?;
     let pair = Pair::create(&mesh, "label")?;
     ensure!(pair.is_readable()?, "without a label nothing is encrypted");
+    pair.keep_asking()?;
     pair.label("keelson.io/mesh=enabled")?;
     pair.until_readable(false)?;
     pair.label("keelson.io/mesh-")?;
     pair.until_readable(true)?;
+    pair.stop_asking("a label came and went", Kept::GoesOn)?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");
     Ok(())
 }
@@ -121,7 +123,7 @@ fn agents_that_are_replaced_one_by_one_fail_no_request_and_let_nothing_be_read()
         ensure!(pair.asked()?.0 > so_far + 20);
         Ok(())
     })?;
-    pair.stop_asking("agents were replaced")?;
+    pair.stop_asking("agents were replaced", Kept::EndsWithItsAgent)?;
     pair.until_readable(false)?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");
     Ok(())
@@ -174,18 +176,34 @@ fn helm_uninstall_lets_pods_go_and_leaves_nothing_on_the_nodes() -> Result<()> {
         mesh.on(&node, "test -d /sys/fs/bpf/keelson")?;
         mesh.on(&node, "test -e /etc/cni/net.d/00-keelson.conflist")?;
     }
-    let rules = "ip rule list; ip route list table 15001 2>/dev/null | sed 's/^/ours: /'";
     ensure!(
-        pair.namespace.exec("server", rules)?.contains("fwmark"),
+        pair.namespace.exec("server", RULES)?.contains("fwmark"),
         "rules of a captured pod"
     );
 
     mesh.uninstall()?;
 
+    talks_on_and_nothing_is_on_the_nodes(&mesh, &pair)?;
+    let roles = kubectl(&["get", "clusterroles,clusterrolebindings", "-o", "name"])?;
+    ensure!(!roles.contains("keelson"), "{roles}");
+    let left = kubectl(&["-n", NAMESPACE, "get", "all", "-o", "name"])?;
+    ensure!(left.trim().is_empty(), "{left}");
+    // What controllers wrote down goes with the chart's objects, but the root: it is another one's to remove.
+    eventually("what controllers wrote down is gone", || {
+        let kinds = "configmaps,secrets,leases.coordination.k8s.io,serviceaccounts";
+        let left = kubectl(&["-n", NAMESPACE, "get", kinds, "-o", "name"])?;
+        let left: Vec<&str> = left.lines().collect();
+        ensure!(left == ROOT_AND_THE_CLUSTERS_OWN, "{left:?}");
+        Ok(())
+    })
+}
+
+/// Pods that were let go talk on and were not started again, nothing of ours is on any node, and pods come and go.
+pub(crate) fn talks_on_and_nothing_is_on_the_nodes(mesh: &Installed, pair: &Pair) -> Result<()> {
     pair.until_readable(true)?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");
     for name in ["client", "server"] {
-        let left = pair.namespace.exec(name, rules)?;
+        let left = pair.namespace.exec(name, RULES)?;
         ensure!(
             !left.contains("fwmark") && !left.contains("ours"),
             "{name}: {left}"
@@ -211,21 +229,12 @@ fn helm_uninstall_lets_pods_go_and_leaves_nothing_on_the_nodes() -> Result<()> {
     pair.namespace.apply(&[pod("later", None, "sleep 1000")])?;
     pair.namespace.wait_ready("later")?;
     pair.namespace
-        .kubectl(&["delete", "pod", "later", "client", "--timeout=60s"])?;
-    let roles = kubectl(&["get", "clusterroles,clusterrolebindings", "-o", "name"])?;
-    ensure!(!roles.contains("keelson"), "{roles}");
-    let left = kubectl(&["-n", NAMESPACE, "get", "all", "-o", "name"])?;
-    ensure!(left.trim().is_empty(), "{left}");
-    // What controllers wrote down goes with the chart's objects, but the root: it is another one's to remove.
-    eventually("what controllers wrote down is gone", || {
-        let kinds = "configmaps,secrets,leases.coordination.k8s.io,serviceaccounts";
-        let left = kubectl(&["-n", NAMESPACE, "get", kinds, "-o", "name"])?;
-        let left: Vec<&str> = left.lines().collect();
-        ensure!(left == ROOT_AND_THE_CLUSTERS_OWN, "{left:?}");
-        Ok(())
-    })
+        .kubectl(&["delete", "pod", "later", "client", "--timeout=60s"])
+        .map(drop)
 }
 
+/// What a captured pod has in its network namespace.
+const RULES: &str = "ip rule list; ip route list table 15001 2>/dev/null | sed 's/^/ours: /'";
 /// What a namespace has that Keelson was removed from by Helm.
 const ROOT_AND_THE_CLUSTERS_OWN: [&str; 3] = [
     "configmap/kube-root-ca.crt",

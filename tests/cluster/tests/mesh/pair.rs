@@ -1,5 +1,7 @@
 //! Two pods on two nodes, and the link between them under observation.
 
+use std::cell::Cell;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Capture, CaptureOptions, Netns};
 use serde_json::Value;
@@ -7,12 +9,23 @@ use tests_cluster::{CLIENT, Namespace, SERVER, eventually, kubectl, nodes, pod, 
 
 use crate::installed::Installed;
 
+/// What becomes of a connection that is open for long.
+#[derive(Clone, Copy)]
+pub(crate) enum Kept {
+    /// It does not end.
+    GoesOn,
+    /// It ends some time after its agent is replaced, or its pod let go: at the deadline of the drain.
+    EndsWithItsAgent,
+}
+
 /// A client on one node and a server on another.
 pub(crate) struct Pair {
     pub(crate) namespace: Namespace,
     /// A shell command that asks the server.
     pub(crate) ask: String,
     link: Capture,
+    /// Whether a connection is kept, whose packets are on the link too.
+    keeps: Cell<bool>,
 }
 
 impl Pair {
@@ -22,9 +35,11 @@ impl Pair {
         let [here, there] = nodes.as_slice() else {
             bail!("two nodes are needed, not {nodes:?}");
         };
+        // It also sends back all that comes by a connection that is kept.
+        let server = format!("nc -ll -p {ECHO} -e cat & {SERVER}");
         namespace.apply(&[
             pod("client", Some(here), CLIENT),
-            pod("server", Some(there), SERVER),
+            pod("server", Some(there), &server),
         ])?;
         namespace.wait_ready("client")?;
         namespace.wait_ready("server")?;
@@ -39,6 +54,7 @@ impl Pair {
             namespace,
             ask,
             link,
+            keeps: Cell::new(false),
         })
     }
 
@@ -51,7 +67,7 @@ impl Pair {
     pub(crate) fn is_readable(&self) -> Result<bool> {
         let (readable, tunnel) = self.ask_once()?;
         ensure!(
-            readable != (tunnel > 0),
+            readable != (tunnel > 0) || readable && self.keeps.get(),
             "readable: {readable}, {tunnel} packets of the tunnel"
         );
         Ok(readable)
@@ -99,13 +115,29 @@ impl Pair {
         Ok(())
     }
 
-    /// Has the client ask all the time, one request after the other, until [`Pair::stop_asking`].
+    /// Has the client ask all the time, one request after the other, and talk by a connection that is kept, which is opened again
+    /// when it ends, until [`Pair::stop_asking`].
     pub(crate) fn keep_asking(&self) -> Result<()> {
         let ask = &self.ask;
         let ask_on = format!(
             "while [ ! -e /tmp/stop ]; do if {ask} > /dev/null; then echo good; else echo bad; fi; done > /tmp/asked 2>&1 & true"
         );
-        self.namespace.exec("client", &ask_on).map(drop)
+        self.namespace.exec("client", &ask_on)?;
+        let to = self.namespace.pod_ip("server")?;
+        let talk_on = format!(
+            "talk() {{ i=0; while [ ! -e /tmp/stop ]; do i=$((i + 1)); echo $i || break; echo $i > /tmp/sent; sleep 0.1; done; }}
+            {{ while [ ! -e /tmp/stop ]; do
+                echo 0 > /tmp/sent; talk | nc {to} {ECHO} > /tmp/back
+                echo \"$(cat /tmp/sent) $(tail -n 1 /tmp/back)\" >> /tmp/kept; sleep 0.1
+            done; }} > /dev/null 2>&1 & true"
+        );
+        self.namespace.exec("client", &talk_on)?;
+        self.keeps.set(true);
+        eventually("a connection is kept", || {
+            let back = self.namespace.exec("client", "tail -n 1 /tmp/back")?;
+            ensure!(!back.trim().is_empty(), "nothing comes back");
+            Ok(())
+        })
     }
 
     /// How many of these requests were answered so far, and how many were not.
@@ -117,13 +149,44 @@ impl Pair {
         Ok((count("good")?, count("bad")?))
     }
 
-    /// Ends the asking: more than 50 requests were answered, and none was not.
+    /// Ends the asking: more than 50 requests were answered, none was not, and the connection that was kept has gone on, but where
+    /// agents were replaced that carried it.
     #[expect(clippy::print_stdout, reason = "the figure of a test")]
-    pub(crate) fn stop_asking(&self, during: &str) -> Result<()> {
+    pub(crate) fn stop_asking(&self, during: &str, kept: Kept) -> Result<()> {
         self.namespace.exec("client", "touch /tmp/stop")?;
+        self.keeps.set(false);
         let (good, bad) = self.asked()?;
-        println!("{good} requests while {during}, {bad} failed");
-        ensure!(good > 50 && bad == 0, "{good} good, {bad} bad");
+        // The last of them has had all back and ends now, or it is silent.
+        let ended = eventually("the connection that is kept ends", || {
+            let lines = self.namespace.exec("client", "cat /tmp/kept")?;
+            let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
+            let whole = |line: &String| {
+                line.split_once(' ')
+                    .is_some_and(|(sent, back)| sent == back)
+            };
+            ensure!(
+                lines.last().is_some_and(whole),
+                "sent and had back: {lines:?}"
+            );
+            Ok(lines)
+        })?;
+        // Those that were open; an attempt to open one again is a request that failed.
+        let opened: Vec<&String> = ended.iter().filter(|line| !line.ends_with(' ')).collect();
+        let unopened = ended.len() - opened.len();
+        let broken = opened.len().saturating_sub(1);
+        println!(
+            "while {during}: {good} requests and {} kept connections, failed: {bad} requests, {broken} kept, {unopened} that \
+             were to be kept; sent and had back: {ended:?}",
+            opened.len()
+        );
+        ensure!(
+            good > 50 && bad == 0 && unopened == 0,
+            "{good} good, {bad} bad, {ended:?}"
+        );
+        match kept {
+            Kept::GoesOn => ensure!(broken == 0, "the kept connection ended: {ended:?}"),
+            Kept::EndsWithItsAgent => {}
+        }
         Ok(())
     }
 
@@ -138,3 +201,5 @@ impl Pair {
 
 const REQUEST: &[u8] = b"GET /cgi-bin/who";
 const TUNNEL: u16 = 15008;
+/// Where the server sends back what it gets.
+const ECHO: u16 = 9090;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tests_cluster::{Namespace, eventually, get, kubectl, nodes, pod};
 
 use crate::installed::{CONTROLLER, Installed, NAMESPACE};
-use crate::pair::Pair;
+use crate::pair::{Kept, Pair};
 
 /// The pods of the controller that are ready, by name, with their nodes.
 fn controllers() -> Result<Vec<(String, String)>> {
@@ -119,7 +119,7 @@ fn a_controller_that_is_killed_fails_no_request_and_the_other_goes_on() -> Resul
             Ok(())
         })?;
     }
-    pair.stop_asking("controllers were killed")?;
+    pair.stop_asking("controllers were killed", Kept::GoesOn)?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");
     // What nodes hold is kept for both of them.
     let kept = get(&[

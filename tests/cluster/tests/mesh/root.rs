@@ -8,7 +8,7 @@ use tests_cluster::{eventually, get, kubectl, nodes};
 
 use crate::command_line::good;
 use crate::installed::{CONTROLLER, Installed, NAMESPACE};
-use crate::pair::Pair;
+use crate::pair::{Kept, Pair};
 
 /// The roots that are published for agents, as PEM blocks.
 fn published() -> Result<BTreeSet<String>> {
@@ -125,7 +125,7 @@ fn a_root_follows_another_without_a_failed_request_and_the_old_one_is_trusted_no
     ensure!(new.is_subset(&both), "{new:?}");
     until_renewed(&pair)?;
     pair.until_readable(false)?;
-    pair.stop_asking("one root followed another")?;
+    pair.stop_asking("one root followed another", Kept::GoesOn)?;
     let secret = get(&["-n", NAMESPACE, "secret", "keelson-ca"])?;
     ensure!(
         secret["data"]

@@ -10,7 +10,7 @@ use crate::command_line::good;
 use crate::installed::{
     AGENT, CONTROLLER, Installed, NAMESPACE, RELEASE, chart_directory, istio_kinds,
 };
-use crate::pair::Pair;
+use crate::pair::{Kept, Pair};
 
 /// Installs or upgrades by Helm.
 fn helm_to(chart: &str, tag: &str, mut values: Value) -> Result<()> {
@@ -159,7 +159,7 @@ fn an_upgrade_and_a_rollback_that_stop_halfway_fail_no_request() -> Result<()> {
     it_works(&pair, OLD, NEW)?;
     agents_roll(true)?;
     it_works(&pair, OLD, OLD)?;
-    pair.stop_asking("versions were mixed")?;
+    pair.stop_asking("versions were mixed", Kept::EndsWithItsAgent)?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");
     helm(&["uninstall", RELEASE, "-n", NAMESPACE, "--wait"])?;
     pair.until_readable(true)

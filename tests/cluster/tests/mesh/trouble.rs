@@ -10,7 +10,7 @@ use tests_cluster::{CLIENT, eventually, kubectl, nodes, pod};
 
 use crate::command_line::good;
 use crate::installed::{Installed, NAMESPACE};
-use crate::pair::Pair;
+use crate::pair::{Kept, Pair};
 
 /// An API server that answers nobody: its process, and etcd's, stand still.
 struct Away<'m>(&'m Installed);
@@ -82,7 +82,7 @@ fn without_an_api_server_for_minutes_kept_and_new_connections_go_on_encrypted() 
     ensure!(after > before + 100, "{before} {after}");
     drop(away);
     eventually("the API server answers", || kubectl(&["get", "nodes"]))?;
-    pair.stop_asking("no API server answered")?;
+    pair.stop_asking("no API server answered", Kept::GoesOn)?;
     eventually("every node is in step", || good(&["status"], ""))?;
     pair.until_readable(false)?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");
@@ -117,7 +117,7 @@ fn after_etcd_is_compacted_while_watches_are_cut_changes_arrive() -> Result<()> 
     ensure!(answer.starts_with("server "), "{answer}");
     pair.label("keelson.io/mesh-")?;
     pair.until_readable(true)?;
-    pair.stop_asking("etcd was compacted and the API server killed")?;
+    pair.stop_asking("etcd was compacted and the API server killed", Kept::GoesOn)?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");
     Ok(())
 }
@@ -150,7 +150,7 @@ fn a_kubelet_and_a_containerd_that_start_again_fail_no_request() -> Result<()> {
             Ok(())
         })?;
     }
-    pair.stop_asking("kubelets and containerds were killed")?;
+    pair.stop_asking("kubelets and containerds were killed", Kept::GoesOn)?;
     pair.until_readable(false)?;
     eventually("every node is in step", || good(&["status"], ""))?;
     ensure!(pair.restarts()? == 0, "nothing is restarted");
@@ -274,7 +274,7 @@ fn three_hundred_pods_come_and_go_and_leave_no_identity_namespace_link_or_entry(
     pair.until_readable(false)
 }
 
-/// What pods leave on a node, by number: network namespaces, interfaces, programs and maps in use, sandboxes that are remembered.
+/// What pods leave on a node, by number: network namespaces, interfaces, entries of maps, sandboxes that are remembered.
 fn traces(mesh: &Installed, node: &str) -> Result<Vec<(String, u64)>> {
     let counts = [
         ("namespaces", "ls /run/netns | wc -l"),
@@ -289,6 +289,11 @@ fn traces(mesh: &Installed, node: &str) -> Result<Vec<(String, u64)>> {
     let mut all = Vec::new();
     for (what, command) in counts {
         all.push((what.to_owned(), mesh.on(node, command)?.parse()?));
+    }
+    let maps = "curl -s http://127.0.0.1:15000/stats/prometheus | grep '^keelson_map_entries{'";
+    for line in mesh.on(node, maps)?.lines() {
+        let (map, count) = line.rsplit_once(' ').context("a count")?;
+        all.push((map.to_owned(), count.parse()?));
     }
     let words = [
         "-n",

@@ -6,3 +6,4 @@ mod controller;
 mod faults;
 mod replicas;
 mod smoke;
+mod tokens;
