@@ -43,7 +43,7 @@ use crate::caller::Dialled;
 use crate::fault;
 use crate::reply::Reply;
 use crate::serve::{self, Exchange};
-use crate::telemetry::Record;
+use crate::telemetry::{Record, is_grpc};
 
 /// Where a request goes, and how.
 pub(crate) struct Plan<'c> {
@@ -256,11 +256,14 @@ pub(crate) fn target(
     candidate: &Candidate,
 ) -> Target {
     let limits = resolved.cluster.policy.limits.clone().unwrap_or_default();
-    let is_http2 = exchange.head.version == http::Version::HTTP_2;
+    let came = message::Came {
+        http2: exchange.head.version == http::Version::HTTP_2,
+        agreed: exchange.caller.scheme() == "https" && !is_grpc(&exchange.head.headers),
+    };
     Target {
         cluster: Arc::clone(&resolved.state),
         address: candidate.member.address,
-        http2: message::speaks_http2(resolved.cluster.protocol, limits.upgrade, is_http2),
+        http2: message::speaks_http2(resolved.cluster.protocol, limits.upgrade, came),
         secured: resolved.secured.clone(),
         limits: ConnectionLimits::of(&limits),
     }

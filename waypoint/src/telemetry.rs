@@ -18,7 +18,7 @@ use telemetry::{Asked, ConnectionMetrics, Party, PartyLabels, Recorder, Reporter
 pub(crate) use flags::Flag;
 use labels::HttpLabels;
 pub(crate) use labels::party_of_endpoint;
-pub(crate) use record::{Record, grpc_status};
+pub(crate) use record::{Record, grpc_status, is_grpc};
 
 /// The metrics of this program.
 #[derive(Debug)]

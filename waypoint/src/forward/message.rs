@@ -14,13 +14,24 @@ use super::pool::Target;
 use super::{Plan, headers};
 use crate::serve::Exchange;
 
+/// How a client's request has come.
+#[derive(Clone, Copy)]
+pub(super) struct Came {
+    /// By HTTP/2.
+    pub(super) http2: bool,
+    /// By TLS that ended here, in which client and gateway have agreed on a version for themselves; but for gRPC, which is
+    /// HTTP/2 everywhere.
+    pub(super) agreed: bool,
+}
+
 /// Whether requests of a port are sent as HTTP/2.
-pub(super) fn speaks_http2(declared: AppProtocol, upgrade: Upgrade, client: bool) -> bool {
+pub(super) fn speaks_http2(declared: AppProtocol, upgrade: Upgrade, came: Came) -> bool {
     match (upgrade, declared) {
         (Upgrade::Always, _) | (_, AppProtocol::Http2 | AppProtocol::Grpc) => true,
         (Upgrade::Never, _) | (Upgrade::Unsaid, AppProtocol::Http11) => false,
-        // Undeclared: whoever speaks HTTP/2 to it knows that it does.
-        (Upgrade::AsClient | Upgrade::Unsaid, _) => client,
+        (Upgrade::AsClient, _) => came.http2,
+        // Undeclared: whoever speaks HTTP/2 to it unasked knows that it does.
+        (Upgrade::Unsaid, _) => came.http2 && !came.agreed,
     }
 }
 
@@ -133,4 +144,69 @@ pub(super) fn prepare(
 pub(super) fn takes_over(response: &Response<Incoming>, method: &Method) -> bool {
     response.status() == StatusCode::SWITCHING_PROTOCOLS
         || (*method == Method::CONNECT && response.status().is_success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A browser agrees on HTTP/2 with the gateway; the pods behind it have not been asked.
+    #[test]
+    fn an_undeclared_port_gets_http_2_from_who_speaks_it_unasked_and_a_declared_one_what_it_declares()
+     {
+        let came = |http2, agreed| Came { http2, agreed };
+        for (declared, upgrade, came, expected) in [
+            (
+                AppProtocol::Unknown,
+                Upgrade::Unsaid,
+                came(true, false),
+                true,
+            ),
+            (
+                AppProtocol::Unknown,
+                Upgrade::Unsaid,
+                came(true, true),
+                false,
+            ),
+            (
+                AppProtocol::Unknown,
+                Upgrade::Unsaid,
+                came(false, true),
+                false,
+            ),
+            (
+                AppProtocol::Unknown,
+                Upgrade::AsClient,
+                came(true, true),
+                true,
+            ),
+            (
+                AppProtocol::Unknown,
+                Upgrade::Always,
+                came(false, true),
+                true,
+            ),
+            (
+                AppProtocol::Unknown,
+                Upgrade::Never,
+                came(true, false),
+                false,
+            ),
+            (AppProtocol::Http2, Upgrade::Unsaid, came(false, true), true),
+            (AppProtocol::Grpc, Upgrade::Unsaid, came(true, true), true),
+            (
+                AppProtocol::Http11,
+                Upgrade::Unsaid,
+                came(true, false),
+                false,
+            ),
+        ] {
+            let is = speaks_http2(declared, upgrade, came);
+            assert_eq!(
+                is, expected,
+                "{declared:?} {upgrade:?} {} {}",
+                came.http2, came.agreed
+            );
+        }
+    }
 }
