@@ -98,7 +98,7 @@ pub(crate) fn choose<'c, R: Rng + ?Sized>(
 
 /// Ready and not ejected; where too few would be left, ejection counts for nothing.
 fn healthy<'c>(resolved: &'c Resolved, outliers: Option<&Outliers>) -> Vec<&'c Candidate> {
-    let ready: Vec<_> = resolved
+    let mut ready: Vec<_> = resolved
         .candidates
         .iter()
         .filter(|one| one.member.ready && one.member.endpoint.weight > 0)
@@ -106,21 +106,19 @@ fn healthy<'c>(resolved: &'c Resolved, outliers: Option<&Outliers>) -> Vec<&'c C
     let Some(outliers) = outliers else {
         return ready;
     };
-    let left: Vec<_> = ready
-        .iter()
-        .copied()
-        .filter(|one| !one.state.is_ejected())
-        .collect();
-    if left.len() * 100 < ready.len() * outliers.min_health_percent as usize {
-        return ready;
+    let left = ready.iter().filter(|one| !one.state.is_ejected()).count();
+    if left < ready.len() && left * 100 >= ready.len() * outliers.min_health_percent as usize {
+        ready.retain(|one| !one.state.is_ejected());
     }
-    left
+    ready
 }
 
 /// Those for which something holds, or all if it holds for none.
-fn prefer(all: Vec<&Candidate>, wanted: impl Fn(&Candidate) -> bool) -> Vec<&Candidate> {
-    let some: Vec<_> = all.iter().copied().filter(|one| wanted(one)).collect();
-    if some.is_empty() { all } else { some }
+fn prefer(mut all: Vec<&Candidate>, wanted: impl Fn(&Candidate) -> bool) -> Vec<&Candidate> {
+    if all.iter().any(|one| wanted(one)) {
+        all.retain(|one| wanted(one));
+    }
+    all
 }
 
 /// An endpoint's share; a new one has less at first.

@@ -57,20 +57,23 @@ fn said<'a>(name: &str, (locality, labels): (&'a Locality, &'a Labels)) -> &'a s
         "topology.istio.io/subzone" => &*locality.subzone,
         _ => "",
     };
-    labels.get(name).map_or_else(place, |value| value)
+    match labels.get(name) {
+        Some(value) => value,
+        None => place(),
+    }
 }
 
 /// Localities by weight.
 type Shares = Vec<(Arc<str>, u32)>;
 
-fn nearest<R: Ord>(candidates: Vec<&Candidate>, rank: impl Fn(&Candidate) -> R) -> Vec<&Candidate> {
-    let Some(best) = candidates.iter().map(|one| rank(one)).min() else {
-        return candidates;
-    };
+fn nearest<R: Ord>(
+    mut candidates: Vec<&Candidate>,
+    rank: impl Fn(&Candidate) -> R,
+) -> Vec<&Candidate> {
+    if let Some(best) = candidates.iter().map(|one| rank(one)).min() {
+        candidates.retain(|one| rank(one) == best);
+    }
     candidates
-        .into_iter()
-        .filter(|one| rank(one) == best)
-        .collect()
 }
 
 /// How far a locality is: the same subzone is nearest, then zone, region, the region to fail over to, anywhere.

@@ -1,7 +1,8 @@
 //! HTTP/1.1: one request at a time on a connection, which is kept for the next.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -9,6 +10,7 @@ use hyper::client::conn::http1::SendRequest;
 
 use super::{Outgoing, Place, Pool, SendError, Target, connect, is_over};
 use crate::balance::count::Held;
+use crate::balance::state::ClusterState;
 
 /// A connection that no request uses.
 #[derive(Debug)]
@@ -31,7 +33,11 @@ impl Idle {
 pub(crate) struct Lease {
     idle: Option<Idle>,
     place: Rc<Place>,
-    target: Target,
+    cluster: Arc<ClusterState>,
+    /// Requests that the connection serves.
+    most: u32,
+    /// For how long it is kept without one.
+    kept_for: Duration,
 }
 
 impl Drop for Lease {
@@ -39,19 +45,18 @@ impl Drop for Lease {
         let Some(mut idle) = self.idle.take() else {
             return;
         };
-        let limits = &self.target.limits;
-        let is_used_up = idle.served >= limits.requests_per_connection || is_over(idle.ends);
+        let is_used_up = idle.served >= self.most || is_over(idle.ends);
         if idle.is_closed() || is_used_up {
             return;
         }
         let place = &self.place;
-        if place.waiting.get() == 0 && self.target.cluster.pending.now() > 0 {
+        if place.waiting.get() == 0 && self.cluster.pending.now() > 0 {
             // Somebody elsewhere waits for room.
             return;
         }
         let mut kept = place.idle.borrow_mut();
         if kept.len() < MOST_IDLE {
-            idle.until = Instant::now() + limits.idle;
+            idle.until = Instant::now() + self.kept_for;
             kept.push(idle);
             place.returned.notify_one();
         }
@@ -73,7 +78,9 @@ pub(super) async fn send(
                 let lease = Lease {
                     idle: Some(idle),
                     place: Rc::clone(place),
-                    target: target.clone(),
+                    cluster: Arc::clone(&target.cluster),
+                    most: target.limits.requests_per_connection,
+                    kept_for: target.limits.idle,
                 };
                 return Ok((response, lease));
             }
