@@ -214,7 +214,7 @@ async fn http2_is_no_upgrade() {
         ("Upgrade", "H2C"),
         ("upgrade", "websocket, h2c"),
         ("upgrade", "HTTP/2.0"),
-        ("upgrade, close", "TLS/1.2"),
+        ("upgrade", "TLS/1.2"),
     ] {
         let request = format!(
             "GET / HTTP/1.1\r\nhost: cart\r\nconnection: {connection}\r\nupgrade: {upgrade}\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\nGET / HTTP/1.1\r\nhost: cart\r\nconnection: close\r\n\r\n"

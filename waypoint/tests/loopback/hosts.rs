@@ -130,7 +130,8 @@ async fn a_gateway_serves_the_virtual_host_of_the_target() {
             "HTTP/2: {http2}"
         );
         let answer = ask("other.example.com", "cart.example.com").await;
-        assert_eq!(answer.status, 404, "HTTP/2: {http2}");
+        // It has no rule, and so no endpoint.
+        assert_eq!(answer.status, 503, "HTTP/2: {http2}");
     }
     assert_eq!(server.count(), 2);
 }

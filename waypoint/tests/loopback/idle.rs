@@ -13,18 +13,22 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use waypoint::Limits;
 
-use crate::support::{Body, Client, Mesh, Server, exchange, get, text};
+use crate::support::{Body, Client, Mesh, Server, get, text};
 
 const IDLE: Duration = Duration::from_millis(300);
 
 /// One endpoint, which may have one connection: who holds that holds up everybody.
-async fn mesh(large: usize) -> (Mesh, Server) {
-    let server = Server::start(move |request| async move {
-        let wants_all = request.uri().path() == "/large";
+async fn mesh() -> (Mesh, Server) {
+    let server = Server::start(|request| async move {
+        let is_endless = request.uri().path() == "/endless";
         let body = request.into_body().collect().await;
         let length = body.map_or(0, |body| body.to_bytes().len());
-        Response::new(match wants_all {
-            true => text(vec![b'x'; large]),
+        let endless = futures::stream::repeat_with(|| {
+            let piece = Bytes::from_static(&[b'x'; 16 << 10]);
+            Ok::<_, Infallible>(Frame::data(piece))
+        });
+        Response::new(match is_endless {
+            true => StreamBody::new(endless).boxed(),
             false => text(length.to_string()),
         })
     })
@@ -72,7 +76,7 @@ fn post(body: Body) -> Request<Body> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_stops_in_its_request_is_told_so_and_frees_the_endpoint() {
     for http2 in [false, true] {
-        let (mesh, _server) = mesh(0).await;
+        let (mesh, _server) = mesh().await;
         let stream = mesh.dial().await;
         let mut client = match http2 {
             false => Client::http1(stream).await,
@@ -94,7 +98,7 @@ async fn a_client_that_stops_in_its_request_is_told_so_and_frees_the_endpoint() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_is_slow_and_goes_on_is_not_given_up() {
-    let (mesh, _server) = mesh(0).await;
+    let (mesh, _server) = mesh().await;
     let mut client = Client::http1(mesh.dial().await).await;
     let (sender, body) = pieces();
     let sending = tokio::spawn(async move {
@@ -149,17 +153,18 @@ async fn an_answer_in_which_nothing_happens_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_frees_the_endpoint_and_loses_its_connection() {
-    let whole = 32 << 20;
-    let (mesh, _server) = mesh(whole).await;
+    let (mesh, _server) = mesh().await;
     let mut stream = mesh.dial().await;
-    let request = b"GET /large HTTP/1.1\r\nhost: cart\r\n\r\n";
+    // Not the kernel either: what it takes is as good as read.
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_recv_buffer_size(32 << 10).unwrap();
+    let request = b"GET /endless HTTP/1.1\r\nhost: cart\r\n\r\n";
     stream.write_all(request).await.unwrap();
     tokio::time::sleep(IDLE).await;
     assert_free(&mesh).await;
     let mut rest = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
     assert!(read.is_ok(), "the connection goes on");
-    assert!(rest.len() < whole, "all of it has come");
     let page = mesh.page();
     assert!(page.contains("response_flags=\"SI\""), "{page}");
 }
@@ -167,14 +172,14 @@ async fn a_client_that_does_not_read_frees_the_endpoint_and_loses_its_connection
 /// A window of zero, and pings that are answered: nothing else tells that nobody takes the answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_withholds_its_window_frees_the_endpoint() {
-    let (mesh, server) = mesh(1 << 20).await;
+    let (mesh, server) = mesh().await;
     let stream = mesh.dial().await;
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(0);
     let (mut client, connection) = builder.handshake::<_, Bytes>(stream).await.unwrap();
     let driven = tokio::spawn(connection);
     let request = || {
-        let request = Request::builder().uri("http://cart/large");
+        let request = Request::builder().uri("http://cart/endless");
         request.body(()).unwrap()
     };
     let mut held = Vec::new();
@@ -194,7 +199,7 @@ async fn a_client_that_withholds_its_window_frees_the_endpoint() {
 /// An answer that came early leaves a request whose rest is still waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rest_of_a_request_is_not_waited_for_for_ever() {
-    let (mut mesh, _server) = mesh(0).await;
+    let (mut mesh, _server) = mesh().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     mesh.endpoint("a", "v1", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -219,6 +224,4 @@ async fn the_rest_of_a_request_is_not_waited_for_for_ever() {
     assert_eq!(&head, b"HTTP/1.1 200");
     assert_free(&mesh).await;
     drop(stream);
-    let answer = exchange(mesh.dial().await, b"GET / HTTP/1.0\r\n\r\n").await;
-    assert!(answer.contains(" 200 "), "{answer}");
 }

@@ -153,8 +153,12 @@ async fn connections_of_one_address_stay_with_one_endpoint() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_takes_no_connection_is_ejected() {
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone = gone.local_addr().unwrap();
+    // Nobody listens there any more.
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let mut mesh = tcp();
     mesh.endpoint_of("a", "v1", gone, TCP);
     mesh.endpoint_of("b", "v1", greets("2").await, TCP);
