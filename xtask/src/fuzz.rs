@@ -108,6 +108,7 @@ const TARGETS: [&str; 10] = [
     "cni",
     "proxy_header",
     "doors",
+    "policies",
 ];
 
 const ARTIFACTS: &str = "fuzz/artifacts";
