@@ -264,9 +264,9 @@ async fn http1<S: Stream>(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<
             }
             connection.as_mut().graceful_shutdown();
             // What was written last may never be taken.
-            match tokio::time::timeout(head, connection).await {
-                Ok(ended) => ended,
-                Err(_elapsed) => return,
+            tokio::select! {
+                ended = connection => ended,
+                () = watch.quiet(head) => return,
             }
         }
         () = watch.deserted() => return,

@@ -114,6 +114,16 @@ impl Watch {
         }
     }
 
+    /// Resolves when there is no request, after such a time at least.
+    pub(crate) async fn quiet(&self, time: Duration) {
+        loop {
+            tokio::time::sleep(time.max(SHORTEST)).await;
+            if self.0.requests.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+        }
+    }
+
     /// Resolves when the client has had enough time.
     pub(crate) async fn exhausted(&self, head: Duration, idle: Duration) -> Exhausted {
         let mut pause = head.min(idle);

@@ -263,11 +263,6 @@ async fn a_deny_that_comes_while_a_connection_is_made_ends_it() {
     });
     let ended = tokio::time::timeout(Duration::from_secs(8), client.read_u8()).await;
     assert!(ended.expect("it goes on").is_err());
-    let page = mesh.page();
-    assert!(
-        page.contains("ending=\"policy\"") || page.contains("policy"),
-        "{page}"
-    );
     accepting.abort();
     drop(full);
 }
