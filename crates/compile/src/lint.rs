@@ -86,7 +86,9 @@ impl Around {
         for (index, host) in traffic.hosts.iter().enumerate() {
             let host = self.full(host, own);
             for other in self.owners(&host) {
-                let common = bindings.intersection(&other.bindings).next();
+                // In the mesh more is at stake: one of them counts for nothing.
+                let mut common = bindings.intersection(&other.bindings);
+                let common = common.clone().find(|one| *one == MESH).or(common.next());
                 let (true, Some(common)) = (other.key != *about.key, common) else {
                     continue;
                 };

@@ -46,8 +46,8 @@ fn a_waypoint_of_another_namespace_is_used_where_its_listener_allows_it() {
     assert!(is_attached(&mesh), "nobody has refused it");
     for (allowed, expected) in [
         ("", false),
-        (", allowedRoutes: {namespaces: {from: Same}}", false),
         (", allowedRoutes: {namespaces: {from: All}}", true),
+        (", allowedRoutes: {namespaces: {from: Same}}", false),
         (", allowedRoutes: {namespaces: {from: None}}", false),
         (
             ", allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: a}}}}",

@@ -109,7 +109,9 @@ impl Index {
                 |gateway: &&Waypoint| !self.doors_for(gateway, &name.namespace).is_empty();
             let key = ObjectKey::new(Kind::Ingress, &name.namespace, &name.name);
             let said = edge.said.get(&key).into_iter().flatten();
-            let errors = said.filter(|one| one.severity != Severity::Info);
+            let errors = said.filter(|one| {
+                one.severity == Severity::Error || one.field == "spec.ingressClassName"
+            });
             let errors = errors.map(|one| format!("{}: {}", one.field, one.message));
             let view = IngressView {
                 uid: Arc::clone(uid),
