@@ -1,4 +1,4 @@
-//! What a packet carries behind its IP header, as far as the wall has to know: whether it is TCP, and
+//! What a packet carries behind its IP header, as far as the wall has to know: whether it is TCP or UDP, and
 //! where its ports are.
 //!
 //! Bytes are read through a function that says nothing where the packet ends. What cannot be read to the
@@ -9,11 +9,13 @@
 pub enum Transport {
     /// TCP, whose header is at this offset.
     Tcp(usize),
+    /// UDP, whose header is at this offset.
+    Udp(usize),
     /// SCTP or DCCP: connections that nothing of the mesh carries.
     Uncarried,
     /// TCP whose ports are not here or whose destination is another than the header's, or perhaps TCP.
     Hidden,
-    /// Anything else: UDP, ICMP and so on.
+    /// Anything else: ICMP, later fragments of UDP and so on.
     Other,
 }
 
@@ -26,6 +28,7 @@ pub trait Bytes {
 }
 
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
 
@@ -41,6 +44,7 @@ const IPV6_HEADER: usize = 40;
 #[inline(always)]
 pub fn of_v4(bytes: &impl Bytes, start: usize) -> Transport {
     const FRAGMENT: u16 = 0x3fff;
+    const LATER: u16 = 0x1fff;
     let (Some([first, ..]), Some([high, low, _, protocol])) =
         (bytes.fixed(start), bytes.fixed(start + 6))
     else {
@@ -48,6 +52,9 @@ pub fn of_v4(bytes: &impl Bytes, start: usize) -> Transport {
     };
     match protocol {
         TCP => {}
+        UDP if u16::from_be_bytes([high, low]) & LATER == 0 => {
+            return Transport::Udp(start + usize::from(first & 0x0f) * 4);
+        }
         SCTP | DCCP => return Transport::Uncarried,
         _ => return Transport::Other,
     }
@@ -103,6 +110,7 @@ pub fn of_v6(bytes: &impl Bytes, start: usize) -> Transport {
         match next {
             TCP if hides_tcp => return Transport::Hidden,
             TCP => return Transport::Tcp(at),
+            UDP => return Transport::Udp(at),
             SCTP | DCCP => return Transport::Uncarried,
             _ if !is_extension(next) => return Transport::Other,
             _ => {}
@@ -116,6 +124,9 @@ pub fn of_v6(bytes: &impl Bytes, start: usize) -> Transport {
                 let is_first = u16::from_be_bytes([high, low]) & 0xfff8 == 0;
                 if !is_first && is_extension(following) {
                     return Transport::Hidden;
+                }
+                if !is_first && following == UDP {
+                    return Transport::Other;
                 }
                 at += 8;
             }
@@ -184,7 +195,8 @@ mod tests {
             (v4(6, 0, &[]), Transport::Tcp(34)),
             // Do not fragment.
             (v4(6, 0x4000, &[]), Transport::Tcp(34)),
-            (v4(17, 0, &[]), Transport::Other),
+            (v4(17, 0, &[]), Transport::Udp(34)),
+            (v4(17, 0x2000, &[148, 4, 0, 0]), Transport::Udp(38)),
             (v4(1, 0x2000, &[]), Transport::Other),
             (v4(17, 0x00b9, &[]), Transport::Other),
             (v4(132, 0, &[]), Transport::Uncarried),
@@ -223,25 +235,26 @@ mod tests {
         const AUTHENTICATION: (u8, &[u8]) = (51, &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         for (headers, last, found) in [
             (&[][..], 6, Transport::Tcp(54)),
-            (&[], 17, Transport::Other),
+            (&[], 17, Transport::Udp(54)),
             (&[], 58, Transport::Other),
             (&[], 59, Transport::Other),
             (&[], 132, Transport::Uncarried),
             (&[HOP], 6, Transport::Tcp(62)),
             (&[HOP, OPTIONS], 6, Transport::Tcp(78)),
             (&[AUTHENTICATION], 6, Transport::Tcp(66)),
-            (&[HOP, OPTIONS], 17, Transport::Other),
+            (&[HOP, OPTIONS], 17, Transport::Udp(78)),
             (&[OPTIONS], 33, Transport::Uncarried),
             // Not for whom the header says.
             (&[ROUTING], 6, Transport::Hidden),
             (&[HOP, ROUTING, OPTIONS], 6, Transport::Hidden),
-            (&[ROUTING], 17, Transport::Other),
+            (&[ROUTING], 17, Transport::Udp(62)),
             // Fragments.
             (&[WHOLE], 6, Transport::Hidden),
             (&[LATER], 6, Transport::Hidden),
             (&[WHOLE, OPTIONS], 6, Transport::Hidden),
             (&[LATER, OPTIONS], 17, Transport::Hidden),
             (&[LATER], 17, Transport::Other),
+            (&[WHOLE], 17, Transport::Udp(62)),
             // Five are read, six are too many.
             (&[HOP, HOP, HOP, HOP, HOP], 6, Transport::Tcp(94)),
             (&[HOP, HOP, HOP, HOP, HOP, HOP], 17, Transport::Hidden),

@@ -1,6 +1,6 @@
 //! What the kernel does with a connection of a captured pod, decided in plain functions.
 //!
-//! [`outbound`], [`option`], [`direct`], [`inbound`], [`answers`], [`hold`], [`liveness`], [`source`], [`headers`] and [`wall`] hold
+//! [`outbound`], [`option`], [`direct`], [`inbound`], [`datagram`], [`answers`], [`hold`], [`liveness`], [`source`], [`headers`] and [`wall`] hold
 //! the decisions: they see facts, not contexts, and run in host tests. The files under `hook` read a kernel context, ask the decision and map its answer
 //! to a verdict in one visible `match`. All of them fail closed: what cannot be decided is refused
 //! and counted.
@@ -12,6 +12,7 @@
 )]
 
 pub mod answers;
+pub mod datagram;
 pub mod direct;
 pub mod headers;
 pub mod hold;

@@ -74,6 +74,10 @@ pub static WALLED_PODS: HashMap<u32, u32> = HashMap::pinned(1024, BPF_F_NO_PREAL
 #[map]
 pub static PLAIN_FLOWS: HashMap<Flow, u32> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
 #[map]
+pub static WAYPOINT_ONLY: HashMap<u32, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub static ASKED: LruHashMap<Flow, u64> = LruHashMap::pinned(65536, 0);
+#[map]
 pub static DENIALS: HashMap<VerdictKey, Denial> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
 #[map]
 pub static DENIED: RingBuf = RingBuf::pinned(1 << 16, 0);
@@ -171,6 +175,13 @@ pub fn is_listening(pod: u32, port: u16, family: u16) -> bool {
     let key = PortKey { pod, port, family };
     // SAFETY: the value is copied out at once; it is one word.
     sockets(unsafe { LISTENING.get(&key) }.copied().unwrap_or(0)) > 0
+}
+
+/// Whether the pod is reached by a waypoint only.
+#[inline(always)]
+pub fn is_waypoint_only(pod: u32) -> bool {
+    // SAFETY: only the entry's presence is read.
+    unsafe { WAYPOINT_ONLY.get(&pod) }.is_some()
 }
 
 /// Entries of `LISTENING` that one pod may have.

@@ -90,6 +90,10 @@ pub const PROBE_WINDOW_NS: u64 = 4_000_000_000;
 /// counts only where that was missed.
 pub const FLOW_WINDOW_NS: u64 = 130_000_000_000;
 
+/// How long after a pod's datagram its answers are let in, in nanoseconds: as long as the kernel's own tracking of
+/// connections keeps a stream of datagrams (`nf_conntrack_udp_timeout_stream`).
+pub const ANSWER_WINDOW_NS: u64 = 120_000_000_000;
+
 /// Names of the pinned maps, as declared in the kernel half.
 pub mod maps {
     /// `u64` network namespace cookie -> [`crate::Pod`].
@@ -146,6 +150,11 @@ pub mod maps {
     /// [`crate::Flow`] of a captured pod's plain connection that is older than the wall, the pod's end as
     /// source -> `u32` pod id.
     pub const PLAIN_FLOWS: &str = "PLAIN_FLOWS";
+    /// `u32` id of a pod that is reached by a waypoint only -> `u32` 1.
+    pub const WAYPOINT_ONLY: &str = "WAYPOINT_ONLY";
+    /// [`crate::Flow`] of a datagram that such a pod has sent, the pod's end as source -> `u64` when, in ns since boot
+    /// (the least recently used make room).
+    pub const ASKED: &str = "ASKED";
     /// [`crate::VerdictKey`] of a refusal in `VERDICTS` -> [`crate::Denial`].
     pub const DENIALS: &str = "DENIALS";
     /// Ring of [`crate::Event`]: a few of the refused connections.

@@ -132,6 +132,8 @@ reasons! {
     OutboundUnheld = 53, "outbound_unheld";
     /// setsockopt, sock_ops: how long the application of a carried connection waits for a silent peer was noted.
     WaitsNoted = 54, "waits_noted";
+    /// lookup: UDP to a pod that is reached by a waypoint only, which carries no UDP, was dropped.
+    InboundDatagram = 55, "inbound_datagram";
 }
 
 const _: () = {

@@ -1,14 +1,14 @@
 //! `sk_lookup`: who takes a connection in a pod's network namespace.
 //!
 //! One instance per pod, with the pod's number in its read-only data: `bpf_get_netns_cookie` is not
-//! allowed here. Only TCP connections that no connected socket takes get here (kernel: `sk_lookup`
+//! allowed here. Only TCP connections and datagrams that no connected socket takes get here (kernel: `sk_lookup`
 //! since 5.9, `ingress_ifindex` since 5.17). Run on: 6.1, 6.12, 6.18.
 
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
 use abi::{
-    Addr, FLOW_WINDOW_NS, Flow, HeldKey, LEG_SOURCE, LOOPBACK_IFINDEX, ListenerKind, OWN_ADDRESS,
-    PROBE_WINDOW_NS, PodAddr, PortKey, Reason, is_waypoint_port,
+    ANSWER_WINDOW_NS, Addr, FLOW_WINDOW_NS, Flow, HeldKey, LEG_SOURCE, LOOPBACK_IFINDEX,
+    ListenerKind, OWN_ADDRESS, PROBE_WINDOW_NS, PodAddr, PortKey, Reason, is_waypoint_port,
 };
 use aya_ebpf::{
     bindings::bpf_sk_lookup,
@@ -21,11 +21,12 @@ use super::{
     log::{self, Hook},
 };
 use crate::{
+    datagram,
     inbound::{Connection, Facts, Noted, Verdict, decide},
     liveness::Lacking,
     maps::{
-        FLOWS, HELD, INBOUND, PROBE_PORTS, PROBES, address_flags, count, is_listening, verdict,
-        verdict_led, worker,
+        ASKED, FLOWS, HELD, INBOUND, PROBE_PORTS, PROBES, address_flags, count, is_listening,
+        is_waypoint_only, verdict, verdict_led, worker,
     },
 };
 
@@ -132,7 +133,7 @@ pub fn lookup(ctx: &SkLookupContext, pod: u32) -> u32 {
     let raw = ctx.lookup;
     // SAFETY: the kernel passes a valid context; the verifier checks offset and width.
     if unsafe { (&raw const (*raw).protocol).read_volatile() } != IPPROTO_TCP {
-        return PASS;
+        return datagram(raw, pod);
     }
     let context = read(raw, pod);
     // Whatever has no listener to go to is refused, never passed: see `Verdict::Agent`.
@@ -154,6 +155,42 @@ pub fn lookup(ctx: &SkLookupContext, pod: u32) -> u32 {
     let (peer, port) = (&context.connection.remote, context.remote_port);
     log::decided(Hook::Lookup, pod, reason, peer, port);
     verdict
+}
+
+/// The kernel looks up TCP and UDP only.
+#[inline(always)]
+fn datagram(raw: *mut bpf_sk_lookup, pod: u32) -> u32 {
+    if !is_waypoint_only(pod) {
+        return PASS;
+    }
+    let context = read(raw, pod);
+    if datagram::passes(&context.connection, &context) {
+        return PASS;
+    }
+    count(Reason::InboundDatagram);
+    let (peer, port) = (&context.connection.remote, context.remote_port);
+    log::decided(Hook::Lookup, pod, Reason::InboundDatagram, peer, port);
+    DROP
+}
+
+impl datagram::Facts for Context {
+    #[inline(always)]
+    fn own_address(&self, addr: &Addr) -> bool {
+        Facts::own_address(self, addr)
+    }
+
+    #[inline(always)]
+    fn asked(&self) -> bool {
+        let sent = Flow {
+            source: self.connection.local,
+            destination: self.connection.remote,
+            source_port: self.connection.local_port,
+            destination_port: self.remote_port,
+        };
+        // SAFETY: the value is copied out at once; it is one double word.
+        let time = unsafe { ASKED.get(&sent) }.copied();
+        time.is_some_and(|time| is_within(time, ANSWER_WINDOW_NS))
+    }
 }
 
 /// The worker that has opened the other half of the connection.

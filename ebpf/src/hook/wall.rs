@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
 use abi::{Addr, Flow, Reason, Wall};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::TcContext};
 
 use super::{
     log::{self, Hook},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     headers::{Bytes, Transport, of_v4, of_v6},
-    maps::{PLAIN_FLOWS, WALLED_ADDRS, WALLED_PODS, count},
+    maps::{ASKED, PLAIN_FLOWS, WALLED_ADDRS, WALLED_PODS, count, is_waypoint_only},
     source::{Packet, packet},
     wall::{Facts, Ports, Verdict, Way, decide, is_tunnel},
 };
@@ -75,6 +75,12 @@ pub(super) fn wall(
 ) -> Result<(), Reason> {
     let at = match transport {
         Transport::Other => return Ok(()),
+        Transport::Udp(at) => {
+            if way == Way::Out {
+                note_asked(ctx, pod, own, peer, at);
+            }
+            return Ok(());
+        }
         Transport::Uncarried if is_captured(pod) => {
             return refuse(pod, Reason::WallTransport, &peer, 0);
         }
@@ -110,6 +116,27 @@ pub(super) fn wall(
         }
         Verdict::Drop(reason) => refuse(pod, reason, &peer, peer_port),
     }
+}
+
+/// Notes what a pod sends that is reached by a waypoint only: to that an answer may come ([`crate::datagram`]).
+#[inline(always)]
+fn note_asked(ctx: &TcContext, pod: u32, own: Addr, peer: Addr, at: usize) {
+    if !is_waypoint_only(pod) {
+        return;
+    }
+    let Some(ports) = ports(ctx, at) else {
+        return;
+    };
+    let flow = Flow {
+        source: own,
+        destination: peer,
+        source_port: ports.source,
+        destination_port: ports.destination,
+    };
+    // SAFETY: the helper takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // Where there is no room the answer is refused.
+    let _noted = ASKED.insert(&flow, now, 0).is_ok();
 }
 
 #[inline(always)]

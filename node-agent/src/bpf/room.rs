@@ -75,7 +75,7 @@ const fn room(map: &'static str, setting: &'static str, entries: fn(&MapSizes) -
     }
 }
 
-static ROOMS: [Room; 24] = [
+static ROOMS: [Room; 26] = [
     room(maps::PODS, "--max-pods", |sizes| sizes.pods),
     room(maps::INBOUND, "--max-pods", |sizes| sizes.pods),
     room(maps::SHARES, "--max-pods", |sizes| sizes.pods),
@@ -107,6 +107,8 @@ static ROOMS: [Room; 24] = [
         sizes.walled
     }),
     room(maps::WALLED_PODS, "--max-pods", |sizes| sizes.pods),
+    room(maps::WAYPOINT_ONLY, "--max-pods", |sizes| sizes.pods),
+    room(maps::ASKED, "--max-direct-flows", |sizes| sizes.flows),
     room(maps::PLAIN_FLOWS, "--max-plain-flows", |sizes| sizes.older),
     room(maps::CARRIED, "--max-carried", |sizes| sizes.carried),
     room(maps::CARRIED_RANGES, "--max-carried", |sizes| {

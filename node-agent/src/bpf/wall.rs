@@ -18,6 +18,7 @@ pub struct WallMaps {
     addrs: HashMap<MapData, Raw<Addr>, u32>,
     pods: HashMap<MapData, u32, u32>,
     older: HashMap<MapData, Raw<Flow>, u32>,
+    waypoint_only: HashMap<MapData, u32, u32>,
     known: Known,
 }
 
@@ -30,6 +31,8 @@ pub struct Known {
     pub pods: BTreeMap<u32, Wall>,
     /// Plain connections of captured pods that are older than the wall, with the pod.
     pub older: BTreeMap<u32, BTreeSet<Flow>>,
+    /// Captured pods that are reached by a waypoint only.
+    pub waypoint_only: BTreeSet<u32>,
 }
 
 impl WallMaps {
@@ -38,6 +41,7 @@ impl WallMaps {
             addrs: typed(ebpf, maps::WALLED_ADDRS)?,
             pods: typed(ebpf, maps::WALLED_PODS)?,
             older: typed(ebpf, maps::PLAIN_FLOWS)?,
+            waypoint_only: typed(ebpf, maps::WAYPOINT_ONLY)?,
             known: Known::default(),
         })
     }
@@ -56,6 +60,8 @@ impl WallMaps {
         for (flow, pod) in self.older.iter().filter_map(Result::ok) {
             known.older.entry(pod).or_default().insert(flow.0);
         }
+        let waypoint_only = self.waypoint_only.keys().filter_map(Result::ok);
+        known.waypoint_only.extend(waypoint_only);
         self.known = known;
     }
 
@@ -101,6 +107,25 @@ impl WallMaps {
         Ok(())
     }
 
+    /// Sets whether a pod is reached by a waypoint only. Then it gets no datagrams but answers to its own.
+    ///
+    /// # Errors
+    /// When the map is full. Then it gets them all.
+    pub fn set_waypoint_only(&mut self, pod: u32, is_so: bool) -> Result<(), KernelError> {
+        if is_so == self.known.waypoint_only.contains(&pod) {
+            return Ok(());
+        }
+        if !is_so {
+            drop(self.waypoint_only.remove(&pod));
+            self.known.waypoint_only.remove(&pod);
+            return Ok(());
+        }
+        let written = self.waypoint_only.insert(pod, 1, 0);
+        written.map_err(map_error(maps::WAYPOINT_ONLY))?;
+        self.known.waypoint_only.insert(pod);
+        Ok(())
+    }
+
     /// Lists a pod's plain connection as older than the wall.
     ///
     /// # Errors
@@ -127,12 +152,13 @@ impl WallMaps {
 
     /// How many entries each map has.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, usize); 3] {
+    pub fn entries(&self) -> [(&'static str, usize); 4] {
         let older = self.known.older.values().map(BTreeSet::len).sum();
         [
             (maps::WALLED_ADDRS, self.known.addrs.len()),
             (maps::WALLED_PODS, self.known.pods.len()),
             (maps::PLAIN_FLOWS, older),
+            (maps::WAYPOINT_ONLY, self.known.waypoint_only.len()),
         ]
     }
 

@@ -98,6 +98,7 @@ impl Walls {
         let gone = self.pods.iter().map(|pod| pod.id);
         for pod in gone.filter(|id| !pods.iter().any(|pod| pod.id == *id)) {
             drop(kernel.set_pod(pod, None));
+            drop(kernel.set_waypoint_only(pod, false));
         }
         drop(kernel);
         self.pods = pods.to_vec();
@@ -138,6 +139,11 @@ impl Walls {
             );
         }
         for pod in &self.pods {
+            // Of one that is not known here nothing new is said.
+            if let Some(workload) = state.workload(pod.workload.as_ref()) {
+                let is_so = workload.waypoint.is_some();
+                troubles.took(kernel.set_waypoint_only(pod.id, is_so));
+            }
             let wanted = Some(pod_wall(&announced, pod));
             let has = kernel.known().pods.get(&pod.id).copied();
             let now = first_step(has, wanted);

@@ -38,6 +38,7 @@ pub fn of(decision: Kernel) -> Option<Reason> {
         | Kernel::OutboundHoldLost
         | Kernel::OutboundUnheld
         | Kernel::WaitsNoted
+        | Kernel::InboundDatagram
         | Kernel::LookupOutbound
         | Kernel::InboundPlaintext
         | Kernel::InboundHbone

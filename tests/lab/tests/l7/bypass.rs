@@ -1,5 +1,7 @@
 //! What requires a waypoint is reached through it only, and only its agent says who calls.
 
+mod udp;
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
