@@ -10,7 +10,7 @@ use std::path::Path;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use admin_api::page;
+use admin_api::{Hook, page};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +97,7 @@ fn after(mesh: &Mesh, more: Vec<Finding>) -> Result<Answer> {
     let mut findings: Vec<Finding> = complaints.map(|said| Finding::bad("mesh", said)).collect();
     findings.extend(versions(mesh, &status));
     findings.extend(clocks(mesh)?);
+    let beside = others(mesh);
     if findings.iter().all(|finding| finding.good) {
         let said = "every agent is ready, in step, and has captured what is wanted";
         findings.insert(
@@ -108,6 +109,7 @@ fn after(mesh: &Mesh, more: Vec<Finding>) -> Result<Answer> {
             },
         );
     }
+    findings.extend(beside);
     findings.extend(more);
     show(findings)
 }
@@ -126,6 +128,24 @@ fn versions(mesh: &Mesh, status: &status::Status) -> Vec<Finding> {
             Finding::bad("versions", said)
         })
         .collect()
+}
+
+/// Others' programs where an agent's are, and who is asked first: what one refuses the next does not see, and who translates
+/// addresses does it for those behind.
+fn others(mesh: &Mesh) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for node in mesh.nodes() {
+        // Who does not answer is complained of already, and who is a version older has no such page.
+        let page = mesh.agent(&node, page::HOOKS).ok();
+        let hooks = page.and_then(|page| serde_json::from_str::<Vec<Hook>>(&page.body).ok());
+        let hooks = hooks.into_iter().flatten().filter(Hook::has_others);
+        let said: Vec<String> = hooks.map(|hook| hook.to_string()).collect();
+        if !said.is_empty() {
+            let what = format!("node {node}: order of programs");
+            findings.push(Finding::good(&what, said.join("; ")));
+        }
+    }
+    findings
 }
 
 /// Clocks that are so far apart that a certificate may not be valid yet, or not any more.

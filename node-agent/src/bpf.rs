@@ -6,6 +6,7 @@
 //! replaces the programs in place (`BPF_LINK_UPDATE`) and keeps the maps; one with another ABI
 //! attaches its own beside them and then retires the others (`versions`).
 
+mod attached;
 mod carried;
 mod direct;
 mod heartbeat;
@@ -25,6 +26,7 @@ mod tc;
 mod versions;
 mod wall;
 
+pub use attached::attached;
 pub use carried::CarriedMaps;
 pub use direct::{DirectMaps, Drawn};
 pub use heartbeat::Heartbeat;

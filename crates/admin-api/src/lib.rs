@@ -8,6 +8,7 @@ mod configuration;
 mod connection;
 mod explanation;
 mod health;
+mod hook;
 mod pod;
 mod proxy;
 mod sync;
@@ -19,6 +20,7 @@ pub use explanation::{
     Decision, Endpoint, InboundAnswer, OutboundAnswer, Path, RequestAnswer, RequestEndpoint,
 };
 pub use health::Health;
+pub use hook::{Attached, Hook};
 pub use pod::{Pod, PodState, WantedPod};
 pub use proxy::{ProxyCluster, ProxyConfig, ProxyEndpoint, ProxyListener, ProxyRoute};
 pub use sync::{StreamStatus, TypeStatus};
@@ -38,6 +40,8 @@ pub mod page {
     /// for the second, with `&service=`, `&method=`, `&path=`, `&host=` and `&headers=`, a `NAME: VALUE` a line, of the
     /// request.
     pub const EXPLAIN: &str = "/explain";
+    /// A list of [`crate::Hook`].
+    pub const HOOKS: &str = "/hooks";
     /// Read by [`crate::Health::read`].
     pub const HEALTH: &str = "/healthz/ready";
     /// A waypoint's or a gateway's [`crate::ProxyConfig`].

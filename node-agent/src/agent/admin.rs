@@ -1,6 +1,6 @@
 //! The admin pages, on loopback: what the agent knows, holds, carries and has refused.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use admin_api::{Certificate, ConfigDump, Configuration, TypeState, WantedPod, page};
 use http::{Method, StatusCode};
@@ -11,6 +11,7 @@ use xds_client::Status;
 
 use crate::{
     agent::explain,
+    bpf,
     carry::{thread::WorkerHandle, worker::Shared},
     direct::DirectHandle,
     enrol::{Command, EnrolHandle, Seen},
@@ -25,6 +26,8 @@ pub struct Sources {
     pub abi_version: u32,
     /// What workers share.
     pub shared: Arc<Shared>,
+    /// Below which cgroup connections are captured.
+    pub cgroup_root: PathBuf,
     /// Who carries connections.
     pub workers: Arc<[WorkerHandle]>,
     /// Certificates of the pods.
@@ -52,6 +55,7 @@ pub fn pages(server: Server, sources: &Arc<Sources>) -> Server {
         "the last refused connections with their reasons (JSON)",
         move |_| Reply::json(&refusals.shared.recorder.refusals.list()),
     );
+    let server = hooks(server, Arc::clone(sources));
     let server = connections(server, Arc::clone(sources));
     explanation(server, Arc::clone(sources))
 }
@@ -81,6 +85,18 @@ fn config_dump(server: Server, sources: Arc<Sources>) -> Server {
                     policies: state.policies().cloned().collect(),
                 })
             }
+        },
+    )
+}
+
+fn hooks(server: Server, sources: Arc<Sources>) -> Server {
+    server.page(
+        page::HOOKS,
+        "programs at the hooks of the node that ours are at too, in the order in which they run (JSON)",
+        move |_| match bpf::attached(&sources.cgroup_root) {
+            Ok(hooks) => Reply::json(&hooks),
+            Err(error) => Reply::text(format!("{}: {error}\n", sources.cgroup_root.display()))
+                .status(StatusCode::INTERNAL_SERVER_ERROR),
         },
     )
 }

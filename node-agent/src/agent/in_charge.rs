@@ -108,6 +108,7 @@ impl InCharge {
         let sources = admin::Sources {
             node: args.node.clone(),
             abi_version: args.abi_version,
+            cgroup_root: args.cgroup_root.clone(),
             shared: Arc::clone(&core.shared),
             workers: core.workers.clone().into(),
             certs: core.certs.clone(),

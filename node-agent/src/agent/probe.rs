@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use admin_api::Hook;
 use anyhow::Context;
 use clap::Parser as _;
 use serde::Serialize;
@@ -41,6 +42,7 @@ pub fn run(args: &ProbeArgs) -> anyhow::Result<()> {
     ];
     // Before ours are among them.
     let hooks = bpf::others();
+    let attached = bpf::attached(&args.cgroup_root).unwrap_or_default();
     let dir = args
         .bpf_fs
         .join(format!("keelson-probe-{}", std::process::id()));
@@ -62,9 +64,21 @@ pub fn run(args: &ProbeArgs) -> anyhow::Result<()> {
             )
         },
     });
+    findings.extend(order(&attached));
     let text = serde_json::to_string(&findings)?;
     writeln!(io::stdout(), "{text}").context("writing what was found")?;
     removed
+}
+
+/// Which of others' programs are where ours will be. Ours run behind them: the kernel adds a program behind those that are there.
+fn order(attached: &[Hook]) -> Option<Finding> {
+    let others = attached.iter().filter(|hook| hook.has_others());
+    let others: Vec<String> = others.map(ToString::to_string).collect();
+    (!others.is_empty()).then(|| Finding {
+        what: "order",
+        good: true,
+        said: format!("ours come behind {}", others.join("; ")),
+    })
 }
 
 fn finding(what: &'static str, tried: Result<String, impl std::fmt::Display>) -> Finding {

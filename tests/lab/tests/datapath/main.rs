@@ -12,6 +12,7 @@ mod clsact;
 mod ebpf_log;
 mod enrolment;
 mod flow;
+mod hooks;
 mod listeners;
 mod load;
 mod maps;
