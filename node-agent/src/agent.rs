@@ -46,7 +46,7 @@ use crate::{
     mesh::native::Native,
     succession::{self, Predecessor, Who},
 };
-use config::{LogFormat, RunArgs};
+use config::RunArgs;
 use prepared::Prepared;
 use setup::DESCRIPTORS;
 use unservable::Unservable;
@@ -56,11 +56,7 @@ use unservable::Unservable;
 /// # Errors
 /// What keeps the agent from starting. Nothing that happens later ends it.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
-    let format = match args.log_format {
-        LogFormat::Text => runtime::log::Format::Text,
-        LogFormat::Json => runtime::log::Format::Json,
-    };
-    let log = runtime::log::init(format, &args.log).context("--log")?;
+    let log = runtime::log::init(args.log_format, &args.log).context("--log")?;
     check_log(args.ebpf_log)?;
     netns::remember_home().context("/proc must be mounted")?;
     pod_net::write_settings_in(args.net_settings.clone());

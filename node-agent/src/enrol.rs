@@ -7,6 +7,7 @@
 //! through the agent first and ends tunnels last.
 
 mod addresses;
+mod age;
 mod audit;
 mod capture;
 mod charge;
@@ -14,6 +15,7 @@ mod desertion;
 mod earlier;
 mod entry;
 mod namespace;
+mod notices;
 mod older;
 mod release;
 mod saved;
@@ -46,7 +48,8 @@ use crate::{
     telemetry::metrics::EnrolmentMetrics,
 };
 use earlier::Earlier;
-use entry::{Entry, Phase};
+use entry::{Entry, Found, Phase};
+pub use notices::Notices;
 use saved::Saved;
 pub use terms::{
     Added, Awaited, Command, Ends, EnrolConfig, EnrolHandle, Holding, Listed, Parts, Seen,
@@ -376,9 +379,19 @@ impl Enroller {
         let name = sandbox.pod.clone();
         let entered = match namespace::choose(paths) {
             Ok((path, netns)) => {
+                let found = Found {
+                    ran: age::of_process(&path),
+                };
                 sandbox.netns = path;
                 self.undecided.remove(&name);
-                self.insert(sandbox, netns, false)
+                let inserted = self.insert(sandbox, netns, false);
+                // What the kernel holds captured an earlier agent had been told of.
+                if let Some(entry) = self.entries.get_mut(&name)
+                    && !entry.is_captured_by(&self.kernel)
+                {
+                    entry.found_running = Some(found);
+                }
+                inserted
             }
             Err(refusal) => {
                 if let Some(reason) = refusal.reason()

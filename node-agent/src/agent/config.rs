@@ -98,15 +98,6 @@ pub struct CleanupArgs {
     pub runtime_dir: PathBuf,
 }
 
-/// How lines are logged.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For collectors.
-    Json,
-}
-
 /// What agents of one mesh say to each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Framing {
@@ -250,10 +241,10 @@ pub struct RunArgs {
     /// Threads that carry traffic; 0 is one per core.
     #[arg(long, default_value_t = 0)]
     pub workers: usize,
-    /// How log lines look.
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
-    /// What is logged, such as `info`, `info,access=off` or `debug,h2=info`; changeable at /logging.
+    /// How log lines look: text or json; text:TEMPLATE or json:TEMPLATE for lines of the access log.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: runtime::log::Format,
+    /// What is logged, such as `info`, `info,access=errors`, `info,access=off` or `debug,h2=info`; changeable at /logging.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
     pub log: String,
     /// Log what the kernel half decides, with pod and reason, under the target `ebpf`. Only debug builds that were

@@ -15,7 +15,7 @@ use super::{
     in_charge::{Doors, InCharge},
     known,
     planes::Planes,
-    setup::{certificates, enrol_config, place, worker_count},
+    setup::{certificates, enrol_config, notices, place, worker_count},
     unservable::Unservable,
     vital,
 };
@@ -112,7 +112,11 @@ impl Prepared {
             mesh: Arc::clone(&mesh),
             workers: workers.clone(),
             certs: Arc::new(certs.clone()),
-            config: enrol_config(args, readiness.condition("every captured pod is known")),
+            config: enrol_config(
+                args,
+                readiness.condition("every captured pod is known"),
+                notices(args)?,
+            ),
             metrics: EnrolmentMetrics::register(&metrics),
             direct: direct.clone(),
             commands,

@@ -9,9 +9,9 @@ use tls::{RotationPolicy, SvidStore, persist::PrivateDir};
 use xds_client::{CaClient, Controller};
 
 use crate::{
-    agent::config::RunArgs,
+    agent::{config::RunArgs, presence},
     bpf::{MapSizes, Place},
-    enrol::EnrolConfig,
+    enrol::{EnrolConfig, Notices},
 };
 
 /// A controller that is back is found again within this time.
@@ -86,7 +86,18 @@ fn ports_per_pod(args: &RunArgs) -> u32 {
     }
 }
 
-pub(super) fn enrol_config(args: &RunArgs, known: Condition) -> EnrolConfig {
+/// Where owners of pods are told: nowhere outside of a cluster.
+///
+/// # Errors
+/// When there can be no thread.
+pub(super) fn notices(args: &RunArgs) -> anyhow::Result<Notices> {
+    if args.daemon_set.is_none() {
+        return Ok(Notices::default());
+    }
+    Notices::of_node(args.node.clone(), presence::tell).context("no thread for events")
+}
+
+pub(super) fn enrol_config(args: &RunArgs, known: Condition, notices: Notices) -> EnrolConfig {
     EnrolConfig {
         runtime_dir: args.runtime_dir.clone(),
         certificate_wait: args.certificate_wait,
@@ -94,5 +105,6 @@ pub(super) fn enrol_config(args: &RunArgs, known: Condition) -> EnrolConfig {
         drain_deadline: args.drain_deadline,
         audit_interval: args.audit_interval,
         known,
+        notices,
     }
 }

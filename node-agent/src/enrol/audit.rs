@@ -3,14 +3,18 @@
 
 use std::{collections::BTreeMap, io};
 
+use tls::store::SvidStatus;
+
 use super::{
     Enroller,
-    capture::{self, Context},
+    capture::{self, CaptureError, Context},
     entry::{Entry, Phase},
+    step,
 };
 use crate::{
     bpf::listening::{self, Counts},
     host::{
+        describe,
         pod_net::{self, Part},
         sock_diag,
     },
@@ -33,12 +37,41 @@ impl Enroller {
         let counted = self.kernel.listening();
         let metrics = self.metrics.clone();
         let (context, entries) = self.parts();
+        let failing = failing(context.certs.snapshot());
         let captured = entries.values_mut();
         for entry in captured.filter(|entry| entry.phase == Phase::Captured) {
             audit(&context, entry, &counted, &metrics);
+            tell_certificate(&context, entry, &failing);
         }
     }
 }
+
+/// Identities whose certificate cannot be had or renewed, with the reason. What fails once is tried again soon.
+fn failing(all: Vec<SvidStatus>) -> BTreeMap<String, String> {
+    let failing = all.into_iter().filter(|one| one.failures >= FAILURES);
+    let told = failing.map(|one| {
+        let why = one.last_error.map(|error| describe(&error));
+        (one.identity.to_string(), why.unwrap_or_default())
+    });
+    told.collect()
+}
+
+/// Says it to the pod's owner, once until it works again: a certificate that is not renewed ends, and the pod with it.
+fn tell_certificate(context: &Context<'_>, entry: &mut Entry, failing: &BTreeMap<String, String>) {
+    let identity = entry.pod.as_ref().map(|pod| pod.identity.to_string());
+    let why = identity.and_then(|identity| failing.get(&identity));
+    if let Some(why) = why
+        && !entry.certificate_fails
+    {
+        let message = format!("its certificate cannot be had or renewed: {why}");
+        let notices = &context.config.notices;
+        notices.warn(&entry.sandbox, "CertificateFailing", message);
+    }
+    entry.certificate_fails = why.is_some();
+}
+
+/// In a row. Between them there is more time each.
+const FAILURES: u32 = 3;
 
 fn audit(
     context: &Context<'_>,
@@ -64,6 +97,10 @@ fn audit(
     if !capture::is_attached(context, entry) {
         repaired.push(Repaired::Programs);
         entry.phase = Phase::Unknown;
+    }
+    // What the kernel still holds captured stays so, for its peers too; nobody is told that it is all right.
+    if let Err(error @ CaptureError::Sandboxed(_)) = capture::check_sandbox(entry) {
+        return step::failed(context, entry, &error);
     }
     for kind in repaired {
         tracing::warn!(pod = %entry.sandbox.pod, ?kind, "capture had been undone in the kernel or in the pod's namespace; it is put right");

@@ -19,7 +19,7 @@ use crate::{
         describe,
         netns::Netns,
         pod_net, sock_diag,
-        veth::{self, NoPlace},
+        veth::{self, NoPlace, Sandboxed},
     },
     mesh::{Mesh, Wanted},
     pod::{Pod, PodName, sock},
@@ -51,6 +51,8 @@ pub(super) enum CaptureError {
     Namespace(#[source] io::Error),
     #[error(transparent)]
     Interface(#[from] NoPlace),
+    #[error(transparent)]
+    Sandboxed(#[from] Sandboxed),
     #[error("cannot listen inside the pod")]
     Listen(#[source] io::Error),
     #[error("the cluster has not said which addresses the pod has")]
@@ -67,6 +69,7 @@ impl CaptureError {
         match self {
             Self::Namespace(_) => "namespace",
             Self::Interface(_) => "interface",
+            Self::Sandboxed(_) => "sandboxed",
             Self::Listen(_) => "listen",
             Self::NoAddress => "no_address",
             Self::Disputed { .. } => "address_disputed",
@@ -310,12 +313,19 @@ pub(super) fn capture(
     pod: &Arc<Pod>,
     wanted: &Wanted,
 ) -> Result<(), CaptureError> {
+    check_sandbox(entry)?;
     // What is captured already stays so; that it is not guarded is reported.
     if !is_captured_in_kernel(context, entry) {
         veth::pairs(&entry.netns, &entry.given.own).map_err(CaptureError::Namespace)??;
     }
     stage(context, entry, pod, wanted)?;
     engage(context, entry)
+}
+
+/// Whether the pod's sockets are this kernel's. A runtime that keeps them to itself shows after the CNI has been answered.
+pub(super) fn check_sandbox(entry: &Entry) -> Result<(), CaptureError> {
+    let found = veth::sandboxed(&entry.netns, &entry.given.own).map_err(CaptureError::Namespace)?;
+    found.map_or(Ok(()), |why| Err(why.into()))
 }
 
 /// What capture needs before any program of ours asks about the pod: addresses, listeners, mode.

@@ -62,6 +62,13 @@ pub(super) enum Phase {
     Releasing(Instant, bool),
 }
 
+/// A pod that was found running without the CNI having named it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// For how long it had run, as far as that can be told.
+    pub(super) ran: Option<Duration>,
+}
+
 /// How long the CNI waits for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -104,6 +111,10 @@ pub(super) struct Entry {
     pub(super) opening: Option<Opening>,
     /// Captured by an earlier agent, and not released since.
     pub(super) held: bool,
+    /// Its owner has been told that its certificate cannot be had or renewed.
+    pub(super) certificate_fails: bool,
+    /// It was found running, and has not been captured since.
+    pub(super) found_running: Option<Found>,
     /// Sockets of each worker that were opened before they are needed.
     pub(super) prepared: Vec<PodListeners>,
     pub(super) waiting: Vec<oneshot::Sender<Result<Added, String>>>,
@@ -134,6 +145,8 @@ impl Entry {
             must_find_older: false,
             opening: None,
             held: false,
+            certificate_fails: false,
+            found_running: None,
             prepared: Vec::new(),
             waiting: Vec::new(),
         }

@@ -7,7 +7,7 @@ use abi::PodState;
 use super::{
     EnrolConfig,
     capture::{self, CaptureError, Context},
-    entry::{Entry, Phase},
+    entry::{Entry, Found, Phase},
     release,
 };
 use crate::{host::describe, mesh::Wanted};
@@ -250,9 +250,25 @@ fn captured(context: &Context<'_>, entry: &mut Entry, wanted: &Wanted) {
             tracing::info!(pod = %pod.name, pod_id = entry.id, identity = %pod.identity, reason = wanted.reason, "pod captured");
             entry.phase = Phase::Captured;
             entry.reason.clone_from(&wanted.reason);
+            if let Some(found) = entry.found_running.take() {
+                late(context, entry, found);
+            }
         }
         Err(error) => failed(context, entry, &error),
     }
+}
+
+/// Names a pod that ran outside of the mesh: neither this agent nor one before it was told of it when it was made.
+fn late(context: &Context<'_>, entry: &Entry, found: Found) {
+    let ran = found.ran.map(|ran| format!(" for {} s", ran.as_secs()));
+    let ran = ran.unwrap_or_default();
+    tracing::warn!(pod = %entry.sandbox.pod, "the pod ran{ran} outside of the mesh before it was captured: the CNI plugin has not asked about it");
+    context.metrics.late.inc();
+    let message = format!(
+        "it ran{ran} outside of the mesh before it was captured, since the CNI plugin has not asked about it; connections that were open then stay as they were"
+    );
+    let notices = &context.config.notices;
+    notices.warn(&entry.sandbox, "CapturedLate", message);
 }
 
 /// Notes why a pod is not captured, and when that is tried again.
@@ -260,6 +276,9 @@ pub(super) fn failed(context: &Context<'_>, entry: &mut Entry, error: &CaptureEr
     let reason = format!("capture failed: {}", describe(error));
     if entry.reason != reason {
         context.metrics.failed(error.reason());
+        let message = format!("wanted, cannot: {}", describe(error));
+        let notices = &context.config.notices;
+        notices.warn(&entry.sandbox, "CaptureFailed", message);
     }
     entry.reason = reason;
     tracing::error!(pod = %entry.sandbox.pod, error = entry.reason, "cannot capture the pod; trying again");

@@ -13,6 +13,7 @@ use serde::Serialize;
 use tls::SvidStore;
 use tokio::sync::{oneshot, watch};
 
+use super::notices::Notices;
 use crate::{
     bpf::Kernel,
     carry::thread::WorkerHandle,
@@ -38,6 +39,8 @@ pub struct EnrolConfig {
     pub audit_interval: Duration,
     /// Whether the configuration knows every pod that the kernel holds captured.
     pub known: runtime::admin::Condition,
+    /// What owners of pods are told.
+    pub notices: Notices,
 }
 
 /// Answer to the CNI.

@@ -5,6 +5,8 @@
 //! a macvlan's parent or of a veth whose other end is in a container inside the pod may be the node's
 //! uplink here. So the device has to be a veth whose own peer is the pod's interface in the pod's namespace.
 
+mod sandboxed;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -21,6 +23,7 @@ use netlink_packet_route::{
 };
 
 use crate::host::{netlink::Netlink, netns::Netns};
+pub(crate) use sandboxed::{Sandboxed, sandboxed};
 
 /// A device of a namespace, as far as its place is concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -33,6 +33,8 @@ pub struct EnrolmentMetrics {
     /// Captured pods whose interfaces are not all behind the wall.
     pub unwalled: Gauge,
     failed: Family<KeptLabels, Counter>,
+    /// Pods that ran outside of the mesh before they were captured.
+    pub late: Counter,
     /// How often the list of pods could not be kept for the next agent.
     pub unkept: Counter,
     kept: Family<KeptLabels, Counter>,
@@ -114,6 +116,11 @@ impl EnrolmentMetrics {
                 "keelson_capture_failed",
                 "Times that a pod could not be captured, by reason; repeated attempts with the same outcome count once",
                 this.failed.clone(),
+            );
+            registry.register(
+                "keelson_pods_captured_late",
+                "Pods that were found running and captured then: the CNI plugin had not asked about them",
+                this.late.clone(),
             );
             registry.register(
                 "keelson_capture_repaired",
