@@ -1,7 +1,6 @@
 //! A short-lived pod on each node that tries what an agent needs there: with the agent's image, rights and mounts, as the chart
 //! has them, and in a namespace of its own that goes with it.
 
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -9,6 +8,8 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt as _;
 use kube::api::{Api as Of, DeleteParams, ListParams, LogParams, PostParams};
 use serde_json::{Value, json};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 
 use super::Finding;
 use crate::api::{Api, Deed};
@@ -29,17 +30,86 @@ pub(super) fn nodes(api: &Api, given: &[Value]) -> Result<Vec<Finding>> {
     let all: Of<Node> = Of::all(api.client.clone());
     let deed = Deed::new("list", "nodes");
     let nodes = api.call(&deed, all.list(&ListParams::default()))?;
-    let nodes: Vec<String> = nodes
-        .iter()
-        .filter(|node| is_meant(node, template))
-        .map(|node| node.name_any())
-        .collect();
+    let meant = nodes.iter().filter(|node| is_meant(node, template));
+    let (ready, away): (Vec<&Node>, Vec<&Node>) = meant.partition(|node| is_ready(node));
+    let ready: Vec<String> = ready.iter().map(|node| node.name_any()).collect();
+    // From here on an interruption takes away what was made.
+    let mut interrupts = Interrupts::watch(api)?;
+    clear(api, &mut interrupts)?;
     namespace(api)?;
-    let asked = ask(api, template, &nodes);
-    let removed = remove(api);
-    let findings = asked?;
+    let asked = ask(api, template, &ready, &mut interrupts);
+    let removed = remove(api, &mut interrupts);
+    let mut findings = asked?;
     removed?;
+    findings.extend(away.iter().map(|node| {
+        let what = format!("node {}: probe", node.name_any());
+        Finding::bad(&what, "not tried: the node is not ready".to_owned())
+    }));
     Ok(findings)
+}
+
+fn is_ready(node: &Node) -> bool {
+    let status = node.status.as_ref();
+    let mut conditions = status
+        .and_then(|status| status.conditions.as_ref())
+        .into_iter()
+        .flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Why nothing more is asked.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+/// Whether somebody wants an end of it (Ctrl-C).
+struct Interrupts(Signal);
+
+impl Interrupts {
+    fn watch(api: &Api) -> Result<Self> {
+        let signal = api.wait(async { signal(SignalKind::interrupt()) });
+        Ok(Self(signal.context("watching for interruptions")?))
+    }
+
+    /// Waits until the next look is due.
+    fn pause(&mut self, api: &Api) -> Result<()> {
+        let interrupted = async { timeout(LOOK, self.0.recv()).await };
+        match api.wait(interrupted) {
+            Ok(_) => Err(Interrupted.into()),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Takes away what one before this left that was ended before its time.
+fn clear(api: &Api, interrupts: &mut Interrupts) -> Result<()> {
+    let all: Of<Namespace> = Of::all(api.client.clone());
+    let deed = Deed::new("get", "namespaces");
+    let Some(left) = api.find(&deed, all.get(NAMESPACE))? else {
+        return Ok(());
+    };
+    may_be_removed(&left, k8s_openapi::jiff::Timestamp::now())?;
+    remove(api, interrupts)
+}
+
+/// Whether a namespace of our name is ours, and nobody's who is at it.
+fn may_be_removed(left: &Namespace, now: k8s_openapi::jiff::Timestamp) -> Result<()> {
+    if left.labels().get(PART_OF).map(String::as_str) != Some("keelson") {
+        bail!(
+            "there is a namespace {NAMESPACE}, which is somebody else's: it lacks the label {PART_OF}=keelson"
+        );
+    }
+    if left.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    let made = left.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let age = made.map_or(i64::MAX, |made| now.as_second() - made.as_second());
+    if age < LEFT_AFTER {
+        bail!(
+            "namespace {NAMESPACE} was made {age} s ago: another check --probe is at work, or was ended; it is removed by a check that comes {LEFT_AFTER} s after it was made"
+        );
+    }
+    Ok(())
 }
 
 fn is_meant(node: &Node, template: &Value) -> bool {
@@ -53,7 +123,7 @@ fn namespace(api: &Api) -> Result<()> {
     let all: Of<Namespace> = Of::all(api.client.clone());
     let object = json!({"metadata": {"name": NAMESPACE, "labels": {
         "pod-security.kubernetes.io/enforce": "privileged",
-        "app.kubernetes.io/part-of": "keelson",
+        PART_OF: "keelson",
     }}});
     let object = serde_json::from_value(object)?;
     let deed = Deed::new("create", "namespaces");
@@ -61,7 +131,7 @@ fn namespace(api: &Api) -> Result<()> {
         .map(drop)
 }
 
-fn remove(api: &Api) -> Result<()> {
+fn remove(api: &Api, interrupts: &mut Interrupts) -> Result<()> {
     let all: Of<Namespace> = Of::all(api.client.clone());
     let deed = Deed::new("delete", "namespaces");
     api.call(&deed, all.delete(NAMESPACE, &DeleteParams::default()))?;
@@ -73,12 +143,17 @@ fn remove(api: &Api) -> Result<()> {
         if Instant::now() > end {
             bail!("namespace {NAMESPACE} is being deleted and not gone within {GONE_WITHIN:?}");
         }
-        sleep(LOOK);
+        interrupts.pause(api)?;
     }
     Ok(())
 }
 
-fn ask(api: &Api, template: &Value, nodes: &[String]) -> Result<Vec<Finding>> {
+fn ask(
+    api: &Api,
+    template: &Value,
+    nodes: &[String],
+    interrupts: &mut Interrupts,
+) -> Result<Vec<Finding>> {
     let all: Of<Pod> = Of::namespaced(api.client.clone(), NAMESPACE);
     let account: Of<k8s_openapi::api::core::v1::ServiceAccount> =
         Of::namespaced(api.client.clone(), NAMESPACE);
@@ -86,21 +161,23 @@ fn ask(api: &Api, template: &Value, nodes: &[String]) -> Result<Vec<Finding>> {
     // Pods are refused before their account is there.
     let deed = Deed::new("get", "serviceaccounts").within(NAMESPACE);
     while api.find(&deed, account.get("default"))?.is_none() && Instant::now() < end {
-        sleep(LOOK);
+        interrupts.pause(api)?;
     }
+    let mut made = Vec::new();
     for (number, node) in nodes.iter().enumerate() {
         let pod = serde_json::from_value(pod(template, number, node)?)?;
         let deed = Deed::new("create", "pods").within(NAMESPACE);
-        api.call(&deed, all.create(&PostParams::default(), &pod))?;
+        made.push(api.call(&deed, all.create(&PostParams::default(), &pod)));
     }
     let mut findings = Vec::new();
-    for (number, node) in nodes.iter().enumerate() {
+    for ((number, node), made) in nodes.iter().enumerate().zip(made) {
         let name = format!("probe-{number}");
-        match answer(api, &all, &name, end) {
+        match made.and_then(|_pod| answer(api, &all, &name, end, interrupts)) {
             Ok(found) => findings.extend(found.into_iter().map(|one| Finding {
                 what: format!("node {node}: {}", one.what),
                 ..one
             })),
+            Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) => {
                 let what = format!("node {node}: probe");
                 findings.push(Finding::bad(&what, format!("{error:#}")));
@@ -111,7 +188,13 @@ fn ask(api: &Api, template: &Value, nodes: &[String]) -> Result<Vec<Finding>> {
 }
 
 /// What a probe has written, when it has ended.
-fn answer(api: &Api, all: &Of<Pod>, name: &str, end: Instant) -> Result<Vec<Finding>> {
+fn answer(
+    api: &Api,
+    all: &Of<Pod>,
+    name: &str,
+    end: Instant,
+    interrupts: &mut Interrupts,
+) -> Result<Vec<Finding>> {
     let deed = Deed::new("get", "pods").within(NAMESPACE);
     let phase = |pod: &Pod| pod.status.as_ref()?.phase.clone();
     loop {
@@ -129,7 +212,7 @@ fn answer(api: &Api, all: &Of<Pod>, name: &str, end: Instant) -> Result<Vec<Find
             let why = pods::why_not_ready(&pod).unwrap_or(phase);
             bail!("its pod has not ended within {ANSWERS_WITHIN:?}: {why}");
         }
-        sleep(LOOK);
+        interrupts.pause(api)?;
     }
 }
 
@@ -153,7 +236,7 @@ fn pod(template: &Value, number: usize, node: &str) -> Result<Value> {
     container["command"] = command.into_iter().chain(root).collect();
     let container = container.as_object_mut().context("a container")?;
     // By their variables agents know that they are to run.
-    for not_for_it in ["args", "env", "readinessProbe"] {
+    for not_for_it in ["args", "env", "readinessProbe", "startupProbe"] {
         container.remove(not_for_it);
     }
     // What an installation makes, and what it would leave on the node.
@@ -167,6 +250,9 @@ fn pod(template: &Value, number: usize, node: &str) -> Result<Value> {
 }
 
 const NAMESPACE: &str = "keelson-probe";
+const PART_OF: &str = "app.kubernetes.io/part-of";
+/// In seconds: one that is still at work would have ended.
+const LEFT_AFTER: i64 = 180;
 const LOOK: Duration = Duration::from_millis(200);
 /// An image may have to be fetched.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
@@ -175,6 +261,40 @@ const GONE_WITHIN: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_left_is_told_from_what_is_somebody_elses_or_at_work() {
+        let now: k8s_openapi::jiff::Timestamp = "2026-01-01T00:10:00Z".parse().expect("a time");
+        let left = |made: &str, labels: Value, more: Value| {
+            let mut object = json!({"metadata": {
+                "name": NAMESPACE, "creationTimestamp": made, "labels": labels,
+            }});
+            if let Some(time) = more.as_str() {
+                object["metadata"]["deletionTimestamp"] = json!(time);
+            }
+            let namespace = serde_json::from_value(object).expect("a namespace");
+            may_be_removed(&namespace, now).map_err(|error| error.to_string())
+        };
+        let ours = || json!({PART_OF: "keelson"});
+        let [old, fresh] = ["2026-01-01T00:06:59Z", "2026-01-01T00:09:30Z"];
+        left(old, ours(), Value::Null).expect("it was left");
+        left(fresh, ours(), json!(fresh)).expect("it is being deleted");
+        let said = left(fresh, ours(), Value::Null).expect_err("at work");
+        assert!(said.contains("made 30 s ago"), "{said}");
+        let said = left(old, json!({}), Value::Null).expect_err("not ours");
+        assert!(said.contains("somebody else's"), "{said}");
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_is_not_tried() {
+        let node = |status: Value| {
+            let object = json!({"metadata": {"name": "n1"}, "status": status});
+            is_ready(&serde_json::from_value(object).expect("a node"))
+        };
+        let ready = |said: &str| json!({"conditions": [{"type": "DiskPressure", "status": "True"}, {"type": "Ready", "status": said}]});
+        assert!(node(ready("True")));
+        assert!(!node(ready("Unknown")) && !node(ready("False")) && !node(json!({})));
+    }
 
     #[test]
     fn a_probe_has_the_agents_rights_and_leaves_nothing_on_the_node() {
