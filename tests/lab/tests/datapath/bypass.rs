@@ -2,10 +2,11 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{AgentOptions, Capture, Pod};
+use lab::{AgentOptions, Capture, Lab, Pod};
 use testkit::{Behaviour, Peer};
 
 use crate::ports::{check_loopback, speak_encrypted, udp_echo, udp_round_trip};
@@ -276,15 +277,43 @@ fn a_process_in_another_cgroup_is_captured() -> Result<()> {
 #[test]
 fn the_cgroup_in_which_an_agent_was_started_exempts_nobody_else() -> Result<()> {
     let lab = changing_world()?;
+    exempts_nobody_else(&lab, AgentOptions::default())
+}
+
+/// A container of a node with cgroup v2 alone has a cgroup namespace of its own: what it is in is called `/`, which is not the root of
+/// the node.
+#[test]
+fn a_cgroup_namespace_of_its_own_exempts_nobody_else() -> Result<()> {
+    let lab = changing_world()?;
+    let agent = lab::find_program("keelson-node-agent")?;
+    let program = lab.run_dir().join("agent-in-a-cgroup-namespace");
+    let script = format!(
+        "#!/bin/sh\nexec unshare --cgroup {} \"$@\"\n",
+        agent.display()
+    );
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let options = AgentOptions {
+        program: program.display().to_string(),
+        ..AgentOptions::default()
+    };
+    exempts_nobody_else(&lab, options)
+}
+
+fn exempts_nobody_else(lab: &Lab, mut options: AgentOptions) -> Result<()> {
     let (client, server) = (lab.pod("mesh/a")?, lab.pod("mesh/c")?);
     let port = fresh_port();
     let _echo = echo(&server, port)?;
     lab.kill_agent("n1")?;
     // Where `run_outside_cgroup` puts what it runs.
-    let mut options = AgentOptions::default();
     "stray".clone_into(&mut options.cgroup);
+    let is_private = options.program != AgentOptions::default().program;
     lab.start_agent("n1", &options)?;
-    let link = link(&lab)?;
+    let pid = lab.agent_pid("n1").context("an agent runs")?;
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/cgroup"));
+    let differs = namespace(&pid.to_string())? != namespace("self")?;
+    ensure!(differs == is_private, "the agent's cgroup namespace");
+    let link = link(lab)?;
     let mut failures = Failures::default();
     for to in addresses(&server, port) {
         let bytes = token();
@@ -304,7 +333,7 @@ fn the_cgroup_in_which_an_agent_was_started_exempts_nobody_else() -> Result<()> 
     }
     lab.kill_agent("n1")?;
     lab.start_agent("n1", &AgentOptions::default())?;
-    failures.judge(&lab)
+    failures.judge(lab)
 }
 
 /// A listener of a process in another cgroup is covered by the pod's policy as well.
