@@ -40,17 +40,17 @@ fn exec_logs_cp_and_port_forward_reach_a_pod_of_the_mesh_under_strict() -> Resul
     namespace.kubectl(&["cp", "talks:/tmp/file", &path("back")])?;
     ensure!(std::fs::read(path("back"))? == bytes, "other bytes");
 
-    for name in ["server", "client"] {
-        let forwarded = Forwarded::open(namespace, name)?;
-        for _ in 0..3 {
-            let answer = forwarded.ask()?;
-            // Nothing listens in the client.
-            ensure!(
-                answer.contains("server 127.0.0.1") == (name == "server"),
-                "{name}: {answer}"
-            );
-        }
+    let forwarded = Forwarded::open(namespace, "server")?;
+    for _ in 0..3 {
+        let answer = forwarded.ask()?;
+        ensure!(answer.contains("server 127.0.0.1"), "{answer:?}");
     }
+    // Where nobody listens nobody answers.
+    let answer = Forwarded::open(namespace, "client")?.ask();
+    ensure!(
+        !answer.as_ref().is_ok_and(|answer| !answer.is_empty()),
+        "{answer:?}"
+    );
     strict.has_stayed_so()
 }
 
