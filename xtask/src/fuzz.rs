@@ -97,7 +97,7 @@ fn seconds(minutes: f64) -> u64 {
         .max(1)
 }
 
-const TARGETS: [&str; 10] = [
+const TARGETS: [&str; 11] = [
     "framing",
     "records",
     "headers",
