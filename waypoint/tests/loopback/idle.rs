@@ -151,24 +151,6 @@ async fn an_answer_in_which_nothing_happens_goes_on() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_read_frees_the_endpoint_and_loses_its_connection() {
-    let (mesh, _server) = mesh().await;
-    let mut stream = mesh.dial().await;
-    // Not the kernel either: what it takes is as good as read.
-    let socket = socket2::SockRef::from(&stream);
-    socket.set_recv_buffer_size(32 << 10).unwrap();
-    let request = b"GET /endless HTTP/1.1\r\nhost: cart\r\n\r\n";
-    stream.write_all(request).await.unwrap();
-    tokio::time::sleep(IDLE).await;
-    assert_free(&mesh).await;
-    let mut rest = Vec::new();
-    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
-    assert!(read.is_ok(), "the connection goes on");
-    let page = mesh.page();
-    assert!(page.contains("response_flags=\"SI\""), "{page}");
-}
-
 /// A window of zero, and pings that are answered: nothing else tells that nobody takes the answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_withholds_its_window_frees_the_endpoint() {
