@@ -11,17 +11,18 @@ pub(crate) mod gateways;
 pub(crate) mod ingresses;
 mod lease;
 mod progress;
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use compile::diagnostics::Diagnostics;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use manifest::{Diagnostic, Kind, ObjectKey, ObjectKind, Origin, Severity};
+use manifest::{Diagnostic, ObjectKey, ObjectKind};
 use parking_lot::Mutex;
 use proto::type_url;
 use tokio::sync::watch;
@@ -30,6 +31,8 @@ use tracing::{debug, info, warn};
 use self::conditions::{Condition, State, accepted, merge, programmed};
 pub use self::lease::Lease;
 use self::progress::{Progress, Replicas};
+pub(crate) use self::traffic::is_told;
+use self::traffic::{Lint, broken};
 use crate::pipeline::Viewer;
 use crate::serve::sync::SyncStatus;
 use crate::source::kubernetes::resource;
@@ -69,16 +72,6 @@ pub struct Views {
     pub sync: Arc<Mutex<SyncStatus>>,
     /// Asked what is surely not meant of traffic objects.
     pub viewer: Viewer,
-}
-
-/// Whether objects of a kind have a status that says what becomes of them. Those of the Gateway API have theirs in that
-/// API's words.
-pub(crate) fn is_told(kind: Kind) -> bool {
-    let is_traffic = matches!(
-        kind,
-        Kind::VirtualService | Kind::DestinationRule | Kind::IstioGateway | Kind::ServiceEntry
-    );
-    is_traffic || kind.policy().is_some()
 }
 
 fn is_policy(key: &ObjectKey) -> bool {
@@ -123,27 +116,6 @@ pub async fn run(client: Client, replica: Replica, views: Views, leads: watch::S
             }
             Err(error) => debug!(%error, "cannot read what nodes of other replicas have taken"),
         }
-    }
-}
-
-/// What is legal in traffic objects and surely not meant, as it was last asked for.
-#[derive(Default)]
-struct Lint {
-    asked: Option<Instant>,
-    known: Option<(u64, Vec<Diagnostic>)>,
-}
-
-impl Lint {
-    /// Asks again after a while: all objects are looked at for it.
-    async fn newest(&mut self, viewer: &Viewer) -> &[Diagnostic] {
-        if self.asked.is_none_or(|at| at.elapsed() >= LINT_EVERY) {
-            self.asked = Some(Instant::now());
-            let version = self.known.as_ref().map(|(version, _)| *version);
-            if let Ok(Some(newest)) = viewer.lint(version).await {
-                self.known = Some(newest);
-            }
-        }
-        self.known.as_ref().map_or(&[], |(_, found)| found)
     }
 }
 
@@ -292,30 +264,6 @@ impl Writer {
     }
 }
 
-/// Traffic objects that cannot be read and never could: of these there are findings alone.
-fn broken(policies: &Policies, findings: &[Diagnostic]) -> Policies {
-    let of = findings.iter().filter_map(|finding| {
-        let Some(ObjectKind::Known(kind)) = finding.kind else {
-            return None;
-        };
-        let Origin::Object { uid, generation } = &finding.origin else {
-            return None;
-        };
-        let is_refused = finding.severity == Severity::Error;
-        let key = ObjectKey::new(kind, &finding.namespace, &finding.name);
-        let is_here = is_told(kind) && is_refused && !policies.contains_key(&key);
-        is_here.then(|| {
-            let tracked = Tracked {
-                uid: Arc::clone(uid),
-                generation: *generation,
-                snapshot: 0,
-            };
-            (key, tracked)
-        })
-    });
-    of.collect()
-}
-
 /// Notes of events have a limit.
 fn short(text: &str) -> String {
     text.chars().take(MAX_NOTE).collect()
@@ -328,57 +276,7 @@ fn refuses(stream: &crate::serve::sync::StreamStatus) -> bool {
 }
 
 const MANAGER: &str = "keelson-controller";
-/// How often all traffic objects are looked at beside each other.
-const LINT_EVERY: Duration = Duration::from_secs(2);
 /// How often it is looked whether there is something to write.
 const EVERY: Duration = Duration::from_secs(1);
 /// Characters of an event's note.
 const MAX_NOTE: usize = 1000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn finding(kind: Kind, severity: Severity) -> Diagnostic {
-        let origin = Origin::Object {
-            uid: "u".into(),
-            generation: 4,
-        };
-        let key = ObjectKey::new(kind, "shop", "cart");
-        Diagnostic::new(severity, &origin, Some(&key), "unknown field")
-    }
-
-    /// A64: also an object that nothing was ever compiled of gets its status.
-    #[test]
-    fn what_never_could_be_read_is_told_of_by_its_findings() {
-        let of = |kind, severity| broken(&Policies::new(), &[finding(kind, severity)]).len();
-        for kind in [
-            Kind::VirtualService,
-            Kind::DestinationRule,
-            Kind::IstioGateway,
-            Kind::ServiceEntry,
-            Kind::AuthorizationPolicy,
-        ] {
-            assert_eq!(of(kind, Severity::Error), 1, "{kind:?}");
-            assert_eq!(of(kind, Severity::Warning), 0, "{kind:?}");
-        }
-        assert_eq!(
-            of(Kind::HttpRoute, Severity::Error),
-            0,
-            "it has another status"
-        );
-        assert_eq!(of(Kind::Pod, Severity::Error), 0);
-        let key = ObjectKey::new(Kind::VirtualService, "shop", "cart");
-        let tracked = Tracked {
-            uid: "u".into(),
-            generation: 3,
-            snapshot: 7,
-        };
-        let known = Policies::from([(key, tracked)]);
-        let found = [finding(Kind::VirtualService, Severity::Error)];
-        assert!(
-            broken(&known, &found).is_empty(),
-            "it is known by an earlier version"
-        );
-    }
-}
