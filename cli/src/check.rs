@@ -79,9 +79,11 @@ pub(crate) fn answer(args: &Args, at: &Where) -> Result<Answer> {
     }
     if args.before {
         let api = at.api()?;
-        let mut findings = cluster::before(&api, &args.namespace)?;
+        // Once: standard input has it once.
+        let given = args.given.read()?;
+        let mut findings = cluster::before(&api, &args.namespace, &given)?;
         if args.probe {
-            findings.extend(probe::nodes(&api, &args.given.read()?)?);
+            findings.extend(probe::nodes(&api, &given)?);
         }
         return show(findings);
     }

@@ -6,15 +6,16 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::ResourceExt as _;
 use kube::api::{Api as Of, ListParams};
+use serde_json::Value;
 
 use super::{Finding, NEEDED, rights, version};
 use crate::api::{Api, Deed};
 use crate::install::kinds::Kind;
 
 /// Looks at everything, and goes on where something may not be looked at.
-pub(super) fn before(api: &Api, namespace: &str) -> Result<Vec<Finding>> {
+pub(super) fn before(api: &Api, namespace: &str, given: &[Value]) -> Result<Vec<Finding>> {
     let mut findings = vec![server(api)?];
-    findings.push(rights::finding(api, namespace)?);
+    findings.push(rights::finding(api, namespace, given)?);
     let mut add = |what: &str, found: Result<Vec<Finding>>| match found {
         Ok(found) => findings.extend(found),
         Err(error) => findings.push(Finding::bad(what, format!("not known: {error:#}"))),
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_node_that_cannot_be_served_is_named_before_anything_is_installed() {
-        let said = |os: &str, kernel: &str, labels: serde_json::Value| {
+        let said = |os: &str, kernel: &str, labels: Value| {
             let object = json!({
                 "metadata": {"name": "n1", "labels": labels},
                 "status": {"nodeInfo": {
