@@ -37,6 +37,7 @@ fn every_right_that_the_chart_gives_is_used_and_none_is_missing() -> Result<()> 
     pair.until_readable(false)?;
     policies(&pair.namespace)?;
     a_gateway(&pair.namespace)?;
+    traffic(&pair.namespace)?;
     nodes_that_come_and_go(&mesh)?;
     a_rotation()?;
     // An agent that is stopped asks whether it is meant to be there, and by the other account if its own token is refused.
@@ -122,6 +123,46 @@ fn policies(namespace: &Namespace) -> Result<()> {
     }
     namespace.kubectl(&["delete", "authorizationpolicy", "guard"])?;
     reviewed(&["CREATE", "UPDATE"])
+}
+
+/// The statuses of Istio's traffic objects.
+fn traffic(namespace: &Namespace) -> Result<()> {
+    let object = |kind: &str, spec: Value| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": "traffic"}, "spec": spec,
+        })
+    };
+    let port = |protocol: &str| json!({"number": 80, "name": "http", "protocol": protocol});
+    namespace.apply(&[
+        object(
+            "VirtualService",
+            json!({"hosts": ["shop"], "http": [{"route": [{"destination": {"host": "shop"}}]}]}),
+        ),
+        object("DestinationRule", json!({"host": "shop"})),
+        object(
+            "Gateway",
+            json!({"selector": {"app": "door"}, "servers": [{"port": port("HTTP"), "hosts": ["*"]}]}),
+        ),
+        object(
+            "ServiceEntry",
+            json!({"hosts": ["a.example.com"], "ports": [port("HTTP")], "resolution": "DNS"}),
+        ),
+    ])?;
+    for kind in [
+        "virtualservices",
+        "destinationrules",
+        "gateways",
+        "serviceentries",
+    ] {
+        let of_istio = format!("{kind}.networking.istio.io");
+        eventually(&format!("{kind} are told of"), || {
+            let object = namespace.get(&[&of_istio, "traffic"])?;
+            let said = crate::kinds::condition(&object["status"]["conditions"], ACCEPTED)?;
+            ensure!(said.0 == "True", "{said:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// Everything that is made for a Gateway, written, found changed, and removed when it gets another class.
