@@ -103,8 +103,11 @@ fn is_refused(namespace: &Namespace, objects: &[Value], file: &str) -> Result<bo
             return Ok(false);
         };
         let said = format!("{error:#}");
-        let needs = "spec.rules[0].to[0].operation.methods: only a waypoint checks it";
-        if said.contains("denied the request") && said.contains(needs) {
+        let is_of = |field: &str| {
+            let needs = format!("spec.rules[0].to[0].operation.{field}: only a waypoint checks it");
+            said.contains(&needs)
+        };
+        if said.contains("denied the request") && (is_of("methods") || is_of("paths")) {
             println!("{file}: {said}");
             return Ok(true);
         }
