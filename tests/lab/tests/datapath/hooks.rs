@@ -40,7 +40,7 @@ fn connect4(lab: &Lab, root: &Path) -> Result<Vec<(String, bool)>> {
     let at = format!("connect4 of {}", root.display());
     let all = hooks.as_array().context("a list")?;
     let hook = all.iter().find(|hook| hook["at"] == *at);
-    let programs = hook.with_context(|| format!("{hooks}"))?["programs"].as_array();
+    let programs = hook.with_context(|| hooks.to_string())?["programs"].as_array();
     let programs = programs.context("programs")?.iter().map(|program| {
         let name = program["name"].as_str().context("a name")?.to_owned();
         Ok((name, program["ours"].as_bool().context("whose")?))
