@@ -125,7 +125,7 @@ fn every_command_of_the_install_page_is_run_as_it_stands_there() -> Result<()> {
     let written = commands()?;
     let known: Vec<&str> = LINES.iter().map(|(line, _)| *line).collect();
     ensure!(written == known, "the page has {written:#?}");
-    let shop = Shop::create()?;
+    let _shop = Shop::create()?;
     for (line, done) in &LINES {
         let line = match done {
             Done::Not(why) => {
@@ -144,7 +144,7 @@ fn every_command_of_the_install_page_is_run_as_it_stands_there() -> Result<()> {
             "$ {line}\n{}",
             said.lines().take(3).collect::<Vec<_>>().join("\n")
         );
-        shop.after(&line)?;
+        Shop::after(&line)?;
     }
     let gone = kubectl(&["get", "namespace", NAMESPACE]);
     ensure!(gone.is_err(), "the namespace is still there");
@@ -175,7 +175,7 @@ impl Shop {
     }
 
     /// Whether what the page says of a command has come true.
-    fn after(&self, line: &str) -> Result<()> {
+    fn after(line: &str) -> Result<()> {
         let captured = |wanted: bool| {
             eventually(&format!("captured: {wanted}"), || {
                 let words = ["-n", "shop", "exec", "server", "--", "ip", "rule", "list"];

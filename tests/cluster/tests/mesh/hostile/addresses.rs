@@ -23,7 +23,7 @@ fn a_tenants_external_address_foreign_parent_or_forged_grant_takes_nothing_of_an
         gateway("door"),
         route(
             "own",
-            json!([{"name": "door"}]),
+            &json!([{"name": "door"}]),
             &json!({"name": "server", "port": 8080}),
         ),
     ])?;
@@ -79,8 +79,8 @@ fn a_tenants_external_address_foreign_parent_or_forged_grant_takes_nothing_of_an
                      "to": [{"group": "", "kind": "Service"}]},
         }),
         gateway("window"),
-        route("foreign-parent", json!([{"name": "door", "namespace": of_victim}]), &json!({"name": "mallory", "port": 8080})),
-        route("foreign-backend", json!([{"name": "window"}]), &json!({"name": "server", "namespace": of_victim, "port": 8080})),
+        route("foreign-parent", &json!([{"name": "door", "namespace": of_victim}]), &json!({"name": "mallory", "port": 8080})),
+        route("foreign-backend", &json!([{"name": "window"}]), &json!({"name": "server", "namespace": of_victim, "port": 8080})),
         service("mallory", &json!({"selector": {"app": "mallory"}})),
     ])?;
     let said_of = |route: &'static str| {
@@ -132,7 +132,7 @@ fn gateway(name: &str) -> Value {
     })
 }
 
-fn route(name: &str, parents: Value, backend: &Value) -> Value {
+fn route(name: &str, parents: &Value, backend: &Value) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": name},
         "spec": {"parentRefs": parents, "rules": [{"backendRefs": [backend]}]},

@@ -32,9 +32,7 @@ fn exec_logs_cp_and_port_forward_reach_a_pod_of_the_mesh_under_strict() -> Resul
     // More than fits into one buffer on the way.
     let folder = tempfile::tempdir()?;
     let path = |name: &str| folder.path().join(name).display().to_string();
-    let bytes: Vec<u8> = (0..2_000_000_u32)
-        .map(|number| (number % 251) as u8)
-        .collect();
+    let bytes: Vec<u8> = (0..251_u8).cycle().take(2_000_000).collect();
     std::fs::write(path("there"), &bytes)?;
     namespace.kubectl(&["cp", &path("there"), "talks:/tmp/file"])?;
     namespace.kubectl(&["cp", "talks:/tmp/file", &path("back")])?;

@@ -78,10 +78,9 @@ fn counts(namespace: &Namespace, nodes: &[String]) -> Result<Vec<[u64; 3]>> {
 
 /// A container for each way to ask, with each kind of question.
 fn probed(node: &str) -> Value {
-    let one = |name: &str, command: &str, how: Value| {
+    let one = |name: &str, command: &str, mut how: Value| {
         let mut one = container(command);
         one["name"] = json!(name);
-        let mut how = how;
         for (field, value) in [
             ("periodSeconds", 1),
             ("timeoutSeconds", 5),
