@@ -60,10 +60,6 @@ pub(super) struct State {
     waits: bool,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most answers are an endpoint's, and all are in a box"
-)]
 #[derive(Debug)]
 enum Content {
     Whole(Option<Bytes>),
