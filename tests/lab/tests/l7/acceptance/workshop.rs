@@ -223,11 +223,14 @@ spec:
             })?;
             // Neither the client itself nor another member of the mesh.
             for from in [OUTSIDE, "default/frontend-app"] {
-                let mut curl = Command::new("curl");
-                curl.args(["--silent", "--max-time", "5"]);
-                curl.arg(format!("http://{pod}:8080/"));
-                let output = lab.pod(from)?.output(curl)?;
-                assert!(!output.status.success(), "{from}: {output:?}");
+                soon(&format!("{from} is refused"), || {
+                    let mut curl = Command::new("curl");
+                    curl.args(["--silent", "--max-time", "5"]);
+                    curl.arg(format!("http://{pod}:8080/"));
+                    let output = lab.pod(from)?.output(curl)?;
+                    ensure!(!output.status.success(), "{from}: {output:?}");
+                    Ok(())
+                })?;
             }
             // With another principal the gateway is refused like anybody else.
             apply(lab, &of("cluster.local/ns/edge/sa/other"))?;

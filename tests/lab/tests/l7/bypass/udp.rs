@@ -5,7 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::Lab;
+use lab::{Lab, PodSpec};
 use tests_lab::metrics::Metrics;
 
 use crate::fixture::{APPLIES, SHOP, gateway};
@@ -17,6 +17,8 @@ const ARRIVES: Duration = Duration::from_millis(500);
 fn udp_to_what_requires_a_waypoint_is_refused() -> Result<()> {
     let _turn = tests_lab::turn()?;
     let lab = SHOP.lab()?;
+    // In the mesh, on another node, and without a waypoint of its own.
+    lab.create(&PodSpec::new("bank", "far", "n2"))?;
     let refused = || -> Result<f64> {
         let reason = [("reason", "inbound_datagram")];
         Ok(Metrics::of_agent(lab, "n1")?.sum("keelson_kernel_decisions_total", &reason))
@@ -42,6 +44,7 @@ fn udp_to_what_requires_a_waypoint_is_refused() -> Result<()> {
         Ok(())
     });
     lab.apply("gateway.yaml", &gateway("shop", "all"))?;
+    lab.delete_pod("bank/far")?;
     checked
 }
 
@@ -84,10 +87,7 @@ fn received(socket: &UdpSocket) -> Result<bool> {
 /// The pod's own questions are answered, as by a DNS server: by a socket that is connected and by one that is not, there and
 /// back of another node and of its own. Nobody else is heard for that where the pod requires a waypoint.
 fn asks(lab: &Lab, own: IpAddr, requires: bool) -> Result<()> {
-    for (asked, other) in [
-        ("outside/plain", "shop/back"),
-        ("shop/back", "outside/plain"),
-    ] {
+    for (asked, other) in [("outside/plain", "bank/far"), ("bank/far", "outside/plain")] {
         let like = |all: [IpAddr; 2]| all.into_iter().find(|ip| ip.is_ipv4() == own.is_ipv4());
         let address = like(addresses(lab, asked)?).context("of that family")?;
         let answers = bind(lab, asked, address)?;
