@@ -296,7 +296,8 @@ mod tests {
         install(&args(root)).expect("installs");
         let installed = root.join("bin").join(NAME);
         let whole = fs::metadata(&installed).expect("there").len();
-        let taken: [(&str, fn(&Path) -> io::Result<()>); 4] = [
+        type Take = fn(&Path) -> io::Result<()>;
+        let taken: [(&str, Take); 4] = [
             ("removed", |path| fs::remove_file(path)),
             ("with its folder", |path| {
                 fs::remove_dir_all(path.parent().expect("has one"))

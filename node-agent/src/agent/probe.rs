@@ -70,14 +70,18 @@ pub fn run(args: &ProbeArgs) -> anyhow::Result<()> {
     removed
 }
 
-/// Which of others' programs are where ours will be. Ours run behind them: the kernel adds a program behind those that are there.
+/// Which of others' programs are where ours will be. Ours run behind them, where the kernel puts a program that says nothing; but at
+/// tcx ingress, where nobody may let a packet past the guard, before them.
 fn order(attached: &[Hook]) -> Option<Finding> {
     let others = attached.iter().filter(|hook| hook.has_others());
     let others: Vec<String> = others.map(ToString::to_string).collect();
     (!others.is_empty()).then(|| Finding {
         what: "order",
         good: true,
-        said: format!("ours come behind {}", others.join("; ")),
+        said: format!(
+            "ours will run before others at tcx ingress and behind them elsewhere: {}",
+            others.join("; ")
+        ),
     })
 }
 

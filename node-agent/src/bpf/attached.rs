@@ -81,7 +81,7 @@ fn programs(ids: io::Result<Vec<u32>>, names: &HashMap<u32, String>) -> Vec<Atta
 /// By the names of `ebpf/src/bin`, of which the kernel keeps the beginning.
 fn is_ours(name: &str) -> bool {
     let cut = |own: &&str| &own[..own.len().min(KEPT)] == name;
-    OWN.iter().any(|own| cut(own))
+    OWN.iter().any(cut)
 }
 
 fn interfaces() -> io::Result<Vec<(u32, String)>> {
