@@ -126,13 +126,20 @@ fn a64_a_malformed_traffic_object_is_refused_with_the_field_named() {
         ),
         (
             "ServiceEntry",
-            json!({"hosts": ["a.example.com"], "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}], "resolution": "DNS"}),
+            json!({"hosts": ["a.example.com"], "addresses": ["192.0.2.9"], "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}],
+                   "resolution": "STATIC", "endpoints": [{"address": "192.0.2.1"}]}),
         ),
     ] {
         let answer = traffic(kind, spec);
         assert_eq!(answer["allowed"], true, "{kind}: {answer}");
         assert_eq!(answer["warnings"], json!([]), "{kind}: {answer}");
     }
+    // Legal, and reached by nobody without a waypoint.
+    let named = json!({"hosts": ["a.example.com"], "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}], "resolution": "DNS"});
+    let answer = traffic("ServiceEntry", named);
+    assert_eq!(answer["allowed"], true, "{answer}");
+    let warning = answer["warnings"][0].as_str().unwrap_or_default();
+    assert!(warning.starts_with("spec.resolution: "), "{answer}");
 }
 
 /// The Gateway API says on a status what cannot be carried out, and other controllers have routes too.
