@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compile::index::Verdict;
-use compile::index::view::{EDGE_CLASS, GatewayView, View, is_waypoint_class};
+use compile::index::view::{EDGE_CLASS, GatewayView, ISTIO_CLASS, View, is_waypoint_class};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use self::auto::Auto;
-use self::classes::Classes;
+use self::classes::{Classes, Holder};
 use self::foreign::Foreign;
 use self::objects::{MANAGER, Made, Settings};
 use self::overlay::Overlays;
@@ -98,6 +98,7 @@ impl Keeper {
                 classes.keep(!named.is_empty()).await;
             }
             let view = &foreign.without(view, named, classes.istio()).await;
+            work.istio_is_anothers = matches!(classes.istio(), Some(Holder::Another(_)));
             if let Some(settings) = &self.settings {
                 outcomes = work.keep(view, settings, &roots()).await;
                 auto.keep(view, &outcomes).await;
@@ -112,6 +113,8 @@ struct Work<'k> {
     client: &'k Client,
     cluster_domain: &'k str,
     owned: Owned,
+    /// Whether Istio's class of waypoints is another controller's.
+    istio_is_anothers: bool,
     /// What was written last of each object, and what the server made of it.
     written: HashMap<Key, (u64, u64)>,
     tries: BTreeMap<NamespacedName, Try>,
@@ -139,6 +142,7 @@ impl<'k> Work<'k> {
             client: &keeper.client,
             cluster_domain: &keeper.cluster_domain,
             owned: Owned::new(keeper.client.clone()),
+            istio_is_anothers: false,
             written: HashMap::new(),
             tries: BTreeMap::new(),
             parameters: BTreeMap::new(),
@@ -361,7 +365,10 @@ impl<'k> Work<'k> {
         };
         let class = gateway.data["spec"]["gatewayClassName"].as_str();
         gateway.metadata.uid.as_deref() == Some(uid)
-            && class.is_some_and(|class| class != EDGE_CLASS && !is_waypoint_class(class))
+            && class.is_some_and(|class| match class {
+                ISTIO_CLASS => self.istio_is_anothers,
+                class => class != EDGE_CLASS && !is_waypoint_class(class),
+            })
     }
 
     fn api(&self, made: Made, namespace: &str) -> Api<DynamicObject> {
