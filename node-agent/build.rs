@@ -8,7 +8,7 @@ use std::{
     process::{Command, exit},
 };
 
-const PROGRAMS: [&str; 4] = ["node", "pod", "answers", "veth"];
+const PROGRAMS: [&str; 3] = ["node", "pod", "shared"];
 /// The agent's features that the kernel half has too, by its own names.
 const FEATURES: [(&str, &str); 2] = [("CARGO_FEATURE_NEXT_LAYOUT", "next-layout"), (LOG, "log")];
 const LOG: &str = "CARGO_FEATURE_EBPF_LOG";

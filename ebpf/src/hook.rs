@@ -10,6 +10,7 @@ mod log;
 pub mod lookup;
 pub mod option;
 pub mod probe;
+pub mod shared;
 mod sock_ops_context;
 pub mod socket_ops;
 pub mod veth;

@@ -11,8 +11,8 @@ use abi::{
     Addr, BEAT_PARTS, DENIAL_WINDOW_NS, DENIALS_TOLD, Denial, DirectFlow, DirectSocket,
     DirectVerdict, EVENT_WINDOW_NS, EVENTS_PER_WINDOW, Endpoint, Event, Flow, Held, HeldKey,
     ListenerKey, MAX_WORKERS, MemberKey, NATIVE, NodeConfig, Pod, PodAddr, PortKey, Reason,
-    SYN_WINDOW_NS, SYNS_PER_WINDOW, Service, Session, SessionKey, Share, Slot, SlotKey, Syn,
-    VerdictKey, Waits, sockets,
+    SYN_WINDOW_NS, SYNS_PER_WINDOW, Service, Session, SessionKey, Share, Shared, Slot, SlotKey,
+    Syn, VerdictKey, Waits, sockets,
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -20,8 +20,8 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
     macros::{btf_map, map},
     maps::{
-        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerfEventArray, RingBuf, SockHash,
-        lpm_trie::Key,
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerfEventArray, ProgramArray, RingBuf,
+        SockHash, lpm_trie::Key,
     },
 };
 
@@ -89,6 +89,8 @@ pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::pinned(65536, 0);
 pub static SYNS: PerfEventArray<Syn> = PerfEventArray::pinned(0);
 #[map]
 pub static WAITS: LruHashMap<Flow, Waits> = LruHashMap::pinned(16384, 0);
+#[map]
+pub static SHARED: ProgramArray = ProgramArray::pinned(Shared::COUNT, 0);
 #[map]
 pub static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 #[map]

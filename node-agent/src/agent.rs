@@ -42,7 +42,7 @@ use crate::{
     carry::{thread::WorkerHandle, worker::Shared},
     direct::DirectHandle,
     enrol::EnrolHandle,
-    host::{cgroup, netns, pod_net},
+    host::{cgroup, netns, pod_net, readers},
     mesh::native::Native,
     succession::{self, Predecessor, Who},
 };
@@ -60,6 +60,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     check_log(args.ebpf_log)?;
     netns::remember_home().context("/proc must be mounted")?;
     pod_net::write_settings_in(args.net_settings.clone());
+    readers::hurry_by(&args.rcu_expedited, &args.runtime_dir);
     let descriptors = runtime::descriptors::raise(DESCRIPTORS);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

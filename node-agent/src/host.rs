@@ -6,6 +6,7 @@ pub(crate) mod kernel_version;
 pub mod netlink;
 pub mod netns;
 pub mod pod_net;
+pub mod readers;
 pub mod sock_diag;
 pub(crate) mod turns;
 pub(crate) mod veth;

@@ -15,6 +15,7 @@ mod held;
 mod listener;
 mod pod;
 mod reason;
+mod shared;
 mod waits;
 mod wall;
 
@@ -35,6 +36,7 @@ pub use pod::{
     SYNS_PER_WINDOW, Share, listeners, sockets,
 };
 pub use reason::Reason;
+pub use shared::Shared;
 pub use waits::Waits;
 pub use wall::Wall;
 
@@ -168,6 +170,8 @@ pub mod maps {
     /// [`crate::Flow`] of a carried connection, the application's end as source -> [`crate::Waits`] (the
     /// least recently used make room). Each change is counted as [`crate::Reason::WaitsNoted`].
     pub const WAITS: &str = "WAITS";
+    /// `u32` [`crate::Shared`] -> program of the agent in charge that the entries of all pods call (program array).
+    pub const SHARED: &str = "SHARED";
     /// `u32` 0 -> [`crate::NodeConfig`].
     pub const CONFIG: &str = "CONFIG";
     /// `u32` [`crate::Reason`] -> `u64` count, per CPU.

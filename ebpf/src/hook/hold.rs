@@ -1,9 +1,9 @@
 //! `tcx` ingress on a captured pod's `lo`: the SYN of a carried connection goes to the agent, and comes back when the
 //! other half is open.
 //!
-//! Its sender does not notice that it is dropped here, and would send it again after a second. One instance per
-//! pod, with the pod's number in its read-only data. What cannot be held passes, and is accepted before the far
-//! side is known; what nobody would answer is refused. Kernel: tcx since 6.6, clsact before. Run on: 6.18.
+//! Its sender does not notice that it is dropped here, and would send it again after a second. All pods
+//! share it ([`super::shared`]). What cannot be held passes, and is accepted before the far side is known; what nobody
+//! would answer is refused. Kernel: tcx since 6.6, clsact before. Run on: 6.18.
 
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
@@ -86,14 +86,22 @@ impl First {
     }
 }
 
-/// The body of the program for the pod numbered `pod`.
+/// Whether the packet is of a connection that is carried: of those on `lo` few are, and the others go on at once.
+#[inline(always)]
+pub fn concerns(ctx: &TcContext) -> bool {
+    is_carried(mark(ctx))
+}
+
+#[inline(always)]
+fn mark(ctx: &TcContext) -> u32 {
+    // SAFETY: the kernel passes a valid context.
+    unsafe { (&raw const (*ctx.skb.skb).mark).read_volatile() }
+}
+
+/// The body of the program that all pods share, for a packet that it concerns.
 #[inline(always)]
 pub fn opening(ctx: &TcContext, pod: u32) -> i32 {
-    // SAFETY: the kernel passes a valid context.
-    let mark = unsafe { (&raw const (*ctx.skb.skb).mark).read_volatile() };
-    if !is_carried(mark) {
-        return NEXT;
-    }
+    let mark = mark(ctx);
     let Some(first) = first(ctx, pod) else {
         return NEXT;
     };

@@ -3,8 +3,7 @@
 //! ([`super::wall`]).
 //!
 //! Strict `rp_filter` checks sources for IPv4 where it is set; nothing in the kernel does it for IPv6.
-//! One instance per pod, with the pod's number in its read-only data. Kernel: tcx since 6.6, clsact
-//! before. Run on: 6.1, 6.12, 6.18.
+//! All pods share it ([`super::shared`]). Kernel: tcx since 6.6, clsact before. Run on: 6.1, 6.12, 6.18.
 
 #![expect(unsafe_code, reason = "context fields and kernel helpers are raw")]
 
@@ -13,6 +12,7 @@ use aya_ebpf::programs::TcContext;
 
 use super::{
     log::{self, Hook},
+    shared::Entered,
     wall::{self, wall},
 };
 use crate::{
@@ -30,14 +30,25 @@ pub(super) const IPV6_DESTINATION: usize = ETHERNET_HEADER + 24;
 
 /// `TCX_NEXT`, in clsact `TC_ACT_UNSPEC`: let the programs after this one decide, and the packet pass if
 /// there is none.
-pub(super) const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 /// `TCX_DROP`, in clsact `TC_ACT_SHOT`.
 pub(super) const DROP: i32 = 2;
 
-/// The body of the program for the pod numbered `pod`, whose addresses are `own`. It fails closed.
+/// Whether the packet's source is one of these. One that cannot be read is not.
 #[inline(always)]
-pub fn guard(ctx: &TcContext, pod: u32, own: &Own) -> i32 {
-    match check(ctx, pod, own) {
+pub fn has_source(ctx: &TcContext, own: &Own) -> bool {
+    match packet(frame(ctx).ethertype) {
+        Packet::Arp | Packet::Other => false,
+        Packet::V4 => word(ctx, IPV4_SOURCE).is_some_and(|source| own.is_v4(source)),
+        Packet::V6 => words(ctx, IPV6_SOURCE).is_some_and(|source| own.is_v6(&source)),
+    }
+}
+
+/// The body of the program that all pods share. It fails closed.
+#[inline(always)]
+pub fn guard(ctx: &TcContext, entered: Entered) -> i32 {
+    let pod = entered.pod;
+    match check(ctx, entered) {
         Ok(()) => NEXT,
         Err(reason) => {
             count(reason);
@@ -51,7 +62,7 @@ pub fn guard(ctx: &TcContext, pod: u32, own: &Own) -> i32 {
 }
 
 #[inline(always)]
-fn check(ctx: &TcContext, pod: u32, own: &Own) -> Result<(), Reason> {
+fn check(ctx: &TcContext, Entered { pod, own_source }: Entered) -> Result<(), Reason> {
     let frame = frame(ctx);
     if !frame.may_leave(|| is_captured(pod)) {
         return Err(Reason::GuardProtocol);
@@ -62,7 +73,7 @@ fn check(ctx: &TcContext, pod: u32, own: &Own) -> Result<(), Reason> {
         Packet::V4 => {
             let source = word(ctx, IPV4_SOURCE).ok_or(Reason::SpoofedSource)?;
             let addr = Addr::v4(source);
-            if !own.is_v4(source) && !may_leave(&addr, |addr| may_use(pod, addr)) {
+            if !own_source && !may_leave(&addr, |addr| may_use(pod, addr)) {
                 return Err(Reason::SpoofedSource);
             }
             let peer = word(ctx, IPV4_DESTINATION).ok_or(Reason::SpoofedSource)?;
@@ -72,7 +83,7 @@ fn check(ctx: &TcContext, pod: u32, own: &Own) -> Result<(), Reason> {
         Packet::V6 => {
             let source = words(ctx, IPV6_SOURCE).ok_or(Reason::SpoofedSource)?;
             let addr = Addr::v6(source);
-            if !own.is_v6(&source) && !may_leave(&addr, |addr| may_use(pod, addr)) {
+            if !own_source && !may_leave(&addr, |addr| may_use(pod, addr)) {
                 return Err(Reason::SpoofedSource);
             }
             let peer = words(ctx, IPV6_DESTINATION).ok_or(Reason::SpoofedSource)?;

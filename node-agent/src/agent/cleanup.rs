@@ -9,7 +9,7 @@ use crate::{
     bpf,
     host::{
         netns::{Netns, remember_home},
-        pod_net,
+        pod_net, readers,
     },
     pod::Sandbox,
 };
@@ -44,6 +44,9 @@ pub fn sweep(args: &CleanupArgs) -> anyhow::Result<()> {
     bpf::remove_filters(&args.bpf_dir, None);
     // Removing the pins detaches: nobody else holds the links.
     remove_dir(&args.bpf_dir)?;
+    if let Err(error) = readers::undo(&args.runtime_dir) {
+        tracing::warn!(%error, "cannot turn off {}", readers::DEFAULT);
+    }
     remove_dir(&args.runtime_dir)
 }
 

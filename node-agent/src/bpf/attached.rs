@@ -152,7 +152,7 @@ const CGROUP_HOOKS: [(&str, u32); 6] = [
     ("getpeername6", 30),
 ];
 const TCX_HOOKS: [(&str, u32); 2] = [("tcx ingress", 46), ("tcx egress", 47)];
-const OWN: [&str; 12] = [
+const OWN: [&str; 15] = [
     "connect4_capture",
     "connect6_capture",
     "getpeername4_dialled",
@@ -165,6 +165,9 @@ const OWN: [&str; 12] = [
     "tcx_inbound_wall",
     "tcx_answers",
     "tcx_hold",
+    "shared_guard",
+    "shared_wall",
+    "shared_hold",
 ];
 
 #[cfg(test)]

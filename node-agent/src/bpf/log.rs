@@ -54,14 +54,14 @@ mod none {
 #[cfg(test)]
 mod tests {
     use super::{NoLog, check_log};
-    use crate::bpf::{node::NODE_OBJECT, pod::POD_OBJECTS};
+    use crate::bpf::{node::NODE_OBJECT, pod::POD_OBJECT, shared::SHARED_OBJECT};
 
     #[test]
     fn the_usual_kernel_half_holds_no_trace_of_logging() {
         let has_log = |object: &[u8]| object.windows(8).any(|word| word == b"AYA_LOGS");
-        let objects = POD_OBJECTS.into_iter().chain([&NODE_OBJECT]);
-        let with_log = objects.filter(|object| has_log(object)).count();
-        let wanted = if cfg!(feature = "ebpf-log") { 4 } else { 0 };
+        let objects = [NODE_OBJECT, POD_OBJECT, SHARED_OBJECT];
+        let with_log = objects.into_iter().filter(|object| has_log(object)).count();
+        let wanted = if cfg!(feature = "ebpf-log") { 3 } else { 0 };
         assert_eq!(with_log, wanted);
     }
 

@@ -22,7 +22,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     CarriedMaps, DirectMaps, Heartbeat, HeldSyns, MapSizes, OlderFlows, WallMaps, link, log,
-    noted::Noted, room, sessions::Sessions, tc::Tcx, versions,
+    noted::Noted, room, sessions::Sessions, shared::SharedPrograms, tc::Tcx, versions,
 };
 use tables::Maps;
 pub use tables::Ports;
@@ -82,6 +82,7 @@ pub struct Kernel {
     carried: Mutex<CarriedMaps>,
     sessions: Mutex<Sessions>,
     noted: Mutex<Noted>,
+    shared: Mutex<SharedPrograms>,
 }
 
 impl Kernel {
@@ -129,6 +130,7 @@ impl Kernel {
         }
         let hook: &mut CgroupSockopt = program(&mut ebpf, OPTION_PROGRAM)?;
         hook.load().map_err(program_error(OPTION_PROGRAM))?;
+        let shared = SharedPrograms::load(&mut loader)?;
         Ok(Self {
             tcx: Tcx::new(place.tcx),
             lines,
@@ -146,6 +148,7 @@ impl Kernel {
             carried: Mutex::new(carried),
             sessions: Mutex::new(sessions),
             noted: Mutex::new(noted),
+            shared: Mutex::new(shared),
         })
     }
 
@@ -164,6 +167,7 @@ impl Kernel {
             .set(0, Raw(self.place.config), 0)
             .map_err(map_error(maps::CONFIG))?;
         self.lines.follow()?;
+        self.put_shared()?;
         let mut ebpf = self.node.lock();
         let root = open(&self.place.cgroup_root)?;
         attach(&mut ebpf, TRACK_PROGRAM, &root, &self.dir)?;
@@ -260,6 +264,10 @@ impl Kernel {
         &self.tcx
     }
 
+    pub(super) fn shared(&self) -> &Mutex<SharedPrograms> {
+        &self.shared
+    }
+
     pub(super) fn sessions(&self) -> &Mutex<Sessions> {
         &self.sessions
     }
@@ -295,7 +303,10 @@ fn open(path: &Path) -> Result<File, KernelError> {
     })
 }
 
-fn program<'e, P>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut P, KernelError>
+pub(super) fn program<'e, P>(
+    ebpf: &'e mut Ebpf,
+    name: &'static str,
+) -> Result<&'e mut P, KernelError>
 where
     &'e mut P: TryFrom<&'e mut Program, Error = aya::programs::ProgramError>,
 {

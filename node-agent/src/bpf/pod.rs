@@ -1,5 +1,6 @@
-//! The programs of one pod: `sk_lookup` in its network namespace, the guard on the node's end of its
-//! interface, the inbound half of the wall on its own.
+//! The programs of one pod: `sk_lookup` in its network namespace, what looks at answers, and the entries of the programs
+//! that all pods share ([`super::shared`]): the guard on the node's end of its interface, the inbound half of the wall on
+//! its own, what holds SYNs on its `lo`.
 
 use std::{
     io,
@@ -10,13 +11,13 @@ use std::{
 
 use abi::Addr;
 use aya::{
-    EbpfLoader,
+    Ebpf,
     programs::{SchedClassifier, SkLookup, links::FdLink},
 };
 
 use super::{
     Kernel, KernelError, link,
-    node::program_error,
+    node::{program, program_error},
     tc::{self, Side},
 };
 use crate::host::{
@@ -24,13 +25,8 @@ use crate::host::{
     veth::{End, Pair},
 };
 
-static POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.bpf.o"));
-static ANSWERS_OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/answers.bpf.o"));
-static VETH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veth.bpf.o"));
-
-#[cfg(test)]
-pub(super) static POD_OBJECTS: [&&[u8]; 3] = [&POD_OBJECT, &ANSWERS_OBJECT, &VETH_OBJECT];
+pub(super) static POD_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.bpf.o"));
 
 const LOOKUP: &str = "sk_lookup_pod";
 const ANSWERS: &str = "tcx_answers";
@@ -61,25 +57,30 @@ struct Constants {
 impl Constants {
     /// The loader lives as long as the agent and wants the same of what it is told: 24 bytes for each
     /// load, instead of a loader for each.
-    fn keep(pod: u32, own_v4: u32, own_v6: [u32; 4]) -> &'static Self {
+    fn keep(pod: u32, own: &[IpAddr]) -> &'static Self {
+        let words = |v4: bool| {
+            let own = own.iter().map(IpAddr::to_canonical);
+            let first = own.filter(|ip| ip.is_ipv4() == v4).map(Addr::from).next();
+            first.map_or([0; 4], |addr| addr.words)
+        };
         Box::leak(Box::new(Self {
             pod,
-            own_v4,
-            own_v6,
+            own_v4: words(true)[3],
+            own_v6: words(false),
         }))
     }
+}
 
-    /// `guard`: the program has constants for addresses too.
-    fn set<'l>(
-        &'static self,
-        loader: &'l mut EbpfLoader<'static>,
-        guard: bool,
-    ) -> &'l mut EbpfLoader<'static> {
-        loader
-            .override_global("POD", &self.pod, true)
-            .override_global("OWN_V4", &self.own_v4, guard)
-            .override_global("OWN_V6", &self.own_v6, guard)
-    }
+fn load(kernel: &Kernel, constants: &'static Constants) -> Result<Ebpf, KernelError> {
+    let mut loader = kernel.loader();
+    loader
+        .override_global("POD", &constants.pod, true)
+        .override_global("OWN_V4", &constants.own_v4, true)
+        .override_global("OWN_V6", &constants.own_v6, true);
+    loader.load(POD_OBJECT).map_err(|source| KernelError::Load {
+        object: "pod",
+        source: Box::new(source),
+    })
 }
 
 /// Has the kernel look at the programs of a pod, and attaches none.
@@ -87,22 +88,9 @@ impl Constants {
 /// # Errors
 /// When the kernel refuses one; the error says which.
 pub fn try_pod_programs(kernel: &Kernel) -> Result<(), KernelError> {
-    let load = |object, bytes, guard| {
-        let constants = Constants::keep(0, 0, [0; 4]);
-        let loaded = constants.set(&mut kernel.loader(), guard).load(bytes);
-        loaded.map_err(|source| KernelError::Load {
-            object,
-            source: Box::new(source),
-        })
-    };
-    let mut ebpf = load("pod", POD_OBJECT, false)?;
-    let hook = ebpf
-        .program_mut(LOOKUP)
-        .ok_or(KernelError::NoProgram(LOOKUP))?;
-    let hook: &mut SkLookup = hook.try_into().map_err(program_error(LOOKUP))?;
-    hook.load().map_err(program_error(LOOKUP))?;
-    let mut ebpf = load("veth", VETH_OBJECT, true)?;
-    for name in [GUARD, WALL] {
+    let mut ebpf = load(kernel, Constants::keep(0, &[]))?;
+    lookup(&mut ebpf)?;
+    for name in [ANSWERS, GUARD, WALL, HOLD] {
         classifier(&mut ebpf, name)?;
     }
     Ok(())
@@ -125,87 +113,16 @@ impl PodPrograms {
         }
     }
 
-    /// Attaches `sk_lookup` in the pod's network namespace, or replaces the one that is there.
+    /// Brings the pod's programs to the kernel, those that will be attached. `own` are the addresses that the cluster
+    /// gave to the pod; the first of each family costs no lookup.
     ///
     /// # Errors
-    /// When the kernel refuses the program or the attachment.
-    pub fn attach_lookup(&self, kernel: &Kernel, netns: &Netns) -> Result<(), KernelError> {
-        if link::target(&self.lookup_pin()).is_ok_and(|inode| netns.inode() != inode) {
-            // Left by a pod that had this number before: an update would replace its program there.
-            self.detach_lookup()?;
-        }
-        let constants = Constants::keep(self.id, 0, [0; 4]);
-        let mut ebpf = constants
-            .set(&mut kernel.loader(), false)
-            .load(POD_OBJECT)
-            .map_err(|source| KernelError::Load {
-                object: "pod",
-                source: Box::new(source),
-            })?;
-        let hook = ebpf
-            .program_mut(LOOKUP)
-            .ok_or(KernelError::NoProgram(LOOKUP))?;
-        let hook: &mut SkLookup = hook.try_into().map_err(program_error(LOOKUP))?;
-        hook.load().map_err(program_error(LOOKUP))?;
-        let fd = hook
-            .fd()
-            .map_err(program_error(LOOKUP))?
-            .try_clone()
-            .map_err(KernelError::Descriptor)?;
-        link::ensure(&self.lookup_pin(), fd.as_fd(), || {
-            let id = hook.attach(netns).map_err(program_error(LOOKUP))?;
-            let link = hook.take_link(id).map_err(program_error(LOOKUP))?;
-            Ok(FdLink::from(link))
+    /// When the kernel refuses the object.
+    pub fn load(&self, kernel: &Kernel, own: &[IpAddr]) -> Result<Loaded, KernelError> {
+        Ok(Loaded {
+            ebpf: load(kernel, Constants::keep(self.id, own))?,
+            programs: self.clone(),
         })
-    }
-
-    /// Attaches the guard to the node's end of each interface of the pod. `own` are the addresses that the
-    /// cluster gave to the pod; the first of each family costs no lookup. With `netns` the inbound half of
-    /// the wall is attached to the pod's ends too.
-    ///
-    /// # Errors
-    /// When the kernel refuses a program or an attachment.
-    pub fn attach_guards(
-        &self,
-        kernel: &Kernel,
-        pairs: &[Pair],
-        own: &[IpAddr],
-        netns: Option<&Netns>,
-    ) -> Result<(), KernelError> {
-        let words = |v4: bool| {
-            let own = own.iter().map(IpAddr::to_canonical);
-            let first = own.filter(|ip| ip.is_ipv4() == v4).map(Addr::from).next();
-            first.map_or([0; 4], |addr| addr.words)
-        };
-        let constants = Constants::keep(self.id, words(true)[3], words(false));
-        let mut ebpf = constants
-            .set(&mut kernel.loader(), true)
-            .load(VETH_OBJECT)
-            .map_err(|source| KernelError::Load {
-                object: "veth",
-                source: Box::new(source),
-            })?;
-        let guard = classifier(&mut ebpf, GUARD)?;
-        for Pair { node, .. } in pairs {
-            tc::attach(
-                kernel.tcx(),
-                &self.guard_pin(&node.name),
-                guard,
-                GUARD,
-                (node, Side::Arriving),
-            )?;
-        }
-        let Some(netns) = netns else {
-            return self.remove_all(&self.wall_pin(""), Side::Arriving, None);
-        };
-        let wall = classifier(&mut ebpf, WALL)?;
-        for Pair { pod, .. } in pairs {
-            let pin = self.wall_pin(&pod.name);
-            netns
-                .with(|| tc::attach(kernel.tcx(), &pin, wall, WALL, (pod, Side::Arriving)))
-                .map_err(KernelError::Descriptor)??;
-        }
-        Ok(())
     }
 
     /// Whether guards, and with `netns` walls and what looks at answers, are attached to these interfaces and pinned: what is,
@@ -224,68 +141,6 @@ impl PodPrograms {
                         .unwrap_or(false)
                 })
         })
-    }
-
-    /// Attaches what keeps those behind the pod from answering in its name, to interfaces of the pod by which
-    /// it is reached from outside.
-    ///
-    /// # Errors
-    /// When the kernel refuses the program or an attachment.
-    pub fn attach_answers(
-        &self,
-        kernel: &Kernel,
-        netns: &Netns,
-        interfaces: &[String],
-    ) -> Result<(), KernelError> {
-        let constants = Constants::keep(self.id, 0, [0; 4]);
-        let mut ebpf = constants
-            .set(&mut kernel.loader(), false)
-            .load(ANSWERS_OBJECT)
-            .map_err(|source| KernelError::Load {
-                object: "answers",
-                source: Box::new(source),
-            })?;
-        let hook = classifier(&mut ebpf, ANSWERS)?;
-        for interface in interfaces {
-            let pin = self.answers_pin(interface);
-            netns
-                .with(|| {
-                    let interface = End {
-                        index: nix::net::if_::if_nametoindex(interface.as_str())
-                            .map_err(|error| KernelError::Descriptor(error.into()))?,
-                        name: interface.clone(),
-                    };
-                    tc::attach(
-                        kernel.tcx(),
-                        &pin,
-                        hook,
-                        ANSWERS,
-                        (&interface, Side::Leaving),
-                    )
-                })
-                .map_err(KernelError::Descriptor)??;
-        }
-        Ok(())
-    }
-
-    /// Attaches what holds the SYNs of carried connections, to the pod's `lo`.
-    ///
-    /// # Errors
-    /// When the kernel refuses the program or the attachment.
-    pub fn attach_hold(&self, kernel: &Kernel, netns: &Netns) -> Result<(), KernelError> {
-        let constants = Constants::keep(self.id, 0, [0; 4]);
-        let mut ebpf = constants
-            .set(&mut kernel.loader(), false)
-            .load(ANSWERS_OBJECT)
-            .map_err(|source| KernelError::Load {
-                object: "answers",
-                source: Box::new(source),
-            })?;
-        let hook = classifier(&mut ebpf, HOLD)?;
-        let side = (&loopback(), Side::Arriving);
-        netns
-            .with(|| tc::attach(kernel.tcx(), &self.hold_pin(LOOPBACK), hook, HOLD, side))
-            .map_err(KernelError::Descriptor)?
     }
 
     /// Detaches it. Without `netns` what is a filter stays, and holds nothing, since nothing is marked.
@@ -405,6 +260,115 @@ impl PodPrograms {
     }
 }
 
+/// The programs of one pod, to be attached. What is attached and pinned outlives this value.
+#[derive(Debug)]
+pub struct Loaded {
+    ebpf: Ebpf,
+    programs: PodPrograms,
+}
+
+impl Loaded {
+    /// Attaches `sk_lookup` in the pod's network namespace, or replaces the one that is there.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or the attachment.
+    pub fn attach_lookup(&mut self, netns: &Netns) -> Result<(), KernelError> {
+        let pin = self.programs.lookup_pin();
+        if link::target(&pin).is_ok_and(|inode| netns.inode() != inode) {
+            // Left by a pod that had this number before: an update would replace its program there.
+            self.programs.detach_lookup()?;
+        }
+        let hook = lookup(&mut self.ebpf)?;
+        let fd = hook
+            .fd()
+            .map_err(program_error(LOOKUP))?
+            .try_clone()
+            .map_err(KernelError::Descriptor)?;
+        link::ensure(&pin, fd.as_fd(), || {
+            let id = hook.attach(netns).map_err(program_error(LOOKUP))?;
+            let link = hook.take_link(id).map_err(program_error(LOOKUP))?;
+            Ok(FdLink::from(link))
+        })
+    }
+
+    /// Attaches the guard to the node's end of each interface of the pod. With `netns` the inbound half of
+    /// the wall is attached to the pod's ends too.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program or an attachment.
+    pub fn attach_guards(
+        &mut self,
+        kernel: &Kernel,
+        pairs: &[Pair],
+        netns: Option<&Netns>,
+    ) -> Result<(), KernelError> {
+        let Self { ebpf, programs } = self;
+        let guard = classifier(ebpf, GUARD)?;
+        for Pair { node, .. } in pairs {
+            tc::attach(
+                kernel.tcx(),
+                &programs.guard_pin(&node.name),
+                guard,
+                GUARD,
+                (node, Side::Arriving),
+            )?;
+        }
+        let Some(netns) = netns else {
+            return programs.remove_all(&programs.wall_pin(""), Side::Arriving, None);
+        };
+        let wall = classifier(ebpf, WALL)?;
+        for Pair { pod, .. } in pairs {
+            let pin = programs.wall_pin(&pod.name);
+            netns
+                .with(|| tc::attach(kernel.tcx(), &pin, wall, WALL, (pod, Side::Arriving)))
+                .map_err(KernelError::Descriptor)??;
+        }
+        Ok(())
+    }
+
+    /// Attaches what keeps those behind the pod from answering in its name, to interfaces of the pod by which
+    /// it is reached from outside.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or an attachment.
+    pub fn attach_answers(
+        &mut self,
+        kernel: &Kernel,
+        netns: &Netns,
+        interfaces: &[String],
+    ) -> Result<(), KernelError> {
+        let hook = classifier(&mut self.ebpf, ANSWERS)?;
+        for interface in interfaces {
+            let pin = self.programs.answers_pin(interface);
+            netns
+                .with(|| {
+                    let interface = End {
+                        index: nix::net::if_::if_nametoindex(interface.as_str())
+                            .map_err(|error| KernelError::Descriptor(error.into()))?,
+                        name: interface.clone(),
+                    };
+                    let side = (&interface, Side::Leaving);
+                    tc::attach(kernel.tcx(), &pin, hook, ANSWERS, side)
+                })
+                .map_err(KernelError::Descriptor)??;
+        }
+        Ok(())
+    }
+
+    /// Attaches what holds the SYNs of carried connections, to the pod's `lo`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or the attachment.
+    pub fn attach_hold(&mut self, kernel: &Kernel, netns: &Netns) -> Result<(), KernelError> {
+        let hook = classifier(&mut self.ebpf, HOLD)?;
+        let pin = self.programs.hold_pin(LOOPBACK);
+        let side = (&loopback(), Side::Arriving);
+        netns
+            .with(|| tc::attach(kernel.tcx(), &pin, hook, HOLD, side))
+            .map_err(KernelError::Descriptor)?
+    }
+}
+
 fn loopback() -> End {
     End {
         index: abi::LOOPBACK_IFINDEX,
@@ -412,13 +376,24 @@ fn loopback() -> End {
     }
 }
 
-fn classifier<'e>(
-    ebpf: &'e mut aya::Ebpf,
+/// The program, in the kernel.
+fn lookup(ebpf: &mut Ebpf) -> Result<&mut SkLookup, KernelError> {
+    let hook: &mut SkLookup = program(ebpf, LOOKUP)?;
+    if hook.fd().is_err() {
+        hook.load().map_err(program_error(LOOKUP))?;
+    }
+    Ok(hook)
+}
+
+/// The program, in the kernel.
+pub(super) fn classifier<'e>(
+    ebpf: &'e mut Ebpf,
     name: &'static str,
 ) -> Result<&'e mut SchedClassifier, KernelError> {
-    let hook = ebpf.program_mut(name).ok_or(KernelError::NoProgram(name))?;
-    let hook: &mut SchedClassifier = hook.try_into().map_err(program_error(name))?;
-    hook.load().map_err(program_error(name))?;
+    let hook: &mut SchedClassifier = program(ebpf, name)?;
+    if hook.fd().is_err() {
+        hook.load().map_err(program_error(name))?;
+    }
     Ok(hook)
 }
 

@@ -12,13 +12,13 @@ use super::{
     older, step,
 };
 use crate::{
-    bpf::{Kernel, KernelError, PodPrograms},
+    bpf::{Kernel, KernelError, Loaded, PodPrograms},
     carry::thread::{PodListeners, WorkerHandle},
     direct::DirectHandle,
     host::{
         describe,
         netns::Netns,
-        pod_net, sock_diag,
+        pod_net, readers, sock_diag,
         veth::{self, NoPlace, Sandboxed},
     },
     mesh::{Mesh, Wanted},
@@ -176,9 +176,8 @@ pub(super) fn know_addresses(
     // A pod that has lost an address must not use it while it is captured anew, or cannot be.
     if entry.flags.is_some() {
         follow_addresses(context, entry);
-        let programs = PodPrograms::new(context.kernel, entry.id);
         let walled = is_captured_in_kernel(context, entry).then(|| entry.netns.clone());
-        guard(context.kernel, &programs, entry, walled.as_ref());
+        guard(context.kernel, entry, walled.as_ref());
     }
     true
 }
@@ -351,6 +350,7 @@ fn stage(
 
 /// Puts the pod's programs in place: guard, inbound, then outbound.
 fn engage(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> {
+    let _hurry = readers::hurry();
     let kernel = context.kernel;
     let before = kernel.pod(entry.netns.cookie()).map(|(_, state)| state);
     // What was refused or captured until now has nothing that nobody was asked about.
@@ -366,11 +366,11 @@ fn engage(context: &Context<'_>, entry: &mut Entry) -> Result<(), CaptureError> 
         set_state(context, entry, PodState::Joining)?;
     }
     seed_listening(kernel, entry).map_err(CaptureError::Namespace)?;
-    let programs = PodPrograms::new(kernel, entry.id);
-    guard(kernel, &programs, entry, Some(&entry.netns.clone()));
+    let mut programs = PodPrograms::new(kernel, entry.id).load(kernel, &entry.given.own)?;
+    guard_with(kernel, &mut programs, entry, Some(&entry.netns.clone()));
     let reached = reached_by(entry).map_err(CaptureError::Namespace)?;
     programs.attach_answers(kernel, &entry.netns, &reached)?;
-    programs.attach_lookup(kernel, &entry.netns)?;
+    programs.attach_lookup(&entry.netns)?;
     programs.attach_hold(kernel, &entry.netns)?;
     set_state(context, entry, PodState::Captured)?;
     if let Some(pod) = entry.pod.clone() {
@@ -476,18 +476,22 @@ pub(super) fn look_for_ports(kernel: &Kernel, entry: &mut Entry) {
 
 /// Keeps the pod from using other addresses, and with `netns` from plain TCP with captured pods of other
 /// nodes. Where that cannot be had the entry says why, a metric counts the pod, and nothing goes directly.
-pub(super) fn guard(
-    kernel: &Kernel,
-    programs: &PodPrograms,
-    entry: &mut Entry,
-    netns: Option<&Netns>,
-) {
+pub(super) fn guard(kernel: &Kernel, entry: &mut Entry, netns: Option<&Netns>) {
+    let _hurry = readers::hurry();
+    match PodPrograms::new(kernel, entry.id).load(kernel, &entry.given.own) {
+        Ok(mut programs) => guard_with(kernel, &mut programs, entry, netns),
+        Err(error) => unguarded(entry, describe(&error)),
+    }
+}
+
+/// As [`guard`], with programs that are there already.
+fn guard_with(kernel: &Kernel, programs: &mut Loaded, entry: &mut Entry, netns: Option<&Netns>) {
     let pairs = veth::pairs(&entry.netns, &entry.given.own)
         .map_err(|error| error.to_string())
         .and_then(|pairs| pairs.map_err(|no_place| no_place.to_string()));
     let guarded = pairs.and_then(|pairs| {
         programs
-            .attach_guards(kernel, &pairs, &entry.given.own, netns)
+            .attach_guards(kernel, &pairs, netns)
             .map_err(|error| describe(&error))?;
         Ok(pairs)
     });
@@ -496,14 +500,16 @@ pub(super) fn guard(
             entry.pairs = pairs;
             entry.unguarded = None;
         }
-        Err(why) => {
-            if entry.unguarded.as_ref() != Some(&why) {
-                tracing::warn!(pod = %entry.sandbox.pod, error = why, "the pod's interface is not guarded");
-            }
-            entry.pairs = Vec::new();
-            entry.unguarded = Some(why);
-        }
+        Err(why) => unguarded(entry, why),
     }
+}
+
+fn unguarded(entry: &mut Entry, why: String) {
+    if entry.unguarded.as_ref() != Some(&why) {
+        tracing::warn!(pod = %entry.sandbox.pod, error = why, "the pod's interface is not guarded");
+    }
+    entry.pairs = Vec::new();
+    entry.unguarded = Some(why);
 }
 
 /// Whether the kernel still holds the pod captured, by programs of ours in its namespace and at its interfaces.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     bpf::{Kernel, PodPrograms},
-    host::{describe, netns::Netns, pod_net},
+    host::{describe, netns::Netns, pod_net, readers},
 };
 
 pub(super) fn stop_capturing(context: &Context<'_>, entry: &Entry) {
@@ -59,6 +59,7 @@ pub(super) fn clean_namespace(context: &Context<'_>, entry: &Entry) {
 
 /// Detaches the pod's programs.
 pub(super) fn detach(kernel: &Kernel, id: u32, netns: Option<&Netns>) {
+    let _hurry = readers::hurry();
     let programs = PodPrograms::new(kernel, id);
     for result in [
         programs.detach_hold(netns),
@@ -85,6 +86,5 @@ pub(super) fn guard_exempt(context: &Context<'_>, entry: &mut Entry) {
         tracing::warn!(pod = %entry.sandbox.pod, error = describe(&error), "source addresses of the pod are not guarded");
         return;
     }
-    let programs = PodPrograms::new(context.kernel, entry.id);
-    guard(context.kernel, &programs, entry, None);
+    guard(context.kernel, entry, None);
 }
