@@ -126,7 +126,9 @@ struct Explaining<'a> {
 impl Explaining<'_> {
     fn follow(&mut self, routed: Routed<'_>, dialled: SocketAddr) {
         match routed {
-            Routed::None(NoRoute::NoMatch) => self.answered(404, "no rule matches"),
+            Routed::None(NoRoute::NoMatch) => {
+                self.fails(self.allowed_anywhere(), 404, "no rule matches")
+            }
             Routed::None(NoRoute::UnknownDestination) => {
                 self.answered(404, "nothing that is served here was dialled");
             }
@@ -151,20 +153,22 @@ impl Explaining<'_> {
             Action::Forward(to) => {
                 let total: u64 = to.backends.iter().map(|one| u64::from(one.weight)).sum();
                 if total == 0 {
-                    return self.answered(500, "no backend has a weight");
+                    let decision = self.allowed_anywhere();
+                    return self.fails(decision, 500, "no backend has a weight");
                 }
                 for one in to.backends.iter().filter(|one| one.weight > 0) {
                     match &one.backend {
                         Backend::Cluster(key) => self.cluster(key, &rule.origin.to_string()),
                         Backend::Invalid { status, reason } => {
-                            self.answered(status.as_u16(), reason);
+                            let decision = self.allowed_anywhere();
+                            self.fails(decision, status.as_u16(), reason);
                         }
                     }
                 }
             }
             Action::Redirect(to) => self.at_once(to.status.as_u16(), "the rule redirects"),
             Action::Respond(to) => self.at_once(to.status.as_u16(), "the rule answers"),
-            Action::Fail(reason) => self.answered(500, reason),
+            Action::Fail(reason) => self.fails(self.allowed_anywhere(), 500, reason),
         }
     }
 
@@ -173,14 +177,26 @@ impl Explaining<'_> {
         let port = self.known.dialled.as_destination().port();
         let name = state::name(key);
         let Some(cluster) = self.active.l7.cluster(key, port) else {
-            return self.answered(503, &format!("{who} names {name}, which does not exist"));
+            let decision = self.allowed_anywhere();
+            return self.fails(
+                decision,
+                503,
+                &format!("{who} names {name}, which does not exist"),
+            );
         };
         let before = self.answer.endpoints.len();
         for member in cluster.ready() {
             self.endpoint(&state::name(&cluster.key), member);
         }
         if self.answer.endpoints.len() == before {
-            self.answered(503, &format!("{name} has no endpoint that is ready"));
+            let nobody = authorize::nobody(&cluster.key.service.namespace, port);
+            let some = cluster.members.first().unwrap_or(&nobody);
+            let decision = authorize::explain(self.active, self.request, some);
+            self.fails(
+                decision,
+                503,
+                &format!("{name} has no endpoint that is ready"),
+            );
         }
     }
 
@@ -216,11 +232,19 @@ impl Explaining<'_> {
                     subset: None,
                 };
                 let cluster = self.active.l7.cluster(&whole, *port);
-                (&*key.namespace, cluster.and_then(|one| one.ready().next()))
+                (&*key.namespace, cluster.and_then(|one| one.members.first()))
             }
         };
         let nobody = authorize::nobody(namespace, self.request.destination.port());
         authorize::explain(self.active, self.request, member.unwrap_or(&nobody))
+    }
+
+    /// What cannot be forwarded is refused first, if policy refuses it.
+    fn fails(&mut self, decision: Decision, status: u16, why: &str) {
+        if !decision.allowed {
+            self.answer.decision = Some(decision);
+        }
+        self.answered(status, why);
     }
 
     fn answered(&mut self, status: u16, why: &str) {

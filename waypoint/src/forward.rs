@@ -35,6 +35,7 @@ use self::outcome::{note, outcome};
 use self::pool::{ConnectionLimits, Lease, Target};
 use self::replay::Source;
 use self::retry::{Failure, Tries};
+use crate::active::Active;
 use crate::authorize::{authorize, authorize_nowhere};
 use crate::balance::choose::{self, Asked};
 use crate::balance::state::{Active as ActiveRequest, Outcome};
@@ -185,13 +186,27 @@ fn choose_allowed<'p>(
         ..Asked::of(exchange.active)
     };
     let resolved = &plan.resolved;
+    let newest = exchange.worker.shared.newest.load();
     let Some(candidate) = choose::choose(resolved, asked, &mut rand::rng()) else {
+        authorize_some(&newest, &exchange.request(), resolved)?;
         let text = format!("{} has no endpoint that is ready", resolved.name);
         return Err(Reply::no_healthy(text));
     };
-    let newest = exchange.worker.shared.newest.load();
     authorize(&newest, &exchange.request(), candidate).map_err(Reply::denied)?;
     Ok(candidate)
+}
+
+/// Policy about a request that reaches no endpoint of a cluster: asked with one that it has, ready or not.
+fn authorize_some(
+    active: &Active,
+    request: &l7::Request<'_>,
+    resolved: &Resolved,
+) -> Result<(), Reply> {
+    let allowed = match resolved.candidates.first() {
+        Some(candidate) => authorize(active, request, candidate),
+        None => authorize_nowhere(active, request, &resolved.cluster.key.service.namespace),
+    };
+    allowed.map_err(Reply::denied)
 }
 
 /// Policy about a request that needs no endpoint, asked with one that the service has.
@@ -210,14 +225,17 @@ pub(crate) fn allowed_anywhere(exchange: &Exchange<'_>) -> Result<(), Reply> {
         port: *port,
         subset: None,
     };
-    let resolved = serve::find(exchange, &key);
-    let candidate = resolved.as_ref().and_then(|one| one.candidates.first());
     let request = exchange.request();
-    let allowed = match candidate {
-        Some(candidate) => authorize(exchange.active, &request, candidate),
-        None => authorize_nowhere(exchange.active, &request, &key.service.namespace),
-    };
-    allowed.map_err(Reply::denied)
+    match serve::find(exchange, &key) {
+        Some(resolved) => authorize_some(exchange.active, &request, &resolved),
+        None => authorize_nowhere(exchange.active, &request, &key.service.namespace)
+            .map_err(Reply::denied),
+    }
+}
+
+/// What a request gets that is not forwarded: this, unless policy refuses it.
+pub(crate) fn unless_denied(exchange: &Exchange<'_>, reply: Reply) -> Reply {
+    allowed_anywhere(exchange).err().unwrap_or(reply)
 }
 
 async fn attempt(

@@ -174,7 +174,7 @@ async fn route(
                 NoRoute::NoMatch => "no rule matches",
                 NoRoute::UnknownDestination => "nothing that is served here was dialled",
             };
-            Reply::no_route(text).answer(record)
+            forward::unless_denied(exchange, Reply::no_route(text)).answer(record)
         }
         Decision::Workload(endpoint) => {
             let resolved = workload(exchange, endpoint);
@@ -183,7 +183,8 @@ async fn route(
         }
         Decision::Service(cluster) => {
             let Some(resolved) = find(exchange, &cluster.key) else {
-                return Reply::no_cluster("the service has gone").answer(record);
+                let reply = Reply::no_cluster("the service has gone");
+                return forward::unless_denied(exchange, reply).answer(record);
             };
             let plan = Plan::plain(resolved, &standard);
             forward::forward(exchange, &plan, body, upgrade, record).await
@@ -215,7 +216,9 @@ async fn by_rule(
         Action::Forward(to) => {
             let plan = match plan(exchange, rule, to, taken) {
                 Ok(plan) => plan,
-                Err(reply) => return reply.answer(record),
+                Err(reply) => {
+                    return forward::unless_denied(exchange, reply).answer(record);
+                }
             };
             if exchange.caller.edge.is_some() {
                 // What was dialled is the gateway itself.

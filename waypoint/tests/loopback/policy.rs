@@ -179,6 +179,79 @@ async fn a_new_deny_ends_a_running_websocket() {
     assert!(ended.unwrap().is_err());
 }
 
+/// Nothing is said of a service to whom it is not for: not that it has no endpoint, not where else it is, and not what it
+/// answers at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_no_endpoint_is_judged_before_it_is_answered() {
+    use l7::route::{Action as Does, DirectResponse, PathMatch};
+    let mut mesh = Mesh::new();
+    let at = |path: &str| {
+        vec![l7::route::Match {
+            path: PathMatch::Prefix(path.into()),
+            ..l7::route::Match::default()
+        }]
+    };
+    mesh.route(0, at("/fixed"), |rule| {
+        rule.action = Does::Respond(DirectResponse {
+            status: StatusCode::OK,
+            body: Arc::from(&b"fixed"[..]),
+        });
+    });
+    mesh.route(1, at("/moved"), |rule| {
+        rule.action = Does::Redirect(l7::route::Redirect {
+            status: StatusCode::FOUND,
+            ..l7::route::Redirect::default()
+        });
+    });
+    mesh.route(2, at("/broken"), |rule| {
+        rule.action = Does::Forward(crate::support::to(&[]));
+    });
+    mesh.route(3, at("/subset"), |rule| {
+        rule.action = Does::Forward(crate::support::to(&[(Some("gone"), 1)]));
+    });
+    mesh.route(4, at("/empty"), |_| ());
+    let answers = [
+        ("/fixed", 200),
+        ("/moved", 302),
+        ("/broken", 500),
+        ("/subset", 503),
+        ("/empty", 503),
+        ("/unknown", 404),
+    ];
+    for (path, status) in answers {
+        assert_eq!(mesh.get(path).await.status, status, "{path}");
+    }
+    mesh.apply(policy("nobody", Action::Deny, from_namespace("shop")));
+    for (path, _) in answers {
+        let answer = mesh.get(path).await;
+        let said = (answer.status, &*answer.body);
+        assert_eq!(said, (403, "RBAC: access denied"), "{path}");
+    }
+    // Who is another one gets what there is.
+    let other = "spiffe://cluster.local/ns/other/sa/front";
+    let mut client = Client::http1(mesh.dial_as(header(Some(other))).await).await;
+    for (path, status) in answers {
+        let answer = client.send(get(path)).await.unwrap();
+        assert_eq!(answer.status, status, "{path}");
+    }
+}
+
+/// An endpoint that is not ready stands for the service in which policies by labels are asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_without_a_ready_endpoint_is_judged_by_the_one_that_it_has() {
+    let mut mesh = Mesh::new();
+    let address = "127.0.0.1:9".parse().unwrap();
+    let mut endpoint = crate::support::endpoint("a", "v1", address, &[80]);
+    for port in &mut endpoint.ports {
+        port.ready = false;
+    }
+    mesh.apply(Resource::Endpoint(endpoint.clone()));
+    assert_eq!(mesh.get("/").await.status, 503);
+    endpoint.policies = vec!["shop/not-there".into()];
+    mesh.apply(Resource::Endpoint(endpoint));
+    assert_eq!(mesh.get("/").await.status, 403);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_has_not_arrived_denies() {
     let server = Server::named("x").await;
