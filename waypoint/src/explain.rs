@@ -1,5 +1,6 @@
 //! What would become of a request, answered by the functions that decide on real ones. Nothing is sent.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -101,7 +102,7 @@ impl Asked {
         };
         let mut explaining = Explaining {
             active,
-            registry,
+            left_alone: registry.left_alone(),
             known: &known,
             request: &request,
             answer: RequestAnswer {
@@ -117,7 +118,8 @@ impl Asked {
 
 struct Explaining<'a> {
     active: &'a Active,
-    registry: &'a Registry,
+    /// Endpoints that are left alone, by the name of their cluster.
+    left_alone: HashMap<(String, SocketAddr), (&'static str, u64)>,
     known: &'a Known,
     request: &'a l7::Request<'a>,
     answer: RequestAnswer,
@@ -204,8 +206,7 @@ impl Explaining<'_> {
         let endpoint = &member.endpoint;
         // A name of the mesh is CLUSTER/GROUP/KIND/NAMESPACE/NAME.
         let pod = endpoint.uid.as_str().rsplit_once("/Pod/");
-        let alone = self.registry.left_alone();
-        let alone = alone.get(&(cluster.to_owned(), member.address));
+        let alone = self.left_alone.get(&(cluster.to_owned(), member.address));
         self.answer.endpoints.push(RequestEndpoint {
             cluster: cluster.to_owned(),
             address: member.address,
