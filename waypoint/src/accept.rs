@@ -47,6 +47,9 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    // Connections have it from here. The kernel keeps little of what a client does not take: so one that reads slowly is
+    // seen to go on, and is not taken for one that has stopped.
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -249,7 +252,8 @@ async fn http1<S: Stream>(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<
         .half_close(true)
         .max_headers(limits.header_count)
         .max_buf_size(limits.head_bytes.max(SMALLEST_BUFFER))
-        .pipeline_flush(true)
+        // Not `pipeline_flush`: with it hyper takes all of an answer that the client does not read.
+        .writev(false)
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(io), service)
@@ -337,6 +341,8 @@ async fn cut<F: Future<Output = Result<(), hyper::Error>>>(
 }
 
 const BACKLOG: i32 = 4096;
+/// Bytes that the kernel has not sent to a client, beyond which it takes no more.
+const UNSENT: u32 = 256 << 10;
 /// After accepting has failed.
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 /// The agent writes it at once.

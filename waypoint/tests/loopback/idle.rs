@@ -1,6 +1,8 @@
 //! Clients that do not go on: with what they send, or with what they are sent.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +12,7 @@ use hyper::body::Frame;
 use l7::TrafficPolicy;
 use l7::backend::Limits as ClusterLimits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use waypoint::Limits;
 
@@ -19,18 +22,30 @@ const IDLE: Duration = Duration::from_millis(300);
 
 /// One endpoint, which may have one connection: who holds that holds up everybody.
 async fn mesh() -> (Mesh, Server) {
-    let server = Server::start(|request| async move {
-        let is_endless = request.uri().path() == "/endless";
-        let body = request.into_body().collect().await;
-        let length = body.map_or(0, |body| body.to_bytes().len());
-        let endless = futures::stream::repeat_with(|| {
-            let piece = Bytes::from_static(&[b'x'; 16 << 10]);
-            Ok::<_, Infallible>(Frame::data(piece))
-        });
-        Response::new(match is_endless {
-            true => StreamBody::new(endless).boxed(),
-            false => text(length.to_string()),
-        })
+    let (mesh, server, _sent) = mesh_that_counts().await;
+    (mesh, server)
+}
+
+/// The same, and the bytes that endless answers have had so far.
+async fn mesh_that_counts() -> (Mesh, Server, Arc<AtomicUsize>) {
+    let sent = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&sent);
+    let server = Server::start(move |request| {
+        let sent = Arc::clone(&counted);
+        async move {
+            let is_endless = request.uri().path() == "/endless";
+            let body = request.into_body().collect().await;
+            let length = body.map_or(0, |body| body.to_bytes().len());
+            let endless = futures::stream::repeat_with(move || {
+                let piece = Bytes::from_static(&[b'x'; 16 << 10]);
+                sent.fetch_add(piece.len(), Ordering::Relaxed);
+                Ok::<_, Infallible>(Frame::data(piece))
+            });
+            Response::new(match is_endless {
+                true => StreamBody::new(endless).boxed(),
+                false => text(length.to_string()),
+            })
+        }
     })
     .await;
     let limits = Limits {
@@ -50,7 +65,7 @@ async fn mesh() -> (Mesh, Server) {
             ..TrafficPolicy::default()
         },
     );
-    (mesh, server)
+    (mesh, server, sent)
 }
 
 /// The connection to the endpoint is free.
@@ -148,6 +163,48 @@ async fn an_answer_in_which_nothing_happens_goes_on() {
         let answer = client.send(request).await.unwrap();
         assert_eq!(answer.body, "ticktick", "HTTP/2: {http2}");
         drop(sender);
+    }
+}
+
+/// A connection of which the client's kernel takes little: what that takes is as good as read.
+async fn dial_small(mesh: &Mesh) -> TcpStream {
+    let stream = mesh.dial().await;
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_recv_buffer_size(32 << 10).unwrap();
+    stream
+}
+
+const ASK_FOR_ENDLESS: &[u8] = b"GET /endless HTTP/1.1\r\nhost: cart\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_frees_the_endpoint_and_loses_its_connection() {
+    let (mesh, _server, sent) = mesh_that_counts().await;
+    let mut stream = dial_small(&mesh).await;
+    stream.write_all(ASK_FOR_ENDLESS).await.unwrap();
+    tokio::time::sleep(IDLE / 2).await;
+    let (taken, before) = (sent.load(Ordering::Relaxed), tokio::time::Instant::now());
+    assert_free(&mesh).await;
+    let waited = before.elapsed();
+    assert!(waited < 6 * IDLE, "after {waited:?}");
+    // The waypoint has not taken what its client did not.
+    assert!(taken < 32 << 20, "{taken}");
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+    assert!(read.is_ok(), "the connection goes on");
+    let page = mesh.page();
+    assert!(page.contains("response_flags=\"SI\""), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_slowly_is_not_given_up() {
+    let (mesh, _server) = mesh().await;
+    let mut stream = dial_small(&mesh).await;
+    stream.write_all(ASK_FOR_ENDLESS).await.unwrap();
+    let mut piece = vec![0; 64 << 10];
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < 8 * IDLE {
+        stream.read_exact(&mut piece).await.unwrap();
+        tokio::time::sleep(IDLE / 10).await;
     }
 }
 
