@@ -4,6 +4,7 @@
 //! (`doors`). One that does not begin with the agent's header is closed without a byte, because nobody has proved who calls.
 
 mod detect;
+mod early;
 mod patience;
 mod rewound;
 
@@ -27,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) use self::detect::Spoken;
 use self::detect::detect;
+pub(crate) use self::early::passing;
 use self::patience::Exhausted;
 pub(crate) use self::patience::Watch;
 pub(crate) use self::patience::{Abandoned, Answering};

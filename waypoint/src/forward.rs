@@ -35,6 +35,7 @@ use self::outcome::{note, outcome};
 use self::pool::{ConnectionLimits, Lease, Target};
 use self::replay::Source;
 use self::retry::{Failure, Tries};
+use crate::accept;
 use crate::active::Active;
 use crate::authorize::{authorize, authorize_nowhere};
 use crate::balance::choose::{self, Asked};
@@ -252,7 +253,13 @@ async fn attempt(
     });
     let request =
         message::request(exchange, plan, &target, count, body).map_err(Failure::Message)?;
-    let sending = exchange.worker.pool.send(&target, request);
+    let (pool, patience) = (
+        &exchange.worker.pool,
+        exchange.worker.shared.limits.stream_idle,
+    );
+    let sending = accept::passing(exchange.early, patience, request, |request| {
+        pool.send(&target, request)
+    });
     let sent = match plan.attempt_timeout {
         None => sending.await,
         Some(within) => tokio::time::timeout(within, sending)

@@ -55,6 +55,7 @@ impl Judged {
             head: &self.head,
             authority: &self.authority,
             path: &path,
+            early: None,
         };
         let Some(address) = self.endpoint else {
             return Ok(());

@@ -16,7 +16,7 @@ use l7::{ClusterKey, Decision, NoRoute, Path, Rule};
 use rand::RngExt as _;
 use runtime::busy::{self, MESSAGE, Way};
 
-use crate::accept::Answering;
+use crate::accept::{Answering, Watch};
 use crate::active::Active;
 use crate::balance::Resolved;
 use crate::caller::{Caller, Known};
@@ -37,6 +37,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) head: &'a http::request::Parts,
     pub(crate) authority: &'a str,
     pub(crate) path: &'a Path<'a>,
+    /// The client's connection, if 1xx may be written there.
+    pub(crate) early: Option<&'a Watch>,
 }
 
 impl Exchange<'_> {
@@ -64,7 +66,9 @@ pub(crate) async fn serve(
 ) -> Response<Answer> {
     let version = request.version();
     busy::moved(Way::Outward, MESSAGE);
-    let mut response = answer(&worker, &caller, request).await;
+    // Who speaks HTTP/1.0 does not know 1xx, and of HTTP/2 hyper sends none.
+    let early = (version == Version::HTTP_11).then(|| answering.watch().clone());
+    let mut response = answer(&worker, &caller, request, early.as_ref()).await;
     busy::moved(Way::Inward, MESSAGE);
     let takes_over = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if worker.shared.drain.is_draining() && version < Version::HTTP_2 && !takes_over {
@@ -78,6 +82,7 @@ async fn answer(
     worker: &Rc<Worker>,
     caller: &Rc<Caller>,
     mut request: Request<Incoming>,
+    early: Option<&Watch>,
 ) -> Response<Answer> {
     let takes_over =
         *request.method() == Method::CONNECT || headers::wants_upgrade(request.headers());
@@ -112,7 +117,7 @@ async fn answer(
         worker,
         caller,
         (&active, &known),
-        (&head, &authority),
+        (&head, &authority, early),
         body,
         upgrade,
         record,
@@ -135,7 +140,7 @@ async fn decide(
     worker: &Rc<Worker>,
     caller: &Rc<Caller>,
     (active, known): (&Arc<Active>, &Known),
-    (head, authority): (&http::request::Parts, &str),
+    (head, authority, early): (&http::request::Parts, &str, Option<&Watch>),
     body: Incoming,
     upgrade: Option<OnUpgrade>,
     record: Box<Record>,
@@ -157,6 +162,7 @@ async fn decide(
         head,
         authority,
         path: &path,
+        early,
     };
     route(&exchange, body, upgrade, record).await
 }

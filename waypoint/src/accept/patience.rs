@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::early::Early;
+
 /// What a connection does, as its reads and its requests tell.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch(Arc<State>);
@@ -25,6 +27,7 @@ struct State {
     abandoned: AtomicU32,
     /// One of both counts has changed.
     changed: Notify,
+    early: Early,
 }
 
 impl Default for State {
@@ -36,6 +39,7 @@ impl Default for State {
             requests: AtomicU32::new(0),
             abandoned: AtomicU32::new(0),
             changed: Notify::new(),
+            early: Early::default(),
         }
     }
 }
@@ -55,6 +59,11 @@ pub(crate) struct Answering(Watch);
 pub(crate) struct Abandoned(Watch);
 
 impl Answering {
+    /// Of the connection that the request came by.
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.0
+    }
+
     /// The client has not taken its answer for too long.
     pub(crate) fn abandon(self) -> Abandoned {
         self.0.0.abandoned.fetch_add(1, Ordering::Relaxed);
@@ -84,6 +93,11 @@ impl Watch {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         self.0.head_since.store(0, Ordering::Relaxed);
         Answering(self.clone())
+    }
+
+    /// What goes to the client before its answer.
+    pub(super) fn early(&self) -> &Early {
+        &self.0.early
     }
 
     /// For how long a head has been incomplete, and for how long nothing has been asked.

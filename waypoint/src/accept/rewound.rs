@@ -1,4 +1,5 @@
-//! A connection of which some bytes have been read already: they come again first.
+//! A connection of which some bytes have been read already: they come again first. What endpoints say before their answers
+//! is written here, past hyper.
 
 use std::io;
 use std::pin::Pin;
@@ -24,6 +25,20 @@ impl<S> Rewound<S> {
             before,
             stream,
             watch,
+        }
+    }
+
+    /// What is under it.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Rewound<S> {
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.watch.early() {
+            early if early.waits() => early.poll_rest(cx, &mut self.stream),
+            _ => Poll::Ready(Ok(())),
         }
     }
 }
@@ -58,6 +73,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_rest(cx))?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -66,6 +82,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_rest(cx))?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
@@ -73,8 +90,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
         self.stream.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    /// hyper flushes when all that it has is written: a message has ended there, or none has begun.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let early = this.watch.early();
+        if early.waits() {
+            ready!(early.poll_write(cx, &mut this.stream))?;
+        }
+        Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

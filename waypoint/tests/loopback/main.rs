@@ -11,6 +11,7 @@ mod changes;
 mod connect;
 mod deadlines;
 mod doors;
+mod early;
 mod gateway;
 mod hostile;
 mod hosts;
