@@ -299,6 +299,7 @@ async fn http2<S: Stream>(worker: &Rc<Worker>, caller: &Rc<Caller>, io: Rewound<
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.streams)
+        .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)

@@ -46,6 +46,7 @@ use crate::fault;
 use crate::reply::Reply;
 use crate::serve::{self, Exchange};
 use crate::telemetry::{Record, is_grpc};
+use crate::websocket;
 
 /// Where a request goes, and how.
 pub(crate) struct Plan<'c> {
@@ -321,6 +322,14 @@ impl Answering<'_, '_> {
             _active: active,
             _request: Some(self.held),
         };
+        if websocket::was_connect(self.exchange.head) && response.status().is_success() {
+            if response.version() != http::Version::HTTP_2 {
+                let text = "the endpoint does not switch to WebSocket";
+                return Reply::broken(text).answer(record);
+            }
+            // The same of HTTP/2.
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        }
         if upgrade.is_none() && response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Reply::broken("the endpoint switches protocols, which nobody asked for")
                 .answer(record);

@@ -34,6 +34,7 @@ mod tcp;
 mod telemetry;
 pub mod trace;
 mod upstream;
+mod websocket;
 mod worker;
 
 pub use worker::Limits;

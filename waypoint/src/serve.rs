@@ -26,7 +26,7 @@ use crate::live::Judged;
 use crate::reply::{self, Reply};
 use crate::telemetry::Record;
 use crate::worker::Worker;
-use crate::{authority, cors, fault};
+use crate::{authority, cors, fault, websocket};
 
 /// A request, and what it is decided with.
 pub(crate) struct Exchange<'a> {
@@ -88,6 +88,7 @@ async fn answer(
         *request.method() == Method::CONNECT || headers::wants_upgrade(request.headers());
     let upgrade = takes_over.then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
+    let was_connect = websocket::as_get(&mut head);
     if !head.headers.contains_key(headers::X_REQUEST_ID)
         && let Ok(id) = HeaderValue::try_from(headers::request_id())
     {
@@ -105,6 +106,10 @@ async fn answer(
     record.parties.asked = Rc::clone(&known.asked);
     let authority = match authority {
         Ok(authority) => authority,
+        Err(text) => return Reply::bad_request(text).answer(record),
+    };
+    let was_connect = match was_connect {
+        Ok(was_connect) => was_connect,
         Err(text) => return Reply::bad_request(text).answer(record),
     };
     if let Some(edge) = &caller.edge {
@@ -132,6 +137,9 @@ async fn answer(
             endpoint: Some(endpoint),
         };
         response.body_mut().watch(worker, judged);
+    }
+    if was_connect {
+        websocket::answer(&mut response);
     }
     response
 }

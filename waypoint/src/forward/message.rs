@@ -13,6 +13,7 @@ use super::body::Outgoing;
 use super::pool::Target;
 use super::{Plan, headers};
 use crate::serve::Exchange;
+use crate::websocket;
 
 /// How a client's request has come.
 #[derive(Clone, Copy)]
@@ -81,6 +82,9 @@ pub(super) fn request(
     let scheme = target.http2.then_some(scheme);
     *request.uri_mut() = uri(&head.method, authority, path, scheme)?;
     *request.headers_mut() = all;
+    if target.http2 && websocket::was_connect(head) {
+        websocket::as_connect(&mut request);
+    }
     Ok(request)
 }
 

@@ -27,3 +27,4 @@ mod rules;
 mod smuggling;
 mod support;
 mod traces;
+mod websocket;

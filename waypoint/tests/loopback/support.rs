@@ -77,8 +77,9 @@ impl Server {
                         let answered = answer(request);
                         async move { Ok::<_, Infallible>(answered.await) }
                     });
-                    let builder =
+                    let mut builder =
                         hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    builder.http2().enable_connect_protocol();
                     let io = TokioIo::new(stream);
                     drop(builder.serve_connection_with_upgrades(io, service).await);
                 });
