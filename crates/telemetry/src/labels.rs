@@ -8,7 +8,9 @@ use std::{
 };
 
 use model::{Identity, Security, Service, Workload};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::{
+    EncodeLabel as _, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
+};
 
 /// A label's text, shared with whoever has it already. Istio writes `unknown` for what is not known.
 #[derive(Clone, Debug, Default)]
@@ -164,51 +166,20 @@ impl From<Option<&Service>> for Asked {
     }
 }
 
-/// The labels of both sides, which metrics of connections and of requests have in common.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+/// The labels of both sides, which metrics of connections and of requests have in common: F100's, and those that Istio has
+/// come to have since. What is the same under two names is kept once and written twice.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct PartyLabels {
     /// Who counts.
     pub reporter: Reporter,
-    /// Name of the workload that opened the connection.
-    pub source_workload: Text,
-    /// Its canonical service.
-    pub source_canonical_service: Text,
-    /// Its canonical revision.
-    pub source_canonical_revision: Text,
-    /// Its namespace.
-    pub source_workload_namespace: Text,
-    /// Its SPIFFE identity.
-    pub source_principal: Text,
-    /// Its `app`.
-    pub source_app: Text,
-    /// Its version.
-    pub source_version: Text,
-    /// Its cluster.
-    pub source_cluster: Text,
-    /// Host name of the service that was asked for.
-    pub destination_service: Text,
-    /// Name of that service.
-    pub destination_service_name: Text,
-    /// Namespace of that service.
-    pub destination_service_namespace: Text,
-    /// Name of the workload that is reached.
-    pub destination_workload: Text,
-    /// Its canonical service.
-    pub destination_canonical_service: Text,
-    /// Its canonical revision.
-    pub destination_canonical_revision: Text,
-    /// Its namespace.
-    pub destination_workload_namespace: Text,
-    /// Its SPIFFE identity.
-    pub destination_principal: Text,
-    /// Its `app`.
-    pub destination_app: Text,
-    /// Its version.
-    pub destination_version: Text,
-    /// Its cluster.
-    pub destination_cluster: Text,
-    /// A word of [`Security`] as the destination saw it, `unknown` to the source (F101).
-    pub connection_security_policy: &'static str,
+    /// Who opened the connection.
+    pub source: Party,
+    /// The service that was asked for.
+    pub asked: Asked,
+    /// Who is reached.
+    pub destination: Party,
+    /// How the destination knows the connection to be secured; unknown to the source (F101).
+    pub security: Security,
 }
 
 impl PartyLabels {
@@ -223,27 +194,74 @@ impl PartyLabels {
     ) -> Self {
         Self {
             reporter,
-            source_workload: source.workload,
-            source_app: source.canonical_service.clone(),
-            source_canonical_service: source.canonical_service,
-            source_version: source.canonical_revision.clone(),
-            source_canonical_revision: source.canonical_revision,
-            source_workload_namespace: source.namespace,
-            source_principal: source.principal,
-            source_cluster: source.cluster,
-            destination_service: asked.hostname,
-            destination_service_name: asked.name,
-            destination_service_namespace: asked.namespace,
-            destination_workload: destination.workload,
-            destination_app: destination.canonical_service.clone(),
-            destination_canonical_service: destination.canonical_service,
-            destination_version: destination.canonical_revision.clone(),
-            destination_canonical_revision: destination.canonical_revision,
-            destination_workload_namespace: destination.namespace,
-            destination_principal: destination.principal,
-            destination_cluster: destination.cluster,
-            connection_security_policy: security.as_str(),
+            source,
+            asked,
+            destination,
+            security,
         }
+    }
+}
+
+impl EncodeLabelSet for PartyLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        let (source, destination) = (&self.source, &self.destination);
+        let security = self.security.as_str();
+        // Istio's name for it before 1.1.
+        let mtls = match self.security {
+            Security::MutualTls => "true",
+            Security::Unknown => "unknown",
+            _ => "false",
+        };
+        for (name, value) in [
+            ("reporter", self.reporter.as_str()),
+            ("source_workload", source.workload.as_str()),
+            (
+                "source_canonical_service",
+                source.canonical_service.as_str(),
+            ),
+            (
+                "source_canonical_revision",
+                source.canonical_revision.as_str(),
+            ),
+            ("source_workload_namespace", source.namespace.as_str()),
+            ("source_namespace", source.namespace.as_str()),
+            ("source_principal", source.principal.as_str()),
+            ("source_app", source.canonical_service.as_str()),
+            ("source_version", source.canonical_revision.as_str()),
+            ("source_cluster", source.cluster.as_str()),
+            ("destination_service", self.asked.hostname.as_str()),
+            ("destination_service_name", self.asked.name.as_str()),
+            (
+                "destination_service_namespace",
+                self.asked.namespace.as_str(),
+            ),
+            ("destination_workload", destination.workload.as_str()),
+            (
+                "destination_canonical_service",
+                destination.canonical_service.as_str(),
+            ),
+            (
+                "destination_canonical_revision",
+                destination.canonical_revision.as_str(),
+            ),
+            (
+                "destination_workload_namespace",
+                destination.namespace.as_str(),
+            ),
+            ("destination_namespace", destination.namespace.as_str()),
+            ("destination_principal", destination.principal.as_str()),
+            ("destination_app", destination.canonical_service.as_str()),
+            (
+                "destination_version",
+                destination.canonical_revision.as_str(),
+            ),
+            ("destination_cluster", destination.cluster.as_str()),
+            ("connection_security_policy", security),
+            ("connection_mtls", mtls),
+        ] {
+            (name, value).encode(encoder.encode_label())?;
+        }
+        Ok(())
     }
 }
 

@@ -446,14 +446,15 @@ fn a56_requests_are_counted_by_the_service_that_was_chosen() -> Result<()> {
     Ok(())
 }
 
-/// The labels of F100 that this mesh has; the rest are of Mixer.
-const LABELS: [&str; 22] = [
+/// The labels of F100, and Istio's canonical ones.
+const LABELS: [&str; 27] = [
     "reporter",
     "source_app",
     "source_principal",
     "source_workload",
     "source_workload_namespace",
     "source_version",
+    "source_namespace",
     "source_canonical_service",
     "source_canonical_revision",
     "destination_app",
@@ -461,6 +462,7 @@ const LABELS: [&str; 22] = [
     "destination_workload",
     "destination_workload_namespace",
     "destination_version",
+    "destination_namespace",
     "destination_service",
     "destination_service_name",
     "destination_service_namespace",
@@ -469,5 +471,8 @@ const LABELS: [&str; 22] = [
     "request_protocol",
     "response_code",
     "response_flags",
+    "permissive_response_code",
+    "permissive_response_policyid",
     "connection_security_policy",
+    "connection_mtls",
 ];

@@ -146,6 +146,7 @@ fn every_series_has_all_labels_and_none_is_empty() -> Result<()> {
         "source_canonical_service",
         "source_canonical_revision",
         "source_workload_namespace",
+        "source_namespace",
         "source_principal",
         "source_app",
         "source_version",
@@ -157,6 +158,7 @@ fn every_series_has_all_labels_and_none_is_empty() -> Result<()> {
         "destination_canonical_service",
         "destination_canonical_revision",
         "destination_workload_namespace",
+        "destination_namespace",
         "destination_principal",
         "destination_app",
         "destination_version",
@@ -164,6 +166,7 @@ fn every_series_has_all_labels_and_none_is_empty() -> Result<()> {
         "request_protocol",
         "response_flags",
         "connection_security_policy",
+        "connection_mtls",
     ];
     for node in ["n1", "n2"] {
         let metrics = Metrics::of_agent(mesh.lab, node)?;
