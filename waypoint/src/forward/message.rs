@@ -29,10 +29,10 @@ pub(super) struct Came {
 pub(super) fn speaks_http2(declared: AppProtocol, upgrade: Upgrade, came: Came) -> bool {
     match (upgrade, declared) {
         (Upgrade::Always, _) | (_, AppProtocol::Http2 | AppProtocol::Grpc) => true,
-        (Upgrade::Never, _) | (Upgrade::Unsaid, AppProtocol::Http11) => false,
         (Upgrade::AsClient, _) => came.http2,
-        // Undeclared: whoever speaks HTTP/2 to it unasked knows that it does.
-        (Upgrade::Unsaid, _) => came.http2 && !came.agreed,
+        (Upgrade::Never | Upgrade::Unsaid, AppProtocol::Http11) => false,
+        // Undeclared: whoever speaks HTTP/2 to it unasked knows that it does. That is no upgrade.
+        (Upgrade::Never | Upgrade::Unsaid, _) => came.http2 && !came.agreed,
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
                 AppProtocol::Unknown,
                 Upgrade::Never,
                 came(true, false),
-                false,
+                true,
             ),
             (AppProtocol::Http2, Upgrade::Unsaid, came(false, true), true),
             (AppProtocol::Grpc, Upgrade::Unsaid, came(true, true), true),

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use http::Response;
 use l7::Resource;
 use l7::TrafficPolicy;
-use l7::backend::{BackendRule, HashKey, Limits, LoadBalancer, Outliers};
+use l7::backend::{BackendRule, HashKey, Limits, LoadBalancer, Outliers, Upgrade};
 use model::service::AppProtocol;
 use proto::proxy_protocol::Header;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Client, Mesh, Server, VIP, get, key, text};
+use crate::support::{Client, Mesh, Server, VIP, get, key, nothing, text};
 
 fn limited(limits: Limits) -> TrafficPolicy {
     TrafficPolicy {
@@ -85,6 +85,73 @@ async fn a_connection_takes_requests_for_as_long_as_is_said() {
             (2..=6).contains(&connections) && connections < requests,
             "F59: {connections} connections for {requests} requests by port {port}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_serves_as_many_requests_as_is_said() {
+    for port in [80, 81] {
+        for (most, connections) in [(None, 1), (Some(0), 1), (Some(1), 12), (Some(4), 3)] {
+            let server = Server::named("x").await;
+            let mut mesh = Mesh::new();
+            mesh.port(81, AppProtocol::Http2);
+            mesh.endpoint_ports("a", server.address, &[port]);
+            mesh.backend(
+                &[],
+                limited(Limits {
+                    requests_per_connection: most,
+                    ..Limits::default()
+                }),
+            );
+            let mut client = Client::http1(mesh.dial_to(port).await).await;
+            for _ in 0..12 {
+                assert_eq!(client.send(get("/")).await.unwrap().status, 200);
+            }
+            let opened = server.connections.load(Ordering::SeqCst);
+            let what = format!("F59: port {port}, maxRequestsPerConnection {most:?}");
+            assert_eq!(opened, connections, "{what}");
+        }
+    }
+}
+
+/// What the endpoint is asked by, for a client of either version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_says_which_version_an_endpoint_is_asked_by() {
+    let server =
+        Server::start(
+            |request| async move { Response::new(text(format!("{:?}", request.version()))) },
+        )
+        .await;
+    let (old, new) = ("HTTP/1.1", "HTTP/2.0");
+    for (declared, upgrade, from_http1, from_http2) in [
+        (AppProtocol::Http11, Upgrade::Unsaid, old, old),
+        (AppProtocol::Http11, Upgrade::Always, new, new),
+        (AppProtocol::Http11, Upgrade::AsClient, old, new),
+        (AppProtocol::Unknown, Upgrade::Unsaid, old, new),
+        (AppProtocol::Unknown, Upgrade::Always, new, new),
+        (AppProtocol::Unknown, Upgrade::Never, old, new),
+        (AppProtocol::Http11, Upgrade::Never, old, old),
+        // What the port declares is what its endpoints speak.
+        (AppProtocol::Http2, Upgrade::Never, new, new),
+    ] {
+        let mut mesh = Mesh::new();
+        mesh.port(81, declared);
+        mesh.endpoint_of("a", "v1", server.address, 81);
+        mesh.backend(
+            &[],
+            limited(Limits {
+                upgrade,
+                ..Limits::default()
+            }),
+        );
+        let what = format!("h2UpgradePolicy: {declared:?} {upgrade:?}");
+        let mut client = Client::http1(mesh.dial_to(81).await).await;
+        let answer = client.send(get("/")).await.unwrap();
+        assert_eq!((answer.status, &*answer.body), (200, from_http1), "{what}");
+        let mut client = Client::http2(mesh.dial_to(81).await).await;
+        let request = http::Request::get("http://cart/").body(nothing()).unwrap();
+        let answer = client.send(request).await.unwrap();
+        assert_eq!((answer.status, &*answer.body), (200, from_http2), "{what}");
     }
 }
 
