@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use l7::Listener;
 use l7::listener::Reads;
 use l7::request::host;
 use model::Reason;
@@ -226,7 +227,8 @@ fn there(worker: &Worker, port: u16) -> There {
     let active = worker.shared.newest.load();
     let here = active.l7.listeners().get(&port);
     let here = here.map_or(&[][..], Vec::as_slice);
-    if let Some(one) = here.iter().find(|one| one.reads == Reads::Nothing) {
+    let is_plain = |one: &&Arc<Listener>| one.reads == Reads::Nothing && !one.speaks_tls();
+    if let Some(one) = here.iter().find(is_plain) {
         return There::Nothing(Arc::clone(&one.name));
     }
     match here.iter().any(|one| one.speaks_tls()) {
@@ -245,7 +247,16 @@ fn passes(worker: &Worker, port: u16, name: &str) -> Option<(Arc<str>, String)> 
     is_for_names.then(|| (Arc::clone(&listener.name), name.to_owned()))
 }
 
-/// Ends TLS, and serves the requests that come in it.
+/// TLS that ends here.
+type Ended = TlsStream<Rewound<TcpStream>>;
+
+impl tcp::Carried for Ended {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.get_ref()
+    }
+}
+
+/// Ends TLS, and serves the requests that come in it, or carries what comes in it.
 async fn shake(
     worker: &Rc<Worker>,
     (before, stream): (BytesMut, TcpStream),
@@ -256,11 +267,18 @@ async fn shake(
     let shaking = Box::pin(handshake(worker, stream, port));
     match tokio::time::timeout(HANDSHAKE, shaking).await {
         Ok(Ok((stream, listener))) => {
+            if listener.reads == Reads::Nothing {
+                let name = stream.get_ref().1.server_name().map(str::to_owned);
+                let asked = name.clone().unwrap_or_default();
+                let caller = caller(By::Connection(Arc::clone(&listener.name), asked));
+                let carrying = tcp::carry(worker, &caller, (BytesMut::new(), stream), name);
+                return Box::pin(carrying).await;
+            }
             let spoken = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Spoken::Http2,
                 _ => Spoken::Http1,
             };
-            let caller = caller(By::Certificate(listener));
+            let caller = caller(By::Certificate(Arc::clone(&listener.name)));
             accept::converse(worker, &caller, (BytesMut::new(), stream), spoken).await;
         }
         Ok(Err(error)) => {
@@ -271,12 +289,12 @@ async fn shake(
     }
 }
 
-/// The stream behind TLS, and the name of the listener that the client asked for.
+/// The stream behind TLS, and the listener that the client asked for.
 async fn handshake(
     worker: &Worker,
     stream: Rewound<TcpStream>,
     port: u16,
-) -> io::Result<(TlsStream<Rewound<TcpStream>>, Arc<str>)> {
+) -> io::Result<(Ended, Arc<Listener>)> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
     let hello = start.client_hello();
     let name = hello.server_name().unwrap_or_default();
@@ -286,9 +304,9 @@ async fn handshake(
         .listener(port, true, name)
         .ok_or_else(|| io::Error::other(format!("no listener has the name {name:?}")))?;
     let config = worker.secured.of(listener).map_err(io::Error::other)?;
-    let name = Arc::clone(&listener.name);
+    let listener = Arc::clone(listener);
     drop(active);
-    Ok((start.into_stream(config).await?, name))
+    Ok((start.into_stream(config).await?, listener))
 }
 
 /// How soon a port that could not be opened is tried again.

@@ -15,7 +15,7 @@ use admin_api::{ConnectionEnd, Description, Direction};
 use bytes::BytesMut;
 use model::Ending;
 use telemetry::{Closed, Party, Refusal, TcpLabels};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::io::InspectReader;
@@ -26,6 +26,18 @@ use crate::caller::{Caller, Known};
 use crate::telemetry::{labels_of, security_of};
 use crate::worker::Worker;
 
+/// What a client's connection is carried by.
+pub(crate) trait Carried: AsyncRead + AsyncWrite + Unpin {
+    /// TCP under it.
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Carried for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
 /// Carries a connection to an endpoint and back.
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
@@ -34,6 +46,16 @@ pub(crate) async fn serve(
     mut before: BytesMut,
 ) {
     let name = asked_name(worker, caller, &mut client, &mut before).await;
+    carry(worker, caller, (before, client), name).await;
+}
+
+/// The same of a connection of which it is known what TLS asks for on it.
+pub(crate) async fn carry<S: Carried>(
+    worker: &Rc<Worker>,
+    caller: &Caller,
+    (before, mut client): (BytesMut, S),
+    name: Option<String>,
+) {
     let active = worker.shared.newest.load();
     let known = caller.known(&active);
     let opened = match open(worker, &active, caller, &known, name.as_deref()).await {
@@ -88,7 +110,7 @@ pub(crate) async fn serve(
         Some((ending, error)) => {
             // Neither side shall take what it has got for the whole. Where nothing moved there was none.
             if error != SILENT {
-                reset_when_dropped(&client);
+                reset_when_dropped(client.socket());
                 reset_when_dropped(endpoint.socket());
             }
             ending.inspect(|ending| recorder.metrics.cut(*ending, 1));

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use l7::Listener;
-use l7::listener::Certificate;
+use l7::listener::{Certificate, Reads};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -75,7 +75,9 @@ fn config(listener: &Listener) -> Result<ServerConfig, Unusable> {
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(Certificates(keys)));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    if listener.reads == Reads::Requests {
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    }
     Ok(config)
 }
 

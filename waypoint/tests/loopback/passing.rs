@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use l7::listener::{Listener, Reads, VirtualHost};
+use l7::listener::{Certificate, Listener, Reads, VirtualHost};
 use l7::route::{ConnectionMatch, Match};
 use l7::{HostPattern, Resource};
 use model::ServiceKey;
@@ -35,13 +35,22 @@ async fn echo() -> (SocketAddr, Arc<AtomicUsize>) {
 
 /// A listener that serves one host, whose connections go to the service.
 async fn listen(mesh: &mut Mesh, reads: Reads, host: &str) -> SocketAddr {
+    listen_with(mesh, reads, host, None).await
+}
+
+async fn listen_with(
+    mesh: &mut Mesh,
+    reads: Reads,
+    host: &str,
+    tls: Option<Vec<Certificate>>,
+) -> SocketAddr {
     let port = free().await;
     let key = ServiceKey::new("edge", format!("gateway|{host}"));
     let listener = Listener {
         name: "door".into(),
         port,
         host: HostPattern::Any,
-        tls: None,
+        tls,
         reads,
         client_roots: None,
         hosts: vec![VirtualHost {
@@ -128,4 +137,53 @@ async fn a_port_where_nothing_is_read_leads_to_one_place() {
     for bytes in [&b"select 1"[..], b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01"] {
         assert_eq!(back(address, bytes).await, bytes);
     }
+}
+
+/// Issue 12 B8: TLS ends here, and what comes in it is carried as it is, whatever it is.
+#[tokio::test]
+async fn tls_ends_and_what_comes_in_it_is_carried() {
+    let name = "db.example.com";
+    let (server, taken) = echo().await;
+    let mut mesh = Mesh::new();
+    mesh.endpoint("db-1", "v1", server);
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let certificate = Certificate {
+        chain: made.cert.pem().into_bytes(),
+        key: made.signing_key.serialize_pem().into_bytes(),
+    };
+    let tls = Some(vec![certificate]);
+    let address = listen_with(&mut mesh, Reads::Nothing, name, tls).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // Who offers versions of HTTP is promised none: nobody here speaks it.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    for bytes in [
+        &b"\x00\x00\x00\x08\x04\xd2\x16\x2f"[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+    ] {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let shaken = connector.connect(name.try_into().unwrap(), stream);
+        let mut stream = shaken.await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), None);
+        stream.write_all(bytes).await.unwrap();
+        let mut got = vec![0; bytes.len()];
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut got));
+        read.await.expect("nothing comes").unwrap();
+        assert_eq!(got, bytes);
+        // The end of one side is told to the other, in order.
+        stream.shutdown().await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut got));
+        assert_eq!(ended.await.expect("it goes on").unwrap(), 0);
+    }
+    assert_eq!(taken.load(Ordering::Relaxed), 2);
+    // Plain bytes are no handshake, and reach nobody.
+    assert!(back(address, b"select 1").await.is_empty());
+    assert_eq!(taken.load(Ordering::Relaxed), 2);
 }

@@ -51,6 +51,11 @@ impl Door {
     fn speaks_tls(&self) -> bool {
         self.tls.is_some() || self.reads == Reads::Names
     }
+
+    /// Whether whatever comes to its port is for it, for nothing is read of it.
+    fn takes_all(&self) -> bool {
+        self.reads == Reads::Nothing && self.tls.is_none()
+    }
 }
 
 /// From which namespaces routes are taken.
@@ -103,7 +108,7 @@ pub(crate) fn listeners(gateway: &Gateway) -> Option<Listeners> {
             other.port == door.port
                 && (other.host == door.host
                     || other.speaks_tls() != door.speaks_tls()
-                    || (other.reads == Reads::Nothing) != (door.reads == Reads::Nothing))
+                    || other.takes_all() != door.takes_all())
         });
         match conflict {
             Some(other) => {
@@ -141,9 +146,11 @@ fn door(field: &str, listener: &Listener, namespace: &str, notes: &mut Notes) ->
             errors += wrong;
             (Some(found), Reads::Requests)
         }
+        "TLS" if passes(field, listener, notes) => (None, Reads::Names),
         "TLS" => {
-            passes(field, listener, notes);
-            (None, Reads::Names)
+            let (found, wrong) = certificates(field, listener, namespace, notes);
+            errors += wrong;
+            (Some(found), Reads::Nothing)
         }
         other => {
             let message = format!("{other:?} is not supported; HTTP, HTTPS, TLS and TCP are");
@@ -155,7 +162,13 @@ fn door(field: &str, listener: &Listener, namespace: &str, notes: &mut Notes) ->
         notes.error(format!("{field}.port"), "is missing");
         return None;
     };
-    let (from, kinds) = allowed(field, listener.allowed_routes.as_ref(), reads, notes);
+    let ends = tls.is_some();
+    let (from, kinds) = allowed(
+        field,
+        listener.allowed_routes.as_ref(),
+        (reads, ends),
+        notes,
+    );
     (notes.errors() == errors).then(|| Door {
         name: listener.name.clone(),
         port,
@@ -167,17 +180,15 @@ fn door(field: &str, listener: &Listener, namespace: &str, notes: &mut Notes) ->
     })
 }
 
-/// A listener of protocol TLS: what passes is not decrypted here.
-fn passes(field: &str, listener: &Listener, notes: &mut Notes) {
+/// Whether TLS passes a listener of protocol TLS, and is not decrypted here.
+fn passes(field: &str, listener: &Listener, notes: &mut Notes) -> bool {
     let tls = listener.tls.as_ref();
-    let mode = tls.and_then(|tls| tls.mode.as_deref());
-    if mode != Some("Passthrough") {
-        let message = "Terminate is not supported for TLS; Passthrough is, and HTTPS";
-        notes.error(format!("{field}.tls.mode"), message);
-    } else if tls.is_some_and(|tls| !tls.certificate_refs.is_empty()) {
+    let passes = tls.and_then(|tls| tls.mode.as_deref()) == Some("Passthrough");
+    if passes && tls.is_some_and(|tls| !tls.certificate_refs.is_empty()) {
         let message = "has no effect: TLS passes";
         notes.warning(format!("{field}.tls"), message);
     }
+    passes
 }
 
 /// The Secrets of a listener, and how many references lead to something else.
@@ -244,7 +255,7 @@ pub(crate) fn from(written: Option<&AllowedRoutes>) -> Result<From, (&'static st
 fn allowed(
     field: &str,
     written: Option<&AllowedRoutes>,
-    reads: Reads,
+    (reads, ends): (Reads, bool),
     notes: &mut Notes,
 ) -> (From, Vec<Kind>) {
     let field = format!("{field}.allowedRoutes");
@@ -252,10 +263,12 @@ fn allowed(
         notes.error(format!("{field}.namespaces.{name}"), message);
         From::None
     });
-    let possible: &[Kind] = match reads {
-        Reads::Requests => &[Kind::HttpRoute, Kind::GrpcRoute],
-        Reads::Names => &[Kind::TlsRoute],
-        Reads::Nothing => &[Kind::TcpRoute],
+    let possible: &[Kind] = match (reads, ends) {
+        (Reads::Requests, _) => &[Kind::HttpRoute, Kind::GrpcRoute],
+        (Reads::Names, _) => &[Kind::TlsRoute],
+        // TLS that ends has told a name.
+        (Reads::Nothing, true) => &[Kind::TcpRoute, Kind::TlsRoute],
+        (Reads::Nothing, false) => &[Kind::TcpRoute],
     };
     let asked = written.map_or(&[][..], |written| &written.kinds);
     if asked.is_empty() {

@@ -1,6 +1,7 @@
 //! What a gateway at the edge is told, and what it then decides.
 
 use http::{HeaderMap, Method};
+use l7::listener::Reads;
 use l7::request::{Client, Destination, Request};
 use l7::route::{Action, Backend, Redirect};
 use l7::{Config, Decision, Store};
@@ -563,4 +564,69 @@ fn tls_and_tcp_routes_lead_connections_of_a_gateway() {
         connected(&mesh, 5432, None),
         "TCPRoute edge/r rule 0: 10.244.1.1:8080"
     );
+}
+
+/// Issue 12 B8: TLS ends at the gateway, and what comes in it goes by the rules of connections.
+#[test]
+fn tls_that_ends_and_is_not_read_leads_where_tcp_and_tls_routes_say() {
+    let mut mesh = Mesh::of(EDGE);
+    mesh.apply(&secret("edge"));
+    mesh.apply(&gateway(
+        "[{name: db, port: 443, protocol: TLS, hostname: '*.db.example.com', tls: {certificateRefs: [{name: cert}]}}, \
+          {name: web, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: cert}]}}]",
+    ));
+    let service = "rules: [{backendRefs: [{name: own, port: 80}]}]";
+    mesh.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: edge}\nspec: {clusterIP: 10.96.0.77, ports: [{port: 80}]}\n",
+    );
+    let route = |kind: &str, name: &str, more: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: edge}}\n\
+             spec: {{parentRefs: [{{name: gw}}], {more} {service}}}\n"
+        )
+    };
+    mesh.apply(&route(
+        "TLSRoute",
+        "named",
+        "hostnames: [a.db.example.com],",
+    ));
+    let of = |mesh: &Mesh, name| connected(mesh, 443, Some(name));
+    assert_eq!(
+        of(&mesh, "a.db.example.com"),
+        "TLSRoute edge/named rule 0: "
+    );
+    assert_eq!(of(&mesh, "b.db.example.com"), "no host");
+    mesh.apply(&route("TCPRoute", "rest", ""));
+    assert_eq!(of(&mesh, "b.db.example.com"), "TCPRoute edge/rest rule 0: ");
+    let listeners = config(&mesh);
+    let reads = |name| listeners.listener(443, true, name).map(|one| one.reads);
+    assert_eq!(reads("b.db.example.com"), Some(Reads::Nothing));
+    assert_eq!(reads("shop.example.com"), Some(Reads::Requests));
+    // The same in Istio's words.
+    mesh.apply(
+        "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: doors, namespace: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 5433, name: db, protocol: TLS}, hosts: ['db.example.org'], tls: {mode: SIMPLE, credentialName: cert}}
+  - {port: {number: 5433, name: web, protocol: HTTPS}, hosts: ['db.example.org'], tls: {mode: SIMPLE, credentialName: cert}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v, namespace: edge}
+spec:
+  hosts: ['db.example.org']
+  gateways: [doors]
+  tcp: [{route: [{destination: {host: own, port: {number: 80}}}]}]
+",
+    );
+    let at = connected(&mesh, 5433, Some("db.example.org"));
+    assert_eq!(at, "VirtualService edge/v rule tcp[0]: ");
+    // What one name asks for is read in one way: the first server counts.
+    let config = config(&mesh);
+    let listener = config.listener(5433, true, "db.example.org");
+    let read = listener.map(|one| (one.reads, one.tls.is_some()));
+    assert_eq!(read, Some((Reads::Nothing, true)));
 }

@@ -175,14 +175,7 @@ fn protocol(field: &str, server: &Server, notes: &mut Notes) -> (Option<Vec<Stri
             (None, Reads::Names)
         }
         "HTTPS" => (Some(credentials(field, tls, notes)), Reads::Requests),
-        "TLS" => {
-            let message = format!(
-                "{} is not supported for TLS; PASSTHROUGH is, and HTTPS for requests",
-                tls.mode
-            );
-            notes.error(format!("{field}.tls.mode"), message);
-            (None, Reads::Names)
-        }
+        "TLS" => (Some(credentials(field, tls, notes)), Reads::Nothing),
         "TCP" | "MONGO" | "MYSQL" | "REDIS" => {
             if server.tls.is_some() {
                 notes.error(format!("{field}.tls"), "is not supported for TCP");

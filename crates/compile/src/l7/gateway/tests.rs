@@ -28,7 +28,7 @@ fn listeners_that_cannot_be_carried_out_are_left_out_with_their_field() {
         {"name": "again", "port": 80, "protocol": "HTTP"},
         {"name": "mixed", "port": 443, "protocol": "HTTP", "hostname": "other.com"},
         {"name": "bare", "port": 446, "protocol": "HTTPS"},
-        {"name": "ends", "port": 447, "protocol": "TLS", "tls": {"certificateRefs": refs}},
+        {"name": "ends", "port": 447, "protocol": "TLS"},
         {"name": "over", "port": 443, "protocol": "TCP"},
     ]));
     let names: Vec<&str> = compiled.all.iter().map(|one| one.name.as_str()).collect();
@@ -58,7 +58,7 @@ fn listeners_that_cannot_be_carried_out_are_left_out_with_their_field() {
             "spec.listeners[5]",
             "spec.listeners[6]",
             "spec.listeners[7].tls",
-            "spec.listeners[8].tls.mode",
+            "spec.listeners[8].tls",
             "spec.listeners[9]",
         ]
     );
@@ -73,6 +73,8 @@ fn listeners_that_read_no_requests_take_routes_of_connections() {
         {"name": "passes", "port": 443, "protocol": "TLS", "hostname": "db.example.com", "tls": {"mode": "Passthrough"}},
         {"name": "wrong", "port": 8443, "protocol": "TLS", "tls": {"mode": "Passthrough"},
          "allowedRoutes": {"kinds": [{"kind": "HTTPRoute"}]}},
+        {"name": "unread", "port": 443, "protocol": "TLS", "hostname": "mail.example.com",
+         "tls": {"certificateRefs": [{"name": "cert"}]}},
     ]));
     let all = compiled.all.iter();
     let all: Vec<_> = all
@@ -84,6 +86,12 @@ fn listeners_that_read_no_requests_take_routes_of_connections() {
         ("ends", Reads::Requests, requests, true),
         ("passes", Reads::Names, &[Kind::TlsRoute][..], false),
         ("wrong", Reads::Names, &[][..], false),
+        (
+            "unread",
+            Reads::Nothing,
+            &[Kind::TcpRoute, Kind::TlsRoute][..],
+            true,
+        ),
     ];
     assert_eq!(all, expected);
     let fields: Vec<&str> = compiled.notes.iter().map(|n| &*n.field).collect();
@@ -123,12 +131,13 @@ fn istios_servers_that_cannot_be_carried_out_are_left_out_with_their_field() {
             {"hosts": ["*"], "port": {"number": 450, "protocol": "TLS"}, "tls": {"mode": "PASSTHROUGH"}},
             {"hosts": ["*"], "port": {"number": 451, "protocol": "MONGO"}},
             {"hosts": ["*"], "port": {"number": 452, "protocol": "TLS"}, "tls": {"mode": "SIMPLE", "credentialName": "cert"}},
+            {"hosts": ["*"], "port": {"number": 453, "protocol": "TLS"}, "tls": {"mode": "AUTO_PASSTHROUGH"}},
         ]}
     }))
     .unwrap();
     let compiled = istio(&gateway, "edge");
     let ports: Vec<u16> = compiled.all.iter().map(|one| one.port).collect();
-    assert_eq!(ports, [80, 443, 448, 449, 450, 451]);
+    assert_eq!(ports, [80, 443, 448, 449, 450, 451, 452]);
     let roots: Vec<_> = compiled
         .all
         .iter()
@@ -143,11 +152,14 @@ fn istios_servers_that_cannot_be_carried_out_are_left_out_with_their_field() {
             Some("roots".into()),
             None,
             None,
+            None,
         ]
     );
     let reads: Vec<Reads> = compiled.all.iter().map(|one| one.reads).collect();
     assert_eq!(reads[..4], [Reads::Requests; 4]);
-    assert_eq!(reads[4..], [Reads::Names, Reads::Nothing]);
+    assert_eq!(reads[4..], [Reads::Names, Reads::Nothing, Reads::Nothing]);
+    let ends: Vec<bool> = compiled.all.iter().map(|one| one.tls.is_some()).collect();
+    assert_eq!(ends[4..], [false, false, true]);
     let hosts: Vec<_> = compiled.all[0]
         .hosts
         .iter()
@@ -169,7 +181,8 @@ fn istios_servers_that_cannot_be_carried_out_are_left_out_with_their_field() {
             "spec.servers[3].tls.subjectAltNames",
             "spec.servers[4].port.protocol",
             "spec.servers[5].tls.credentialName",
-            "spec.servers[10].tls.mode",
+            "spec.servers[11].tls.mode",
+            "spec.servers[11].tls.credentialName",
         ]
     );
 }

@@ -39,13 +39,17 @@ impl Place {
     }
 
     /// Whether what another listener of its port reads leaves nothing for it: TLS and plain HTTP cannot be told apart on one
-    /// port, and where nothing is read there is no other.
+    /// port, where nothing is read there is no other, and what one name asks for is read in one way.
     pub(super) fn clashes(&self, other: &Self) -> bool {
         let (own, theirs) = (&self.listener, &other.listener);
+        let takes_all = |one: &Listener| one.reads == Reads::Nothing && !one.speaks_tls();
         own.port == theirs.port
-            && self.name != other.name
-            && (own.speaks_tls() != theirs.speaks_tls()
-                || (own.reads == Reads::Nothing) != (theirs.reads == Reads::Nothing))
+            && match self.name == other.name {
+                true => own.reads != theirs.reads,
+                false => {
+                    own.speaks_tls() != theirs.speaks_tls() || takes_all(own) != takes_all(theirs)
+                }
+            }
     }
 
     /// Where rules for a host are attached.
