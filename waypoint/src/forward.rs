@@ -258,7 +258,9 @@ async fn attempt(
         &exchange.worker.pool,
         exchange.worker.shared.limits.stream_idle,
     );
-    let sending = accept::passing(exchange.early, patience, request, |request| {
+    // Of HTTP/2 hyper's client tells nothing.
+    let early = exchange.early.filter(|_| !target.http2);
+    let sending = accept::passing(early, patience, request, |request| {
         pool.send(&target, request)
     });
     let sent = match plan.attempt_timeout {
