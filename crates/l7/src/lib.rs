@@ -19,6 +19,7 @@ pub mod route;
 pub mod service;
 pub mod table;
 pub mod text;
+mod weight;
 
 pub use backend::{Cluster, ClusterKey, Endpoint, TrafficPolicy};
 pub use config::{Config, Decision, NoRoute, Resource, ResourceName, Store};

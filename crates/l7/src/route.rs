@@ -364,6 +364,7 @@ pub enum PathRewrite {
 pub struct Substitution {
     pub(crate) regex: regex::Regex,
     pub(crate) replacement: Arc<str>,
+    size: usize,
 }
 
 /// Where a client is told to go.
@@ -535,10 +536,17 @@ impl Substitution {
     /// # Errors
     /// It is no pattern, or too large.
     pub fn new(pattern: &Regex, replacement: &str) -> Result<Self, crate::text::RegexError> {
+        let (regex, size) = crate::text::build(pattern.pattern())?;
         Ok(Self {
-            regex: crate::text::build(pattern.pattern())?,
+            regex,
             replacement: replacement.into(),
+            size,
         })
+    }
+
+    /// What it takes of [`crate::text::REGEX_TOTAL`].
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     /// The pattern.

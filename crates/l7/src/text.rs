@@ -31,6 +31,7 @@ pub struct Regex(Arc<Compiled>);
 struct Compiled {
     pattern: Arc<str>,
     compiled: regex::Regex,
+    size: usize,
 }
 
 /// A pattern that is none, or that is too large.
@@ -64,9 +65,18 @@ impl Regex {
     pub fn new(pattern: &str) -> Result<Self, RegexError> {
         // Compiled alone first: a pattern such as `a)|(b` must not become one by the anchors.
         build(pattern)?;
-        let compiled = build(&format!("^(?:{pattern})$"))?;
+        let (compiled, size) = build(&format!("^(?:{pattern})$"))?;
         let pattern = pattern.into();
-        Ok(Self(Arc::new(Compiled { pattern, compiled })))
+        Ok(Self(Arc::new(Compiled {
+            pattern,
+            compiled,
+            size,
+        })))
+    }
+
+    /// What it takes of [`REGEX_TOTAL`].
+    pub fn size(&self) -> usize {
+        self.0.size
     }
 
     /// Whether the whole text matches.
@@ -86,17 +96,29 @@ impl PartialEq for Regex {
     }
 }
 
-/// Compiles a pattern without anchors, for substitutions.
-pub(crate) fn build(pattern: &str) -> Result<regex::Regex, RegexError> {
-    regex::RegexBuilder::new(pattern)
-        .size_limit(REGEX_LIMIT)
-        .dfa_size_limit(REGEX_LIMIT)
-        .build()
-        .map_err(|error| RegexError(error.to_string()))
+/// Compiles a pattern without anchors, and says which of the sizes it fits in.
+pub(crate) fn build(pattern: &str) -> Result<(regex::Regex, usize), RegexError> {
+    let mut size = REGEX_SMALLEST;
+    loop {
+        let built = regex::RegexBuilder::new(pattern)
+            .size_limit(size)
+            // What matching remembers has a bound as well, for each thread.
+            .dfa_size_limit((4 * size).min(REGEX_LIMIT))
+            .build();
+        match built {
+            Ok(compiled) => return Ok((compiled, size)),
+            Err(regex::Error::CompiledTooBig(_)) if size < REGEX_LIMIT => size *= 2,
+            Err(error) => return Err(RegexError(error.to_string())),
+        }
+    }
 }
 
 /// The largest compiled size of one pattern, in bytes.
 pub const REGEX_LIMIT: usize = 256 * 1024;
+/// What all patterns of one waypoint may take, in sizes that they fit in: 8,192 small ones, or 128 of the largest.
+pub const REGEX_TOTAL: usize = 32 * 1024 * 1024;
+/// The size that a small pattern counts as.
+const REGEX_SMALLEST: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -109,6 +131,22 @@ mod tests {
         assert!(!regex.matches("/foo/132:myCustomMethod/x") && !regex.matches("x/foo/1:my"));
         assert!(Regex::new("a|b").unwrap().matches("b"));
         assert!(!Regex::new("a|b").unwrap().matches("ab"));
+    }
+
+    #[test]
+    fn a_pattern_counts_as_the_size_that_it_fits_in() {
+        let size = |pattern: &str| Regex::new(pattern).map(|regex| regex.size());
+        assert_eq!(size("/cart/v[0-9]+"), Ok(REGEX_SMALLEST));
+        let mut last = 0;
+        for count in [1, 100, 400, 1600] {
+            let now = size(&format!("[a-z]{{{count}}}")).unwrap();
+            assert!(
+                now.is_power_of_two() && now <= REGEX_LIMIT && now >= last,
+                "{count}: {now}"
+            );
+            last = now;
+        }
+        assert!(last > 8 * REGEX_SMALLEST, "{last}");
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl Index {
         let mut diagnostics = dirty.diagnostics;
         self.say_of_services(&dirty.services, &mut diagnostics);
         self.say_of_gateways(&mut diagnostics);
+        self.say_of_patterns(&mut diagnostics);
         changes.diagnostics = diagnostics.into_iter().collect();
         self.snapshot.generation += u64::from(changes.resources);
         changes

@@ -12,6 +12,7 @@ mod ingress;
 mod lint;
 mod network_policy;
 mod never_plain;
+mod patterns;
 mod pods;
 mod scale;
 mod services;

@@ -7,6 +7,7 @@
 mod assembly;
 mod auto;
 pub(super) mod edge;
+mod patterns;
 mod policies;
 mod routes;
 pub mod view;
@@ -50,6 +51,8 @@ pub(super) struct Waypoints {
     curious: BTreeSet<Waypoint>,
     /// What is said of gateways at the edge.
     edge: edge::Edge,
+    /// Rules that are left out because of their regular expressions.
+    patterns: patterns::Patterns,
     /// What routes of a cluster refer to.
     refs: BTreeMap<(Kind, NamespacedName), view::Refs>,
     /// What there may be something to say of beside others; of a cluster alone, for files are looked at together.
@@ -189,6 +192,7 @@ impl Index {
         waypoints.refs.remove(&(kind, named.clone()));
         let key = ObjectKey::new(kind, &named.namespace, &named.name);
         self.waypoints.subjects.remove(&key);
+        self.waypoints.patterns.forget(&key);
         self.dirty.diagnostics.insert(key, Vec::new());
     }
 
@@ -197,7 +201,10 @@ impl Index {
             let origin = upsert.origin.at_line(upsert.lines.line(&note.field));
             Diagnostic::new(note.severity, &origin, Some(key), &note.message).field(&note.field)
         });
-        self.dirty.diagnostics.insert(key.clone(), said.collect());
+        let said: Vec<Diagnostic> = said.collect();
+        let patterns = &mut self.waypoints.patterns;
+        patterns.note(key, &upsert.origin, &said);
+        self.dirty.diagnostics.insert(key.clone(), said);
     }
 
     /// Takes in what a `Gateway` says that its waypoint is for; `None` where it is none, or is gone. What is attached to

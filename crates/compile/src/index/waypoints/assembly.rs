@@ -52,6 +52,7 @@ impl Index {
         let before = self.snapshot.waypoints.get(&name).map(Arc::clone);
         if attached.is_none() && pods.is_none() {
             self.remember(waypoint, &Need::default(), &BTreeSet::new());
+            self.forget_patterns(waypoint);
             self.snapshot.waypoints.remove(&name);
             return before.is_some();
         }
@@ -75,6 +76,7 @@ impl Index {
         let edge = edge.unwrap_or_default();
         self.remember_found(waypoint, edge.found);
         rules.extend(edge.rules);
+        self.bound_patterns(waypoint, &mut rules);
         for (_, rule) in &rules {
             self.look_at(rule, &mut need);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_api::gateway::Gateway;
 use k8s_api::gateway_route::{BackendRef, Filter, ParentRef};
-use manifest::{Kind, NamespacedName, Object, Origin, Severity, Upsert};
+use manifest::{Kind, NamespacedName, Object, ObjectKey, Origin, Severity, Upsert};
 
 use super::super::Index;
 use super::super::authorization::Note;
@@ -214,9 +214,11 @@ impl Index {
             let Some(aged) = self.waypoints.routes.get(key) else {
                 continue;
             };
+            let named = ObjectKey::new(key.0, &key.1.namespace, &key.1.name);
+            let over = self.waypoints.patterns.of(&named);
             let parents = refs.parents.iter().filter_map(|reference| {
                 let (accepted, is_gateway) = self.accepts(key, &aged.compiled, reference)?;
-                let errors = errors(&aged.compiled.notes);
+                let errors = errors(aged.compiled.notes.iter().chain(&over));
                 let (accepted, partly) = match (accepted.holds, errors) {
                     (true, Some(errors)) if aged.compiled.rules.is_empty() => {
                         (Verdict::no("UnsupportedValue", errors), None)
@@ -544,9 +546,8 @@ fn has_common_host(door: &Door, compiled: &Compiled) -> bool {
     hosts.is_empty() || hosts.iter().any(|host| door.host.and(host).is_some())
 }
 
-fn errors(notes: &[Note]) -> Option<String> {
+fn errors<'n>(notes: impl Iterator<Item = &'n Note>) -> Option<String> {
     let errors = notes
-        .iter()
         .filter(|note| note.severity == Severity::Error)
         .map(sentence);
     let errors: Vec<String> = errors.collect();
