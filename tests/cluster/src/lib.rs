@@ -287,8 +287,9 @@ printf 'Content-Type: text/plain\r\n\r\n%s %s\n' "$(hostname)" "$a"
 END
 chmod +x cgi-bin/who && exec httpd -f -p 8080 -h /tmp/www"#;
 
-/// A command for a pod from which tests make connections.
-pub const CLIENT: &str = "sleep 86400";
+/// A command for a pod from which tests make connections. As process 1 it takes care of what `timeout` leaves behind, which a
+/// `sleep` there would not: each question would keep a number of a process for as long as the pod lives.
+pub const CLIENT: &str = "sleep 86400 & wait";
 
 /// A shell command that asks a [`SERVER`] who is there. `wget -T` of Debian's busybox crashes.
 #[must_use]
