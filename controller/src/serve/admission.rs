@@ -1,7 +1,7 @@
 //! Refuses policies and Istio's traffic objects that cannot be read when they are written, in the words of `keelson validate`,
 //! and warns of what is legal and surely not meant. The API server asks, before it stores an object.
 //!
-//! Nothing else is refused. Routes of the Gateway API are warned of, for their statuses say what cannot be carried out, and of
+//! Nothing else is refused. A policy with HTTP parts is warned of, for it may have a waypoint. Routes of the Gateway API are warned of, for their statuses say what cannot be carried out, and of
 //! pods, namespaces and Services the labels and annotations of the mesh. What changes nothing of what an author wrote is let
 //! through: who removes a finalizer need not repair the object first.
 
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use compile::index::authorization::is_for_want_of_a_waypoint;
 use compile::index::{Index, MeshConfig};
 use compile::validate::{Place, validate};
 use http::{Method, Request, Response, StatusCode};
@@ -205,8 +206,18 @@ fn findings(request: &Value, mesh: &MeshConfig) -> Vec<Diagnostic> {
         return Vec::new();
     };
     match kind {
+        Kind::AuthorizationPolicy => {
+            let mut found = alone(object, mesh);
+            // A waypoint may be there, or come later; where there is none, nothing is let through by it, and the status says so.
+            for finding in found
+                .iter_mut()
+                .filter(|one| is_for_want_of_a_waypoint(one))
+            {
+                finding.severity = Severity::Warning;
+            }
+            return found;
+        }
         Kind::PeerAuthentication
-        | Kind::AuthorizationPolicy
         | Kind::VirtualService
         | Kind::DestinationRule
         | Kind::IstioGateway

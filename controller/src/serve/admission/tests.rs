@@ -56,6 +56,34 @@ fn what_is_legal_and_surely_not_meant_is_warned_of() {
     );
 }
 
+/// F85, A45: with a waypoint these are checked, and they may be written before it is there. What no waypoint can mend is refused
+/// all the same.
+#[test]
+fn a_policy_with_http_parts_is_taken_with_a_warning_that_names_the_field() {
+    let get = json!([{"to": [{"operation": {"methods": ["GET"], "paths": ["/catalogue"]}}]}]);
+    let target = json!([{"group": "", "kind": "Service", "name": "catalogue"}]);
+    for spec in [
+        json!({"rules": get}),
+        json!({"action": "DENY", "selector": {"matchLabels": {"name": "front-end"}}, "rules": get}),
+        json!({"targetRefs": target, "rules": get}),
+    ] {
+        let answer = review(POLICY, policy(spec), Value::Null);
+        assert_eq!(answer["allowed"], true, "{answer}");
+        let warnings = answer["warnings"].to_string();
+        for field in ["methods", "paths"] {
+            let named = format!("spec.rules[0].to[0].operation.{field}: only a waypoint checks it");
+            assert!(warnings.contains(&named), "{answer}");
+        }
+    }
+    for spec in [
+        json!({"action": "CUSTOM", "rules": get}),
+        json!({"rules": [{"to": [{"operation": {"methods": ["GET"], "path": ["/"]}}]}]}),
+    ] {
+        let answer = review(POLICY, policy(spec), Value::Null);
+        assert_eq!(answer["allowed"], false, "{answer}");
+    }
+}
+
 /// P15: a broken object that is there already can be deleted, labelled by nobody, and its finalizers removed.
 #[test]
 fn a_change_of_nothing_that_an_author_wrote_is_let_through() {

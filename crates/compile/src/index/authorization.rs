@@ -12,12 +12,19 @@ use ipnet::IpNet;
 use k8s_api::authorization_policy::{
     Action, AuthorizationPolicySpec, Condition, Operation, Rule, Source,
 };
-use manifest::Severity;
+use manifest::{Diagnostic, Severity};
 use prost::Message;
 use proto::istio::{security as pb, workload::Extension};
 
 use super::trust_domains::{TrustDomains, strings};
 use crate::store::{PolicyFacts, PolicyWish};
+
+/// Whether a finding about a policy is one that a waypoint would answer. Who sees the policy alone cannot know whether there is
+/// one.
+#[must_use]
+pub fn is_for_want_of_a_waypoint(finding: &Diagnostic) -> bool {
+    finding.message.starts_with(ONLY_A_WAYPOINT)
+}
 
 /// A policy as the agents get it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -113,7 +120,7 @@ fn readable(
                 "the rule allows nothing"
             };
             let message = format!(
-                "only a waypoint checks it; for connections that do not come through one, {effect}"
+                "{ONLY_A_WAYPOINT}; for connections that do not come through one, {effect}"
             );
             compiled.note(Severity::Error, field, message);
         }
@@ -422,6 +429,8 @@ fn unenforceable(reason: &str) -> Extension {
 
 /// Name of the extension whose `google.protobuf.StringValue` says which parts of a policy no agent can check.
 pub const UNENFORCEABLE: &str = "keelson.io/unenforceable";
+/// How a finding begins about a part that connections do not show.
+const ONLY_A_WAYPOINT: &str = "only a waypoint checks it";
 /// The fields of a source that a connection shows.
 const CONNECTION_SOURCE: &[&str] = &[
     "principals",
