@@ -18,6 +18,10 @@ pub struct PodFacts {
     pub key: NamespacedName,
     /// The Kubernetes UID, empty when the manifest has none.
     pub uid: String,
+    /// Of a static pod the UID that its kubelet has given it, and not the API server: its node, its runtime and its cgroups
+    /// know it by that one (<https://kubernetes.io/docs/tasks/configure-pod-container/static-pod/>).
+    #[serde(default)]
+    pub static_uid: Option<Box<str>>,
     /// All labels.
     pub labels: Labels,
     /// The annotations that decide enrolment, the weight, and the mark of another
@@ -122,6 +126,7 @@ impl PodFacts {
                 &key.name,
             ),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
+            static_uid: annotations.get(MIRROR).map(|uid| uid.as_str().into()),
             labels,
             annotations: annotations
                 .into_iter()
@@ -142,6 +147,11 @@ impl PodFacts {
 }
 
 impl PodFacts {
+    /// The UID by which the pod's node knows it.
+    pub fn uid_on_node(&self) -> &str {
+        self.static_uid.as_deref().unwrap_or(&self.uid)
+    }
+
     /// Whether Istio's node agent says that it captured the pod.
     pub fn is_redirected(&self) -> bool {
         let says = self.annotations.get(REDIRECTION);
@@ -209,6 +219,8 @@ pub const POD_IPS: &str = "keelson.io/pod-ips";
 pub const WEIGHT: &str = "keelson.io/weight";
 /// By which Istio's node agent says that it captured a pod: `enabled`.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// By which the API server's copy of a static pod names the UID that the kubelet has given it.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The annotations that are kept.
 const DECIDING: &[&str] = &[
     WEIGHT,
@@ -222,6 +234,26 @@ const DECIDING: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The API server's copy of a static pod has a UID of its own; nodes speak of the pod by the kubelet's.
+    #[test]
+    fn a_static_pod_goes_by_the_uid_that_its_kubelet_has_given_it() {
+        let facts = |annotations: serde_json::Value| {
+            let pod: Pod = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "p", "namespace": "n", "uid": "of-the-api-server", "annotations": annotations},
+                "spec": {"containers": []},
+            }))
+            .expect("reads");
+            PodFacts::read(&pod, Authorship::Tenant)
+        };
+        let mirror = facts(serde_json::json!({MIRROR: "of-the-kubelet"}));
+        assert_eq!(mirror.uid_on_node(), "of-the-kubelet");
+        assert_eq!(mirror.uid, "of-the-api-server");
+        assert_eq!(
+            facts(serde_json::json!({})).uid_on_node(),
+            "of-the-api-server"
+        );
+    }
 
     /// What a tenant writes on its pod gives it no address but those that its kubelet reports.
     #[test]

@@ -43,6 +43,7 @@ pub(crate) fn prepare(
     )?;
     write("config/containerd.toml", CONTAINERD.to_owned())?;
     write("config/kubelet.json", kubelet(&spec.cgroup).to_string())?;
+    fs::create_dir_all(directory.join("config/static"))?;
     write("config/kube-proxy.json", proxy(options, &name).to_string())?;
     // Pods that do not use the cluster's DNS: there is no other.
     write("config/resolv.conf", "search cluster.local\n".to_owned())?;
@@ -188,6 +189,7 @@ fn kubelet(cgroup: &str) -> Value {
         "clusterDNS": [DNS_ADDRESS],
         "resolvConf": format!("{CONFIG}/resolv.conf"),
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "staticPodPath": format!("{CONFIG}/static"),
         "protectKernelDefaults": true,
         // As many pods of a test as nodes take by default, beside the cluster's and the mesh's own.
         "maxPods": 130,

@@ -81,7 +81,8 @@ impl Sandbox {
 
     /// Whether an object describes this very pod: a uid that is not known is no difference.
     pub(super) fn is_of(&self, pod: &PodFacts) -> bool {
-        self.uid.is_empty() || pod.uid.is_empty() || self.uid == pod.uid
+        let uid = pod.uid_on_node();
+        self.uid.is_empty() || uid.is_empty() || self.uid == uid
     }
 
     /// Learns from the pod's object.
@@ -90,7 +91,7 @@ impl Sandbox {
             return;
         }
         if self.uid.is_empty() {
-            self.uid.clone_from(&pod.uid);
+            pod.uid_on_node().clone_into(&mut self.uid);
         }
         self.addresses.extend(&pod.addresses);
         self.service_account = Some(Arc::clone(&pod.service_account));
@@ -145,7 +146,7 @@ impl Holdings {
                 known.filter(|known| known.uid == sandbox.uid || sandbox.uid.is_empty());
             // What an object said before stays true; of a word without uid only if there is no object to ask.
             if let Some(known) = known.next_back().filter(|known| {
-                !sandbox.uid.is_empty() || pod.is_none_or(|pod| known.uid == pod.uid)
+                !sandbox.uid.is_empty() || pod.is_none_or(|pod| known.uid == pod.uid_on_node())
             }) {
                 sandbox.uid.clone_from(&known.uid);
                 sandbox.addresses.extend(&known.addresses);

@@ -183,7 +183,7 @@ pub(super) fn node_pod(
         uid: uid.to_owned(),
         namespace: pod.key.namespace.to_string(),
         name: pod.key.name.to_string(),
-        pod_uid: pod.uid.clone(),
+        pod_uid: pod.uid_on_node().to_owned(),
         addresses: pod.addresses.iter().map(|ip| octets(*ip)).collect(),
         service_account: pod.service_account.to_string(),
         capture: if enrolment.capture {

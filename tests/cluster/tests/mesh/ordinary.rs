@@ -3,6 +3,7 @@
 pub(crate) mod doors;
 mod hands;
 mod probes;
+mod statics;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
