@@ -19,4 +19,4 @@ pub use reason::{Ending, Flag, Reason, Security};
 pub use service::{Service, ServiceKey};
 pub use state::{MeshState, Tombstone};
 pub use text::{Interner, NameError};
-pub use workload::{Workload, WorkloadUid};
+pub use workload::{ServicePorts, Workload, WorkloadUid};

@@ -1,7 +1,8 @@
 //! What runs in the mesh and can be an end of a connection.
 
+mod services;
+
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -14,6 +15,7 @@ use crate::identity::{Identity, TrustDomain};
 use crate::policy::PolicyKey;
 use crate::service::ServiceKey;
 use crate::text::Interner;
+pub use services::ServicePorts;
 
 /// Names a workload in the whole mesh: `cluster/group/kind/namespace/name`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,7 +62,7 @@ pub struct Workload {
     /// How its application learns the client's address from us, if not from the socket.
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The services that it is an endpoint of, with the ports that it serves for them.
-    pub services: BTreeMap<ServiceKey, Vec<PortMapping>>,
+    pub services: ServicePorts,
     /// Policies for it besides those of its namespace and of the mesh.
     pub authorization_policies: Vec<PolicyKey>,
     /// The `PeerAuthentication` that makes it STRICT on every port, where that is known.
@@ -239,15 +241,13 @@ impl Workload {
             interner.share(&mut policy.namespace);
             interner.share(&mut policy.name);
         }
-        self.services = std::mem::take(&mut self.services)
-            .into_iter()
-            .map(|(mut key, mut ports)| {
-                interner.share(&mut key.namespace);
-                interner.share(&mut key.hostname);
-                ports.shrink_to_fit();
-                (key, ports)
-            })
-            .collect();
+        let services = self.services.all_mut();
+        for (key, ports) in services.iter_mut() {
+            interner.share(&mut key.namespace);
+            interner.share(&mut key.hostname);
+            ports.shrink_to_fit();
+        }
+        services.shrink_to_fit();
         self.addresses.shrink_to_fit();
         self.authorization_policies.shrink_to_fit();
     }
@@ -285,7 +285,7 @@ impl Default for Workload {
             workload_name: Arc::default(),
             native_tunnel: false,
             application_tunnel: None,
-            services: BTreeMap::new(),
+            services: ServicePorts::default(),
             authorization_policies: Vec::new(),
             strict_by: None,
             egress_closed: false,

@@ -129,7 +129,7 @@ fn workload_fields() {
     assert_eq!(gateway.hbone_port, 15009);
     assert_eq!(workload.uid.as_str(), "c1//Pod/shop/a");
     assert_eq!(&*workload.hostname, "a.example");
-    let (key, ports) = workload.services.first_key_value().unwrap();
+    let (key, ports) = workload.services.iter().next().unwrap();
     assert_eq!(key.to_string(), "shop/a.shop.svc");
     assert_eq!((ports[0].service_port, ports[0].target_port), (80, 8080));
     assert_eq!(workload.application_tunnel.unwrap().port, Some(15088));

@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn what_an_agent_that_was_killed_has_left_on_is_turned_off() {
         let (dir, killed) = switch("0\n");
-        std::mem::forget(killed.hurry());
+        let _on = std::mem::ManuallyDrop::new(killed.hurry());
         assert_eq!(says(&killed), "1");
         let next = Switch::new(&killed.path, dir.path());
         next.undo().unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use model::PolicyKey;
 use model::address::Family;
 use model::service::ServiceKey;
-use model::workload::{Health, Isolated, PortMapping};
+use model::workload::{Health, Isolated, PortMapping, ServicePorts};
 use prost::Message;
 
 use super::{ConvertError, Problem, at, each_message, pack, port, value};
@@ -123,7 +123,7 @@ pub(super) fn services_in(extensions: &[Extension]) -> Result<Option<Services>, 
 }
 
 /// The extension that a workload with these services needs, if it needs one.
-pub(super) fn services_out(services: &Services) -> Vec<Extension> {
+pub(super) fn services_out(services: &ServicePorts) -> Vec<Extension> {
     let all = || {
         services
             .iter()

@@ -71,8 +71,8 @@ impl TryFrom<pb::Workload> for Workload {
                 .map(application_tunnel)
                 .transpose()?,
             services: match extension::services_in(&from.extensions)? {
-                Some(services) => services,
-                None => services(from.services)?,
+                Some(services) => services.into(),
+                None => services(from.services)?.into(),
             },
             authorization_policies: each(
                 "authorization_policies",
