@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -72,6 +72,10 @@ impl RouteRule {
                     }
                 }
                 forward.backends.shrink_to_fit();
+                forward.mirrors.shrink_to_fit();
+                if *forward.retries == **STANDARD_RETRIES {
+                    forward.retries = Arc::clone(&STANDARD_RETRIES);
+                }
             }
             interner.share(&mut rule.origin.namespace);
             interner.share(&mut rule.origin.name);
@@ -106,7 +110,7 @@ pub struct Match {
     /// The client's namespace.
     pub client_namespace: Option<Arc<str>>,
     /// It is for connections whose bytes are not read as HTTP, and for no request (F22).
-    pub connection: Option<ConnectionMatch>,
+    pub connection: Option<Box<ConnectionMatch>>,
 }
 
 /// Conditions on a connection.
@@ -206,7 +210,7 @@ pub struct Forward {
     /// Changes of path and authority.
     pub rewrite: Rewrite,
     /// When it is tried again.
-    pub retries: Retries,
+    pub retries: Arc<Retries>,
     /// Time for one try; none is what is left of the whole.
     pub attempt_timeout: Option<Duration>,
     /// Where copies go, whose answers count for nothing.
@@ -472,6 +476,9 @@ impl Retries {
         }
     }
 }
+
+/// That of nearly all rules, which they share.
+static STANDARD_RETRIES: LazyLock<Arc<Retries>> = LazyLock::new(|| Retries::standard().into());
 
 impl From<HeaderChanges> for HeaderOperations {
     fn from(changes: HeaderChanges) -> Self {

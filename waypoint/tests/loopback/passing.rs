@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use l7::listener::{Certificate, Listener, Reads, VirtualHost};
-use l7::route::{ConnectionMatch, Match};
+use l7::route::Match;
 use l7::{HostPattern, Resource};
 use model::ServiceKey;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -67,7 +67,7 @@ async fn listen_with(
     };
     mesh.apply(Resource::Service(service));
     let matches = vec![Match {
-        connection: Some(ConnectionMatch::default()),
+        connection: Some(Box::default()),
         ..Match::default()
     }];
     let mut rule = support::rule(0, matches, |_| ());

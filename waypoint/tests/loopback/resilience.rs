@@ -66,7 +66,7 @@ async fn a_retry_goes_to_another_endpoint() {
     mesh.endpoint("b", "v1", well.address);
     mesh.route(0, vec![], |rule| {
         let mut forward = to(&[(None, 1)]);
-        forward.retries = retries(3, any_5xx());
+        forward.retries = retries(3, any_5xx()).into();
         rule.action = Action::Forward(forward);
     });
     for _ in 0..10 {
@@ -131,7 +131,7 @@ async fn an_attempt_that_takes_too_long_is_tried_elsewhere() {
     mesh.endpoint("a", "v1", server.address);
     mesh.route(0, vec![], |rule| {
         let mut forward = to(&[(None, 1)]);
-        forward.retries = retries(3, any_5xx());
+        forward.retries = retries(3, any_5xx()).into();
         forward.attempt_timeout = Some(Duration::from_millis(100));
         rule.action = Action::Forward(forward);
         rule.timeout = Some(Duration::from_secs(2));
@@ -465,7 +465,7 @@ async fn a_large_body_passes_and_is_not_kept() {
     mesh.endpoint("a", "v1", broken.address);
     mesh.route(0, vec![], |rule| {
         let mut forward = to(&[(None, 1)]);
-        forward.retries = retries(3, any_5xx());
+        forward.retries = retries(3, any_5xx()).into();
         rule.action = Action::Forward(forward);
     });
     let large = || {

@@ -223,14 +223,14 @@ async fn retries_at_once_are_bounded() {
         );
         mesh.route(0, vec![], |rule| {
             let mut forward = to(&[(None, 1)]);
-            forward.retries = Retries {
+            forward.retries = Arc::new(Retries {
                 attempts: 1,
                 on: RetryOn {
                     server_error: true,
                     ..RetryOn::default()
                 },
                 ..Retries::default()
-            };
+            });
             rule.action = Action::Forward(forward);
         });
         // A fifth of these is fewer than the ten that there may always be.

@@ -165,7 +165,7 @@ pub(crate) fn connections(
         let rule = self::rule(&field, &written, origin, names, &mut notes);
         rules.push(Parts {
             matches: vec![Match {
-                connection: Some(connection.clone()),
+                connection: Some(Box::new(connection.clone())),
                 ..Match::default()
             }],
             rule: Arc::new(rule),
@@ -300,7 +300,7 @@ fn rule(
         (None, None) => Action::Forward(Forward {
             backends,
             rewrite: filters.rewrite,
-            retries,
+            retries: retries.into(),
             attempt_timeout,
             mirrors: filters.mirrors,
         }),

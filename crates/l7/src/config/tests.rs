@@ -248,10 +248,10 @@ fn f22_connections_are_led_by_port_address_and_the_name_that_tls_asks_for() {
         let subnets = subnets.iter().map(|text| text.parse().unwrap());
         rule.matches = vec![crate::route::Match {
             port,
-            connection: Some(crate::route::ConnectionMatch {
+            connection: Some(Box::new(crate::route::ConnectionMatch {
                 server_names: names.collect(),
                 subnets: subnets.collect(),
-            }),
+            })),
             ..crate::route::Match::default()
         }];
         Resource::Route(name, rule)

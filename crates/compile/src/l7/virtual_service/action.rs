@@ -102,7 +102,8 @@ fn action(field: &str, http: &HttpRoute, names: Names<'_>, notes: &mut Notes) ->
             .as_ref()
             .map_or_else(Retries::standard, |retries| {
                 self::retries(&format!("{field}.retries"), retries, notes)
-            }),
+            })
+            .into(),
         attempt_timeout: http
             .retries
             .as_ref()

@@ -103,7 +103,7 @@ fn one(
             .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
             .collect(),
         client_namespace: (!namespace.is_empty()).then(|| namespace.into()),
-        connection: Some(connection),
+        connection: Some(Box::new(connection)),
         ..Match::default()
     }
 }
@@ -155,7 +155,7 @@ fn parts(
         action: Action::Forward(Forward {
             backends: action::backends(&field, &route, names, notes),
             rewrite: Rewrite::default(),
-            retries: Retries::standard(),
+            retries: Retries::standard().into(),
             attempt_timeout: None,
             mirrors: Vec::new(),
         }),

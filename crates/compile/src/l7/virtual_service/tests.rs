@@ -195,7 +195,8 @@ fn f56_f57_times_and_retries() {
 }
 
 fn forward_retries(rest: &str) -> l7::route::Retries {
-    forward(&format!("retries: {{attempts: 1, {rest}}}")).retries
+    let forward = forward(&format!("retries: {{attempts: 1, {rest}}}"));
+    l7::route::Retries::clone(&forward.retries)
 }
 
 /// F58: what may have been processed is not sent again unasked (istio#50506).

@@ -107,7 +107,11 @@ fn match_in(from: pb::Match) -> Result<Match, ConvertError> {
         port: optional_port("port", from.port)?,
         client_labels: labels(from.client_labels).into_iter().collect(),
         client_namespace: optional(from.client_namespace),
-        connection: from.connection.map(connection_in).transpose()?,
+        connection: from
+            .connection
+            .map(connection_in)
+            .transpose()?
+            .map(Box::new),
     })
 }
 
@@ -134,7 +138,8 @@ fn forward_in(from: pb::Forward) -> Result<Forward, ConvertError> {
             .map(retries)
             .transpose()
             .map_err(|e| e.within("retries"))?
-            .unwrap_or_default(),
+            .unwrap_or_default()
+            .into(),
         attempt_timeout: duration(from.attempt_timeout_us),
         mirrors: each_message("mirrors", from.mirrors, |mirror| {
             Ok(Mirror {

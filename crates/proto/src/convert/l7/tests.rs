@@ -95,7 +95,7 @@ fn rule(action: Action, path: PathMatch) -> RouteRule {
         port: Some(80),
         client_labels: vec![("app".into(), "web".into())],
         client_namespace: Some("web".into()),
-        connection: Some(l7::route::ConnectionMatch {
+        connection: Some(Box::new(l7::route::ConnectionMatch {
             server_names: vec![
                 l7::HostPattern::new("*.example.com"),
                 l7::HostPattern::new("a.b"),
@@ -104,7 +104,7 @@ fn rule(action: Action, path: PathMatch) -> RouteRule {
                 "10.128.0.0/16".parse().unwrap(),
                 "fd00::/8".parse().unwrap(),
             ],
-        }),
+        })),
     };
     RouteRule {
         attachments: vec![Attachment {
@@ -177,13 +177,13 @@ fn actions() -> Vec<Action> {
             path: Some(substitution()),
             authority: Some("x".into()),
         },
-        retries: Retries {
+        retries: Arc::new(Retries {
             attempts: 3,
             on: all,
             statuses: vec![StatusCode::SERVICE_UNAVAILABLE],
             backoff: Some(Duration::from_millis(10)),
             other_localities: true,
-        },
+        }),
         attempt_timeout: Some(Duration::from_millis(500)),
         mirrors: vec![Mirror {
             backend: cluster(Some("v2")),

@@ -368,7 +368,7 @@ fn forward(path: &Path, backend: Result<ClusterKey, String>) -> Rule {
                 response_headers: HeaderOperations::NONE,
                 authority: None,
             }],
-            retries: Retries::standard(),
+            retries: Retries::standard().into(),
             ..Forward::default()
         }),
         timeout: None,
