@@ -2,12 +2,12 @@
 //! is changed.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tests_cluster::{CLIENT, Namespace, eventually, kubectl, pod};
 
+use crate::application::{self, gateways};
 use crate::installed::Installed;
 use crate::kinds::Kinds;
 
@@ -34,27 +34,7 @@ impl Bookinfo {
         let name = own.0.name();
         let labels = ["keelson.io/mesh=enabled", "istio.io/use-waypoint=waypoint"];
         kubectl(&["label", "namespace", name, labels[0], labels[1]])?;
-        let gateway = |name: &str, class: &str, listener: Value, labels: Value| {
-            json!({
-                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": name},
-                "spec": {"gatewayClassName": class, "listeners": [listener], "infrastructure": {"labels": labels}},
-            })
-        };
-        own.0.apply(&[
-            gateway(
-                "waypoint",
-                "keelson-waypoint",
-                json!({"name": "mesh", "port": 15008, "protocol": "HBONE"}),
-                json!({}),
-            ),
-            // Istio's Gateway selects its pods by this label.
-            gateway(
-                "door",
-                "keelson",
-                json!({"name": "own", "port": 9999, "protocol": "HTTP"}),
-                json!({"istio": "ingressgateway"}),
-            ),
-        ])?;
+        own.0.apply(&gateways("service"))?;
         let mut objects = Vec::new();
         for mut object in lab::parse_yaml(ALL)? {
             if object["kind"] == "Deployment" {
@@ -77,17 +57,11 @@ impl Bookinfo {
 
     /// Applies a file of Bookinfo's as it is.
     fn apply(&self, text: &str) -> Result<()> {
-        let mut file = tempfile::NamedTempFile::new()?;
-        file.write_all(text.as_bytes())?;
-        let path = file.path().display().to_string();
-        self.0.kubectl(&["apply", "-f", &path]).map(drop)
+        application::apply(&self.0, text)
     }
 
     fn delete(&self, text: &str) -> Result<()> {
-        let mut file = tempfile::NamedTempFile::new()?;
-        file.write_all(text.as_bytes())?;
-        let path = file.path().display().to_string();
-        self.0.kubectl(&["delete", "-f", &path]).map(drop)
+        application::delete(&self.0, text)
     }
 
     /// So many product pages, as a client outside of the mesh sees them by the gateway.
@@ -130,8 +104,9 @@ impl Bookinfo {
 /// The application in the place of a Deployment's image.
 fn take_the_place_of_its_image(deployment: &mut Value) -> Result<()> {
     let name = deployment["metadata"]["name"].as_str().context("a name")?;
+    let name = name.to_owned();
     let (service, version) = name.rsplit_once('-').context("a version")?;
-    let calls: &[&str] = match name {
+    let calls: &[&str] = match &*name {
         "productpage-v1" => &[
             "/productpage=details:9080/details/0",
             "/productpage=reviews:9080/reviews/0",
@@ -140,24 +115,15 @@ fn take_the_place_of_its_image(deployment: &mut Value) -> Result<()> {
         _ => &[],
     };
     let mut words = vec![
-        "page",
-        "--pod",
-        name,
         "--version",
         version,
-        "--mood",
-        "/tmp/mood",
+        "--ports",
+        "9080",
+        "--service",
+        service,
     ];
-    words.extend(["--ports", "9080", "--service", service]);
     words.extend(calls.iter().flat_map(|call| ["--call", *call]));
-    let words = json!(words);
-    let containers = deployment["spec"]["template"]["spec"]["containers"].as_array_mut();
-    for container in containers.context("containers")? {
-        container["image"] = "keelson.io/test/application:test".into();
-        container["imagePullPolicy"] = "Never".into();
-        container["args"] = words.clone();
-    }
-    Ok(())
+    application::take_the_place_of_its_image(deployment, &words)
 }
 
 /// A4, A10, A11, A12, A14, A24, F19, F25, F63: Bookinfo's pages follow Bookinfo's own rules.
