@@ -144,8 +144,19 @@ impl Namespace {
     pub fn create(about: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("keelson-{about}-{:x}-{number}", std::process::id());
-        kubectl(&["create", "namespace", &name])?;
+        Self::named(&format!(
+            "keelson-{about}-{:x}-{number}",
+            std::process::id()
+        ))
+    }
+
+    /// Makes the one that manifests name.
+    ///
+    /// # Errors
+    /// As [`kubectl`], or there is one of this name.
+    pub fn named(name: &str) -> Result<Self> {
+        kubectl(&["create", "namespace", name])?;
+        let name = name.to_owned();
         let namespace = Self { name };
         // Pods are refused before their account is there.
         eventually("the default service account", || {

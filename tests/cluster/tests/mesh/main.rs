@@ -36,6 +36,7 @@ mod rights;
 mod root;
 mod scale;
 mod skew;
+mod sock_shop;
 mod taint;
 mod traffic;
 mod trouble;
