@@ -1,6 +1,8 @@
 //! The names that policies may use for the trust domain of this mesh, as Istio has them: its own name, its aliases, and
 //! `cluster.local`, which is a pointer to the local trust domain whatever that is called.
 
+use std::collections::HashSet;
+
 use proto::istio::security::StringMatch;
 use proto::istio::security::string_match::MatchType;
 
@@ -33,9 +35,11 @@ impl TrustDomains {
 
     /// The conditions on an identity that a policy's value for a principal stands for: one of them has to hold.
     pub fn principals(&self, values: &[String]) -> Vec<StringMatch> {
+        // A tenant may name as many as fit into an object: tens of thousands.
+        let mut known = HashSet::new();
         let mut all: Vec<MatchType> = Vec::new();
         for kind in values.iter().flat_map(|value| self.principal(value)) {
-            if !all.contains(&kind) {
+            if known.insert(kind.clone()) {
                 all.push(kind);
             }
         }
