@@ -22,7 +22,7 @@ enum Done {
 }
 
 /// Every line of a block of commands, in the order of the page.
-const LINES: [(&str, Done); 25] = [
+const LINES: [(&str, Done); 26] = [
     (
         "cargo xtask images --release",
         Done::Not("what the suite itself makes, less optimised"),
@@ -35,6 +35,10 @@ const LINES: [(&str, Done); 25] = [
     ("keelson install --crds --wait", Done::WithValues),
     (
         "kubectl apply -f deploy/crds/istio-security.yaml",
+        Done::Run,
+    ),
+    (
+        "kubectl apply -f deploy/crds/istio-networking.yaml",
         Done::Run,
     ),
     (
