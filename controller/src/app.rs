@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::captures::Captures;
+use crate::companions;
 use crate::gateways::Keeper;
 use crate::marks;
 use crate::metrics::Metrics;
@@ -121,7 +122,7 @@ impl Prepared {
                 .same_node
                 .map_or(proto::agent::SameNode::Unsaid, Into::into),
             canary: None,
-            network_policies: options.network_policies == NetworkPolicies::Enforce
+            network_policies: options.network_policies != NetworkPolicies::Ignore
                 && !options.captures_only,
             ambient_label: options.ambient_label.into(),
         };
@@ -216,6 +217,12 @@ impl Prepared {
                     if self.options.startup_taint {
                         let taken_off = taint::take_off(client.clone(), namespace.clone());
                         further.push(tokio::spawn(taken_off));
+                    }
+                    if self.options.network_policies == NetworkPolicies::Companions
+                        && !self.options.captures_only
+                    {
+                        let ambient = self.options.ambient_label.into();
+                        further.push(tokio::spawn(companions::keep(client.clone(), ambient)));
                     }
                 }
                 let mut cluster = Cluster::new(client.clone(), &self.options.root_namespace)

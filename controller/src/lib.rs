@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod captures;
+mod companions;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod gateways;

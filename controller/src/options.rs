@@ -155,7 +155,8 @@ pub struct Options {
     pub settings: Option<PathBuf>,
 
     /// What NetworkPolicy objects mean for captured pods: enforce holds them against real peers and ports in the mesh too;
-    /// ignore leaves them to the cluster's network, which sees port 15008 between nodes
+    /// ignore leaves them to the cluster's network, which sees port 15008 between nodes; companions is enforce, and makes a policy
+    /// beside each one of a namespace of the mesh that lets port 15008 pass
     #[arg(long, value_enum, default_value = "ignore")]
     pub network_policies: NetworkPolicies,
 
@@ -214,6 +215,8 @@ pub enum NetworkPolicies {
     Enforce,
     /// They are left to the cluster's network.
     Ignore,
+    /// They hold, and each has a companion that lets tunnels pass.
+    Companions,
 }
 
 /// Whose pods Istio's label names.

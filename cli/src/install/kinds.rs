@@ -84,7 +84,7 @@ pub(crate) const KINDS: [Kind; 16] = [
 
 /// What controllers make outside of their namespace: for Gateways, and of the Gateway API itself. What belongs to others
 /// goes before it.
-pub(crate) const MADE: [Kind; 8] = [
+pub(crate) const MADE: [Kind; 9] = [
     kind("apps", "v1", "Deployment", "deployments", true),
     kind(
         "autoscaling",
@@ -103,6 +103,13 @@ pub(crate) const MADE: [Kind; 8] = [
     kind("", "v1", "Service", "services", true),
     kind("", "v1", "ConfigMap", "configmaps", true),
     kind("", "v1", "ServiceAccount", "serviceaccounts", true),
+    kind(
+        "networking.k8s.io",
+        "v1",
+        "NetworkPolicy",
+        "networkpolicies",
+        true,
+    ),
     kind(GATEWAYS, "v1", "Gateway", "gateways", true),
     kind(GATEWAYS, "v1", "GatewayClass", "gatewayclasses", false),
 ];

@@ -36,6 +36,7 @@ fn is_ours(kind: Kind, object: &DynamicObject) -> bool {
         "GatewayClass" => object.data["spec"]["controllerName"] == CONTROLLER_NAME,
         // Of this name there is one, and nobody else gives it that label.
         "Gateway" => object.name_any() == AUTO_NAME,
+        "NetworkPolicy" => object.name_any().starts_with(COMPANION),
         _ => {
             let owners = object.owner_references();
             owners.iter().any(|owner| owner.kind == "Gateway")
@@ -90,6 +91,8 @@ const BY_CONTROLLERS: &str = "app.kubernetes.io/managed-by=keelson-controller";
 /// The label of Gateways that controllers make themselves, and their name.
 const AUTO: &str = "keelson.io/l7=auto";
 const AUTO_NAME: &str = "keelson-l7";
+/// How the companions of NetworkPolicy objects are called.
+const COMPANION: &str = "keelson-tunnels-";
 /// Whose our GatewayClasses are.
 const CONTROLLER_NAME: &str = "keelson.io/gateway-controller";
 /// What keeps pods from nodes whose agent is not ready.
@@ -143,6 +146,9 @@ mod tests {
             !is_ours(of("Gateway"), &gateway("mine")),
             "its author keeps it"
         );
+        let policy = |name: &str| object(json!({"metadata": {"name": name, "namespace": "shop"}}));
+        assert!(is_ours(of("NetworkPolicy"), &policy("keelson-tunnels-u")));
+        assert!(!is_ours(of("NetworkPolicy"), &policy("tunnels")));
         assert_eq!(name(of("Gateway"), &gateway("mine")), "Gateway shop/mine");
         assert_eq!(name(of("GatewayClass"), &class("x")), "GatewayClass c");
     }

@@ -132,6 +132,82 @@ fn allow_8080_means_the_same_with_and_without_the_mesh_on_both_placements() -> R
     until(&namespace, |_, _| true).context("without policies")
 }
 
+/// Issue 11, B12: with companions nobody has to open the port of tunnels, the policy means what it says on both placements, and what was
+/// made for it goes with it or with the label.
+#[test]
+#[ignore = "nightly: a network that enforces NetworkPolicy"]
+fn with_companions_nobody_has_to_open_the_port_of_tunnels() -> Result<()> {
+    let _mesh = Installed::install_with(json!({"mesh": {"networkPolicies": "companions"}}))?;
+    let namespace = Namespace::create("companions")?;
+    let nodes = nodes()?;
+    let [here, there] = nodes.as_slice() else {
+        bail!("two nodes are needed, not {nodes:?}");
+    };
+    let server = SERVER.replace("exec httpd", "httpd -p 8081 -h /tmp/www && exec httpd");
+    namespace.apply(&[
+        pod("client", Some(here), CLIENT),
+        pod("other", Some(here), CLIENT),
+        pod("near", Some(here), &server),
+        pod("far", Some(there), &server),
+    ])?;
+    for name in ["client", "other", "near", "far"] {
+        namespace.wait_ready(name)?;
+    }
+    namespace.apply(&[json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "allow-8080"},
+        "spec": {
+            "podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["near", "far"]}]},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}], "ports": [{"port": 8080}]}],
+        },
+    })])?;
+    let allowed = |from: &str, port: u16| from == "client" && port == 8080;
+    until(&namespace, allowed).context("without the mesh, by the network")?;
+    ensure!(
+        companions(&namespace)? == 0,
+        "outside of the mesh there is none"
+    );
+    let label = |value: &str| {
+        kubectl(&["label", "namespace", namespace.name(), "--overwrite", value]).map(drop)
+    };
+    label("keelson.io/mesh=enabled")?;
+    for name in ["client", "other", "near", "far"] {
+        eventually("it is captured", || {
+            let rules = namespace.exec(name, "ip rule list")?;
+            ensure!(rules.contains("fwmark"), "{name}: {rules}");
+            Ok(())
+        })?;
+    }
+    let there_are = |count: usize| {
+        eventually(&format!("there are {count} companions"), || {
+            let found = companions(&namespace)?;
+            ensure!(found == count, "{found}");
+            Ok(())
+        })
+    };
+    there_are(1)?;
+    until(&namespace, allowed).context("with the mesh")?;
+    let said = blocking()?;
+    ensure!(said.is_empty(), "{said:?}");
+    label("keelson.io/mesh=disabled")?;
+    there_are(0)?;
+    label("keelson.io/mesh=enabled")?;
+    there_are(1)?;
+    namespace.kubectl(&["delete", "networkpolicy", "allow-8080"])?;
+    there_are(0)?;
+    until(&namespace, |_, _| true).context("without policies")
+}
+
+/// How many companions of policies there are.
+fn companions(namespace: &Namespace) -> Result<usize> {
+    let all = namespace.get(&["networkpolicies"])?;
+    let names = all["items"].as_array().context("a list")?.iter();
+    let names = names.filter_map(|one| one["metadata"]["name"].as_str());
+    Ok(names
+        .filter(|name| name.starts_with("keelson-tunnels-"))
+        .count())
+}
+
 /// A waypoint's pods that the network lets take tunnels alone, as people who know ambient mode write it: the kernel leads clients of
 /// its node to other ports of it, where it may, and nobody hangs where it may not.
 #[test]
