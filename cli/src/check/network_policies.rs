@@ -46,10 +46,11 @@ fn named(api: &Api, mesh: &Mesh) -> Result<Vec<Finding>> {
     let namespaces: HashMap<_, _> = namespaces.into_iter().map(of_namespace).collect();
     let all: Of<Pod> = Of::all(api.client.clone());
     let pods = api.call(&Deed::new("list", "pods"), all.list(&ListParams::default()))?;
-    let is_captured = |pod: &&Pod| captured.contains(&pod.uid().unwrap_or_default());
-    let pods = pods.iter().filter(is_captured);
+    let is_captured = |pod: &PodFacts| captured.contains(pod.uid_on_node());
     let pods: Vec<_> = pods
+        .iter()
         .map(|pod| PodFacts::read(pod, Authorship::Tenant))
+        .filter(is_captured)
         .collect();
     let found = blocked(&policies, &namespaces, &pods);
     Ok(found.iter().map(finding).collect())
