@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use compile::diagnostics::Diagnostics;
+use compile::index::authorization::is_for_want_of_a_waypoint;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
@@ -111,8 +112,16 @@ pub async fn run(client: Client, replica: Replica, views: Views, leads: watch::S
             Ok(mut all) => {
                 all.push(progress);
                 let mut findings = views.diagnostics.lock().all();
+                let mut at_waypoints = BTreeSet::new();
+                if findings.iter().any(is_for_want_of_a_waypoint) {
+                    at_waypoints = views.viewer.at_waypoints().await.unwrap_or_default();
+                }
                 findings.extend_from_slice(lint.newest(&views.viewer).await);
-                writer.write(&policies, &findings, &all).await;
+                let said = Said {
+                    findings: &findings,
+                    at_waypoints: &at_waypoints,
+                };
+                writer.write(&policies, said, &all).await;
             }
             Err(error) => debug!(%error, "cannot read what nodes of other replicas have taken"),
         }
@@ -125,6 +134,14 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// What there is to say of objects.
+#[derive(Clone, Copy)]
+struct Said<'s> {
+    findings: &'s [Diagnostic],
+    /// Policies that a waypoint is told of, as `namespace/name`.
+    at_waypoints: &'s BTreeSet<String>,
 }
 
 /// Writes what has changed since it wrote last.
@@ -155,7 +172,11 @@ impl Writer {
         self.written.clear();
     }
 
-    async fn write(&mut self, policies: &Policies, findings: &[Diagnostic], replicas: &[Progress]) {
+    async fn write(&mut self, policies: &Policies, said: Said<'_>, replicas: &[Progress]) {
+        let Said {
+            findings,
+            at_waypoints,
+        } = said;
         let mut of: BTreeMap<(&ObjectKind, &str, &str), Vec<&Diagnostic>> = BTreeMap::new();
         for finding in findings {
             if let Some(kind) = &finding.kind {
@@ -170,10 +191,12 @@ impl Writer {
             let said = of.remove(&(key.kind(), key.namespace(), key.name()));
             let said = said.unwrap_or_default();
             let generation = conditions::generation(tracked.generation, &said);
+            let is_at_waypoint = is_policy(key)
+                && at_waypoints.contains(&format!("{}/{}", key.namespace(), key.name()));
             let state = State {
                 generation,
                 in_effect: tracked.generation,
-                accepted: accepted(&said),
+                accepted: accepted(&said, is_at_waypoint),
                 programmed: is_policy(key).then(|| programmed(tracked, replicas)),
             };
             let known = self.written.get(key);

@@ -46,6 +46,10 @@ pub(super) enum Look {
         content: Value,
         answer: oneshot::Sender<Vec<Diagnostic>>,
     },
+    /// Which policies waypoints are told of.
+    AtWaypoints {
+        answer: oneshot::Sender<BTreeSet<String>>,
+    },
 }
 
 /// Nobody answers any more.
@@ -82,6 +86,14 @@ impl Viewer {
             answer,
         };
         self.ask(look).await
+    }
+
+    /// Authorization policies that a waypoint is told of, as `namespace/name`.
+    ///
+    /// # Errors
+    /// The pipeline has ended.
+    pub async fn at_waypoints(&self) -> Result<BTreeSet<String>, Ended> {
+        self.ask(|answer| Look::AtWaypoints { answer }).await
     }
 
     async fn ask<T>(&self, look: impl FnOnce(oneshot::Sender<T>) -> Look) -> Result<T, Ended> {
@@ -160,6 +172,7 @@ impl Pipeline {
                 let is_new = known != Some(version);
                 drop(answer.send(is_new.then(|| (version, self.index.lint()))));
             }
+            Look::AtWaypoints { answer } => drop(answer.send(self.index.policies_at_waypoints())),
             Look::LintOf {
                 key,
                 content,

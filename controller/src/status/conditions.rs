@@ -1,5 +1,6 @@
 //! What conditions say, in words. Pure.
 
+use compile::index::authorization::is_for_want_of_a_waypoint;
 use k8s_openapi::jiff::Timestamp;
 use manifest::{Diagnostic, Origin, Severity};
 use serde_json::{Value, json};
@@ -57,12 +58,19 @@ pub(super) fn generation(in_effect: i64, findings: &[&Diagnostic]) -> i64 {
     of.fold(in_effect, i64::max)
 }
 
-/// The sentences of `keelson validate` about an object.
-pub(super) fn accepted(findings: &[&Diagnostic]) -> Condition {
+/// The sentences of `keelson validate` about an object. What only a waypoint can check is no error of a policy that a waypoint is
+/// told of.
+pub(super) fn accepted(findings: &[&Diagnostic], is_at_waypoint: bool) -> Condition {
+    let severity_of = |finding: &Diagnostic| match finding.severity {
+        Severity::Error if is_at_waypoint && is_for_want_of_a_waypoint(finding) => {
+            Severity::Warning
+        }
+        severity => severity,
+    };
     let sentences = |severity| {
         let of = findings
             .iter()
-            .filter(|finding| finding.severity == severity);
+            .filter(|finding| severity_of(finding) == severity);
         let sentences: Vec<String> = of
             .map(|finding| match finding.field.as_str() {
                 "" => finding.message.clone(),
@@ -202,7 +210,7 @@ mod tests {
         State {
             generation: super::generation(generation, findings),
             in_effect: generation,
-            accepted: accepted(findings),
+            accepted: accepted(findings, false),
             programmed: Some(programmed(&policy(generation), replicas)),
         }
     }
@@ -215,6 +223,21 @@ mod tests {
                 .map(|generation| ("u".to_owned(), *generation))
                 .collect(),
         }
+    }
+
+    /// Where no waypoint is told of a policy, what only a waypoint checks is an error; other errors always are.
+    #[test]
+    fn what_a_waypoint_checks_is_no_error_of_a_policy_that_one_is_told_of() {
+        let want = "only a waypoint checks it; for connections that do not come through one, the rule allows nothing";
+        let mut found = vec![finding(Severity::Error, 1, want)];
+        let said: Vec<&Diagnostic> = found.iter().collect();
+        assert_eq!(accepted(&said, false).reason, "Invalid");
+        let there = accepted(&said, true);
+        assert_eq!((there.holds, there.reason), (true, "AcceptedWithWarnings"));
+        assert!(there.message.contains("waypoint"), "{}", there.message);
+        found.push(finding(Severity::Error, 1, "unknown field"));
+        let said: Vec<&Diagnostic> = found.iter().collect();
+        assert_eq!(accepted(&said, true).reason, "Invalid");
     }
 
     /// F127: what is wrong is said of the generation that has it, in the sentence of `keelson validate`.

@@ -1,5 +1,7 @@
 //! What is legal in Istio's traffic objects and surely not meant, as far as a cluster tells.
 
+use std::collections::BTreeSet;
+
 use manifest::{Diagnostic, Kind, NamespacedName, ObjectKey, Origin};
 use serde_json::Value;
 
@@ -43,6 +45,17 @@ impl Index {
             lines: None,
         };
         around.look(&subject, about)
+    }
+
+    /// Authorization policies that a waypoint is told of, as `namespace/name`. Gateways are none: what does not come in by them they
+    /// do not see.
+    #[must_use]
+    pub fn policies_at_waypoints(&self) -> BTreeSet<String> {
+        let waypoints = self.snapshot.waypoints.values();
+        let inside = waypoints.filter(|entry| entry.listeners.is_empty());
+        inside
+            .flat_map(|entry| entry.policies.keys().map(ToString::to_string))
+            .collect()
     }
 
     fn around(&self) -> Around {

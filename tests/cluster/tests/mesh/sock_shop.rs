@@ -11,7 +11,7 @@ use tests_cluster::{CLIENT, Namespace, eventually, kubectl, nodes, pod};
 
 use crate::application::{self, gateways, take_the_place_of_its_image};
 use crate::installed::Installed;
-use crate::kinds::Kinds;
+use crate::kinds::{Kinds, until_said};
 
 macro_rules! fixture {
     ($file:literal) => {
@@ -320,6 +320,15 @@ impl<'m> Shop<'m> {
         self.apply(ALLOW)?;
         self.all_are("/catalogue", "", "v1")?;
         self.all_are("/catalogue", "-d x=1", "403")?;
+        // A waypoint checks what no agent could, and its status does not say that it is wrong.
+        let conditions = || {
+            let policy = self
+                .namespace
+                .get(&["authorizationpolicy", "deny-catalogue-list"])?;
+            Ok(policy["status"]["conditions"].clone())
+        };
+        let reason = ("True", "AcceptedWithWarnings");
+        until_said(conditions, "keelson.io/Accepted", reason)?;
         application::delete(&self.namespace, ALLOW)?;
         self.all_are("/catalogue", "-d x=1", "v1")
     }
