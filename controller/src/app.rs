@@ -122,7 +122,8 @@ impl Prepared {
                 .same_node
                 .map_or(proto::agent::SameNode::Unsaid, Into::into),
             canary: None,
-            network_policies: options.network_policies != NetworkPolicies::Ignore
+            network_policies: (options.network_policies == NetworkPolicies::Enforce
+                || options.companion_policies)
                 && !options.captures_only,
             ambient_label: options.ambient_label.into(),
         };
@@ -218,9 +219,7 @@ impl Prepared {
                         let taken_off = taint::take_off(client.clone(), namespace.clone());
                         further.push(tokio::spawn(taken_off));
                     }
-                    if self.options.network_policies == NetworkPolicies::Companions
-                        && !self.options.captures_only
-                    {
+                    if self.options.companion_policies && !self.options.captures_only {
                         let ambient = self.options.ambient_label.into();
                         further.push(tokio::spawn(companions::keep(client.clone(), ambient)));
                     }

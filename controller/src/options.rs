@@ -155,10 +155,14 @@ pub struct Options {
     pub settings: Option<PathBuf>,
 
     /// What NetworkPolicy objects mean for captured pods: enforce holds them against real peers and ports in the mesh too;
-    /// ignore leaves them to the cluster's network, which sees port 15008 between nodes; companions is enforce, and makes a policy
-    /// beside each one of a namespace of the mesh that lets port 15008 pass
+    /// ignore leaves them to the cluster's network, which sees port 15008 between nodes
     #[arg(long, value_enum, default_value = "ignore")]
     pub network_policies: NetworkPolicies,
+
+    /// Make a policy beside each NetworkPolicy of a namespace of the mesh that lets port 15008 pass, and hold the first as enforce
+    /// does (with --namespace)
+    #[arg(long)]
+    pub companion_policies: bool,
 
     /// Whose the pods are that istio.io/dataplane-mode=ambient names: this mesh's, or those of Istio's own ambient mesh that
     /// runs in the cluster too, so that only keelson.io/mesh captures
@@ -215,8 +219,6 @@ pub enum NetworkPolicies {
     Enforce,
     /// They are left to the cluster's network.
     Ignore,
-    /// They hold, and each has a companion that lets tunnels pass.
-    Companions,
 }
 
 /// Whose pods Istio's label names.

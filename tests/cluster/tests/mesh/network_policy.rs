@@ -137,7 +137,7 @@ fn allow_8080_means_the_same_with_and_without_the_mesh_on_both_placements() -> R
 #[test]
 #[ignore = "nightly: a network that enforces NetworkPolicy"]
 fn with_companions_nobody_has_to_open_the_port_of_tunnels() -> Result<()> {
-    let _mesh = Installed::install_with(json!({"mesh": {"networkPolicies": "companions"}}))?;
+    let _mesh = Installed::install_with(json!({"mesh": {"companionPolicies": true}}))?;
     let namespace = Namespace::create("companions")?;
     let nodes = nodes()?;
     let [here, there] = nodes.as_slice() else {
