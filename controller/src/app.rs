@@ -45,7 +45,7 @@ use crate::source::kubernetes::named::Named;
 use crate::status::{self, Replica, Views};
 use crate::taint;
 use crate::webhook;
-use compile::index::{Index, MeshConfig};
+use compile::index::{AmbientLabel, Index, MeshConfig};
 
 /// Everything that the options name, read and checked; no port is open yet.
 pub struct Prepared {
@@ -125,7 +125,11 @@ impl Prepared {
             network_policies: (options.network_policies == NetworkPolicies::Enforce
                 || options.companion_policies)
                 && !options.captures_only,
-            ambient_label: options.ambient_label.into(),
+            ambient_label: if options.captures_only {
+                AmbientLabel::UnderIstiod
+            } else {
+                options.ambient_label.into()
+            },
         };
         let settings = options.settings.as_deref();
         let settings = settings

@@ -11,6 +11,9 @@ pub enum AmbientLabel {
     Keelson,
     /// Istio's: its label and annotation enrol nobody here.
     Istio,
+    /// This mesh's, which takes the place of Istio's node agents under its control plane. What says there that a pod's network is
+    /// redirected is our own mark, by which nobody else owns the pod.
+    UnderIstiod,
 }
 
 /// The decision on one pod, with its reason in words.
@@ -38,11 +41,7 @@ pub fn decide(pod: &PodFacts, namespace: Option<&Labels>, ambient: AmbientLabel)
             "{subject} has a sidecar (annotation {SIDECAR_STATUS})"
         ));
     }
-    if pod
-        .annotations
-        .get(REDIRECTION)
-        .is_some_and(|value| value == "enabled")
-    {
+    if ambient != AmbientLabel::UnderIstiod && pod.is_redirected() {
         return exempt(format!(
             "{subject} is in Istio's ambient mesh (annotation {REDIRECTION}=enabled, which Istio's CNI plugin writes)"
         ));

@@ -133,6 +133,23 @@ fn enrolment_follows_the_nearest_label_and_names_it() {
     );
 }
 
+/// B13: under Istio's control plane our own mark does not take the pod out of our hands, which would take the mark off again.
+#[test]
+fn under_istiod_the_mark_of_a_captured_pod_is_our_own() {
+    let mut mesh = Mesh {
+        index: Index::new(MeshConfig {
+            ambient_label: AmbientLabel::UnderIstiod,
+            ..MeshConfig::default()
+        }),
+    };
+    mesh.apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}\n---\napiVersion: v1\nkind: Pod\n\
+         metadata: {name: a, namespace: shop, annotations: {ambient.istio.io/redirection: enabled}}\nspec: {nodeName: n1}\n",
+    );
+    let pod = mesh.node_pod("n1", "shop/a").expect("the node knows it");
+    assert_eq!(pod.capture(), agent::Capture::Capture, "{}", pod.reason);
+}
+
 /// B13: where Istio's ambient mesh runs too, each pod has one owner.
 #[test]
 fn what_istios_label_names_can_be_left_to_istio() {
