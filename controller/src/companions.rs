@@ -241,11 +241,14 @@ fn companion(policy: &NetworkPolicy) -> Option<Value> {
         .get_or_insert_default()
         .extend(kept_out);
     let mut made = json!({"podSelector": selector, "policyTypes": types});
-    let tunnels = json!([{"ports": [{"port": 15008, "protocol": "TCP"}]}]);
-    for (name, list) in [("Ingress", "ingress"), ("Egress", "egress")] {
-        if types.iter().any(|one| one == name) {
-            made[list].clone_from(&tunnels);
-        }
+    let ports = json!([{"port": 15008, "protocol": "TCP"}]);
+    let is_about = |name: &str| types.iter().any(|one| one == name);
+    if is_about("Ingress") {
+        made["ingress"] = json!([{"ports": ports}]);
+    }
+    if is_about("Egress") {
+        // To pods alone: a policy that keeps a pod from the world outside keeps it from that port there too.
+        made["egress"] = json!([{"ports": ports, "to": [{"namespaceSelector": {}}]}]);
     }
     Some(json!({
         "apiVersion": "networking.k8s.io/v1",
@@ -319,10 +322,12 @@ mod tests {
         );
         let known = known(vec![one], json!({"keelson.io/mesh": "enabled"}));
         let objects = applied(&known);
-        let tunnels = json!([{"ports": [{"port": 15008, "protocol": "TCP"}]}]);
+        let ports = json!([{"port": 15008, "protocol": "TCP"}]);
         assert_eq!(objects.len(), 1);
         let spec = &objects[0]["spec"];
-        assert_eq!((&spec["ingress"], &spec["egress"]), (&tunnels, &tunnels));
+        assert_eq!(spec["ingress"], json!([{"ports": ports}]));
+        let to_pods = json!([{"ports": ports, "to": [{"namespaceSelector": {}}]}]);
+        assert_eq!(spec["egress"], to_pods, "and to nothing outside");
         let selector = &spec["podSelector"];
         assert_eq!(selector["matchLabels"], json!({"app": "web"}));
         assert_eq!(
