@@ -323,6 +323,7 @@ impl Prepared {
         pipeline.start(first).await;
         pipeline.complete(&mut batches).await;
         let pipeline = tokio::spawn(pipeline.run(batches, reports, taken));
+        further.push(tokio::spawn(runtime::memory::keep_small()));
         let renewal = tokio::spawn(Arc::clone(&self.certificates).renew());
         if let Some(address) = self.options.admission {
             let listener = TcpListener::bind(address)

@@ -71,9 +71,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks for pods that are wanted and that the CNI has not named.
 const SEARCH_EVERY: Duration = Duration::from_millis(500);
 
-/// What starting needed is over by then.
-const STARTED: Duration = Duration::from_secs(10);
-
 /// The enrolment thread's state.
 pub struct Enroller {
     kernel: Arc<Kernel>,
@@ -161,14 +158,7 @@ impl Enroller {
 
     /// Runs until [`Command::Stop`].
     pub fn run(mut self) -> Told {
-        let mut started = Some(Instant::now());
         loop {
-            if self.mode == Mode::InCharge
-                && started.take_if(|at| at.elapsed() >= STARTED).is_some()
-            {
-                runtime::memory::give_back();
-                runtime::memory::forget_start();
-            }
             match self.mode {
                 Mode::InCharge => self.pass(),
                 Mode::Preparing => self.prepare(),

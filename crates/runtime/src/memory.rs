@@ -1,6 +1,9 @@
 //! How memory that is used once is given back to the kernel.
 #![expect(unsafe_code, reason = "the allocator's own interface has no safe form")]
 
+use std::fs;
+use std::time::Duration;
+
 /// Buffers from this size on, in bytes, are mapped and unmapped one by one.
 const MAPPED: libc::c_int = 1 << 20;
 
@@ -27,8 +30,7 @@ pub fn map_large_buffers() {
 }
 
 /// Lets go of the pages of the program that only its start needed. What is executed or read again comes
-/// back from the page cache when it is: microseconds for each 64 KiB. Call it once, when the program is
-/// as it will stay.
+/// back from the page cache when it is: microseconds for each 64 KiB.
 pub fn forget_start() {
     // SAFETY: the callback is a function of this program with the type that is asked for, and the pointer
     // that it gets is not used.
@@ -70,10 +72,106 @@ pub fn give_back() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Keeps a process small for as long as it is polled, which should be on a thread whose delay nobody feels. What the
+/// start needed is given back once; after that, whatever is resident and in nobody's hands as soon as it has grown by
+/// more than a part of what is in use: what a large change of the configuration has used, or connections that are gone.
+pub async fn keep_small() {
+    tokio::time::sleep(STARTED).await;
+    give_back();
+    forget_start();
+    let mut left = idle();
+    let mut is_quiet = true;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let idle = idle();
+        // Pages that hold something beside what is free cannot be given back, nor what is no heap's: not again.
+        if idle > left.saturating_add(worth(in_use())) {
+            give_back();
+            left = self::idle();
+            is_quiet = false;
+        } else {
+            left = left.min(idle);
+            // What did that work is not needed any more either.
+            if !is_quiet {
+                forget_start();
+                is_quiet = true;
+            }
+        }
+    }
+}
+
+/// After this time a program is as it will stay.
+const STARTED: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Less is not worth the locks that whoever allocates waits for.
+const LEAST: usize = 512 << 10;
+
+/// How many idle bytes are worth giving back, beside those in use.
+fn worth(in_use: usize) -> usize {
+    (in_use / 16).max(LEAST)
+}
+
+/// Resident bytes that are no file's and that nobody has asked the allocator for: what it keeps for later, stacks, and
+/// its own books. 0 where `/proc` does not say (proc_pid_statm(5)).
+fn idle() -> usize {
+    let told = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    anonymous(&told).saturating_sub(in_use())
+}
+
+/// Resident bytes that are no file's, by the line of `statm`: size, resident, shared, in pages.
+fn anonymous(statm: &str) -> usize {
+    let mut pages = statm.split_whitespace().skip(1).map(str::parse::<usize>);
+    let (Some(Ok(resident)), Some(Ok(shared))) = (pages.next(), pages.next()) else {
+        return 0;
+    };
+    // SAFETY: it reads a constant of the system.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    resident.saturating_sub(shared) * usize::try_from(page).unwrap_or(0)
+}
+
 /// Bytes that the allocator has handed out and not got back (`mallinfo2(3)`), over all threads.
 #[must_use]
 pub fn in_use() -> usize {
     // SAFETY: it reads the allocator's own numbers.
     let info = unsafe { libc::mallinfo2() };
     info.uordblks.saturating_add(info.hblkhd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Once many small things are freed that lie before something that is kept, the allocator does not give their pages
+    /// back by itself.
+    #[tokio::test(start_paused = true)]
+    async fn what_has_been_freed_goes_back_to_the_kernel() {
+        let keeper = tokio::spawn(keep_small());
+        tokio::time::sleep(STARTED + LOOK_EVERY * 2).await;
+        let before = idle();
+        let many: Vec<Box<[u8; 1000]>> = (0..64_000).map(|_| Box::new([1; 1000])).collect();
+        let last = Box::new([1_u8; 1000]);
+        drop(many);
+        let freed = idle();
+        assert!(
+            freed > before + (48 << 20),
+            "{freed} bytes are idle, {before} were before: the allocator has given them back, and nothing is tested"
+        );
+        tokio::time::sleep(LOOK_EVERY * 2).await;
+        let after = idle();
+        assert!(
+            after < before + (8 << 20),
+            "{after} bytes are idle, {before} were before"
+        );
+        drop(last);
+        keeper.abort();
+    }
+
+    #[test]
+    fn resident_memory_of_no_file_is_what_is_not_shared() {
+        // SAFETY: it reads a constant of the system.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+        assert_eq!(anonymous("9000 300 100 50 0 400 0\n"), 200 * page);
+        assert_eq!(anonymous("9000 100 300 50 0 400 0\n"), 0);
+        assert_eq!(anonymous(""), 0);
+    }
 }

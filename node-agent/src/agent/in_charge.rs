@@ -94,6 +94,7 @@ impl InCharge {
             patience: args.takeover_timeout,
             restore: Box::new(move || rebind_cni(&service)),
         };
+        vital("allocator", runtime::memory::keep_small());
         vital("waypoints", waypoints::converse(core.direct.clone()));
         let (drained, wait) = oneshot::channel();
         let listener = succession::bind(&args.runtime_dir)
