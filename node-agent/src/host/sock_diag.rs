@@ -1,7 +1,7 @@
 //! Which TCP sockets a namespace has, asked of the kernel, and the end of one
 //! (`NETLINK_SOCK_DIAG`).
 //!
-//! Written out by hand: it is two requests and a few fields of the answers
+//! Written out by hand: it is three requests and a few fields of the answers
 //! (include/uapi/linux/inet_diag.h).
 
 use std::{
@@ -13,6 +13,7 @@ use std::{
 
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
+const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 pub(crate) const NLMSG_ERROR: u16 = 2;
@@ -23,6 +24,8 @@ pub(crate) const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NETLINK_HEADER: usize = 16;
 /// Size of `struct inet_diag_req_v2`, whose last part is a [`SocketId`].
 const REQUEST: usize = 56;
+/// Size of `struct inet_diag_req`.
+const REQUEST_FOR_ALL: usize = 60;
 /// `struct inet_diag_sockid`.
 type SocketId = [u8; 48];
 const IPPROTO_TCP: u8 = 6;
@@ -319,36 +322,43 @@ impl Ender {
     }
 }
 
+/// The sockets of both families. They are asked for with the request that `sock_diag` had before it knew families
+/// (net/ipv4/inet_diag.c, `inet_diag_dump_compat`): the kernel looks at every connection of the machine for a dump, and
+/// for that request once, not once for each family.
 fn dump(states: u32, extensions: u8) -> io::Result<Vec<Found>> {
+    let socket = open()?;
+    socket.send(&request_for_all(states, extensions), 0)?;
     let mut all = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let family = u8::try_from(family).map_err(io::Error::other)?;
-        let socket = open()?;
-        socket.send(
-            &request(
-                SOCK_DIAG_BY_FAMILY,
-                NLM_F_REQUEST_DUMP,
-                (family, extensions),
-                states,
-                &[0; 48],
-            ),
-            0,
-        )?;
-        'answers: loop {
-            let (bytes, _) = socket.recv_from_full()?;
-            let mut rest = bytes.as_slice();
-            while let Some((kind, body, next)) = split(rest) {
-                match kind {
-                    NLMSG_DONE => break 'answers,
-                    NLMSG_ERROR => return Err(error(body)),
-                    SOCK_DIAG_BY_FAMILY => all.extend(found(family, body)),
-                    _ => {}
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = bytes.as_slice();
+        while let Some((kind, body, next)) = split(rest) {
+            match kind {
+                NLMSG_DONE => return Ok(all),
+                NLMSG_ERROR => return Err(error(body)),
+                TCPDIAG_GETSOCK => {
+                    all.extend(body.first().and_then(|family| found(*family, body)));
                 }
-                rest = next;
+                _ => {}
             }
+            rest = next;
         }
     }
-    Ok(all)
+}
+
+/// With a `struct inet_diag_req`: family, two lengths that nothing reads, extensions, the id, states, and a word that
+/// nothing reads.
+fn request_for_all(states: u32, extensions: u8) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(NETLINK_HEADER + REQUEST_FOR_ALL);
+    bytes.extend_from_slice(&76_u32.to_ne_bytes());
+    bytes.extend_from_slice(&TCPDIAG_GETSOCK.to_ne_bytes());
+    bytes.extend_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(&[0, 0, 0, extensions]);
+    bytes.extend_from_slice(&[0; 48]);
+    bytes.extend_from_slice(&states.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes
 }
 
 fn open() -> io::Result<Socket> {

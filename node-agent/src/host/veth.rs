@@ -18,7 +18,7 @@ use abi::LOOPBACK_IFINDEX;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage},
     nsid::{NsidAttribute, NsidMessage},
 };
 
@@ -91,7 +91,7 @@ pub(crate) enum NoPlace {
 /// When the kernel refuses a request, or there is an interface that cannot be guarded.
 pub(crate) fn pairs(netns: &Netns, given: &[IpAddr]) -> io::Result<Result<Vec<Pair>, NoPlace>> {
     let inside = netns.run(devices)??;
-    let outside = devices()?;
+    let outside = peers(&inside)?;
     let namespace = namespace_id(netns)?;
     Ok(paired(&inside, given, &outside, namespace))
 }
@@ -161,11 +161,37 @@ impl Device {
 
 const VETH: &str = "veth";
 
+/// The devices of this thread's namespace that have the numbers of these devices' peers, without addresses. A node has
+/// as many devices as pods, so it is not asked for all of them.
+fn peers(devices: &[Device]) -> io::Result<Vec<Device>> {
+    let mut netlink = Netlink::open()?;
+    let mut found = Vec::new();
+    for peer in devices.iter().filter_map(|device| device.peer) {
+        match netlink.ask(RouteNetlinkMessage::GetLink(without_counts(peer))) {
+            Ok(RouteNetlinkMessage::NewLink(message)) => found.push(device(&message)),
+            Ok(_) => {}
+            // The number means nothing here.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// Asks for a device, or for all with 0. Without the counts of packets, which are most of what the kernel would have to
+/// gather for it (`RTEXT_FILTER_SKIP_STATS`, include/uapi/linux/rtnetlink.h).
+fn without_counts(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    message
+}
+
 /// All devices of this thread's namespace but `lo`.
 fn devices() -> io::Result<Vec<Device>> {
     let mut netlink = Netlink::open()?;
     let mut found = BTreeMap::new();
-    for message in netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+    for message in netlink.dump(RouteNetlinkMessage::GetLink(without_counts(0)))? {
         if let RouteNetlinkMessage::NewLink(message) = message
             && message.header.index != LOOPBACK_IFINDEX
         {
