@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use admin_api::ProxyConfig;
 use hickory_resolver::TokioResolver;
+use l7::Resource;
 use model::MeshState;
 use parking_lot::Mutex;
 use proto::{convert, type_url};
@@ -77,7 +78,7 @@ impl Inner {
                 Ok(convert::Address::Tombstone(tombstone)) => self.mesh.insert_tombstone(tombstone),
                 Ok(convert::Address::Service(service)) => self.mesh.insert_service(service),
                 Err(error) => rejected.push(Rejection {
-                    name: resource.name.clone(),
+                    name: resource.name.to_string(),
                     reason: error.to_string(),
                 }),
             }
@@ -94,9 +95,15 @@ impl Inner {
         let mut rejected = Vec::new();
         for resource in updated {
             match convert::l7::resource(kind, &resource.name, &resource.bytes) {
-                Some(Ok(read)) => self.names.apply(&mut self.l7, read),
+                Some(Ok(mut read)) => {
+                    // Whoever keeps the configuration has the same name.
+                    if let Resource::Route(name, _) = &mut read {
+                        *name = Arc::clone(&resource.name);
+                    }
+                    self.names.apply(&mut self.l7, read);
+                }
                 Some(Err(error)) => rejected.push(Rejection {
-                    name: resource.name.clone(),
+                    name: resource.name.to_string(),
                     reason: error.to_string(),
                 }),
                 None => {}

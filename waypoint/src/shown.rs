@@ -14,9 +14,9 @@ use crate::active::Active;
 use crate::balance::state::{self, Registry};
 
 /// All of it, of the newest configuration and what is known of endpoints.
-pub(crate) fn all<'r>(
+pub(crate) fn all(
     active: &Active,
-    rules: impl Iterator<Item = &'r RouteRule>,
+    rules: impl Iterator<Item = RouteRule>,
     registry: &Registry,
 ) -> ProxyConfig {
     let listeners = active.l7.listeners().values().flatten();
@@ -34,7 +34,9 @@ pub(crate) fn all<'r>(
         .to_owned(),
         hosts: one.hosts.iter().map(|host| host.host.to_string()).collect(),
     });
+    let rules: Vec<RouteRule> = rules.collect();
     let mut rules: Vec<(&Attachment, &RouteRule)> = rules
+        .iter()
         .flat_map(|rule| rule.attachments.iter().map(move |at| (at, rule)))
         .collect();
     rules.sort_by_key(|(at, rule)| (*at, &rule.precedence, rule.rule.origin.rule));

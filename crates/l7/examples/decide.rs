@@ -15,6 +15,7 @@ use http::{HeaderMap, Method};
 use l7::request::{Client, Destination, Request};
 use l7::route::{
     Action, Attachment, Forward, HeaderOperations, Match, PathMatch, Precedence, RouteRule, Rule,
+    Treatment,
 };
 use l7::table::Table;
 use l7::{Kind, Origin, Path};
@@ -62,15 +63,17 @@ fn rule(index: usize) -> RouteRule {
             path: PathMatch::Prefix(prefix(index).into()),
             ..Match::default()
         }],
-        rule: Arc::new(Rule {
+        rule: Arc::new(Rule::new(
             origin,
-            action: Action::Forward(Forward::default()),
-            timeout: None,
-            fault: None,
-            cors: None,
-            request_headers: HeaderOperations::default(),
-            response_headers: HeaderOperations::default(),
-        }),
+            Treatment {
+                action: Action::Forward(Forward::default()),
+                timeout: None,
+                fault: None,
+                cors: None,
+                request_headers: HeaderOperations::default(),
+                response_headers: HeaderOperations::default(),
+            },
+        )),
     }
 }
 

@@ -1,5 +1,6 @@
 //! All that a waypoint knows, as one value that never changes, and the store that makes the next one.
 
+mod shared;
 mod store;
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,7 +1,8 @@
 //! Rules: when one applies, and what happens then.
 
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -63,9 +64,9 @@ impl RouteRule {
             share_key(&mut attachment.service);
         }
         // A rule that somebody else has already is left as it is.
-        let rule = Arc::get_mut(&mut self.rule);
-        if let Some(rule) = rule {
-            if let Action::Forward(forward) = &mut rule.action {
+        if let Some(rule) = Arc::get_mut(&mut self.rule) {
+            let treatment = Arc::get_mut(&mut rule.treatment);
+            if let Some(Action::Forward(forward)) = treatment.map(|one| &mut one.action) {
                 for one in &mut forward.backends {
                     if let Backend::Cluster(key) = &mut one.backend {
                         share_key(&mut key.service);
@@ -83,13 +84,11 @@ impl RouteRule {
         match &mut self.precedence {
             Precedence::Listed(rank) | Precedence::Specific(rank) => interner.share(rank),
         }
-        self.attachments.shrink_to_fit();
-        self.matches.shrink_to_fit();
     }
 }
 
 /// Conditions that must all hold.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Match {
     /// The path in normal form.
     pub path: PathMatch,
@@ -114,7 +113,7 @@ pub struct Match {
 }
 
 /// Conditions on a connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ConnectionMatch {
     /// Names of which TLS asks for one; none at all is for every connection, whether it speaks TLS or not.
     pub server_names: Vec<HostPattern>,
@@ -134,7 +133,7 @@ impl ConnectionMatch {
 }
 
 /// A condition on the path in normal form.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PathMatch {
     /// Every path.
     #[default]
@@ -151,7 +150,7 @@ pub enum PathMatch {
 }
 
 /// A condition on a header.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HeaderMatch {
     /// Its name.
     pub name: HeaderName,
@@ -162,7 +161,7 @@ pub struct HeaderMatch {
 }
 
 /// A condition on the first value of a query parameter.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct QueryMatch {
     /// Its name.
     pub name: Arc<str>,
@@ -170,11 +169,18 @@ pub struct QueryMatch {
     pub value: TextMatch,
 }
 
-/// What happens to a request.
-#[derive(Clone, Debug, PartialEq)]
+/// A rule of an object, and what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// Where it is written.
     pub origin: Origin,
+    /// What happens to a request; many rules say the same.
+    pub treatment: Arc<Treatment>,
+}
+
+/// What happens to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Treatment {
     /// The action.
     pub action: Action,
     /// Time for everything, retries included; none is without end.
@@ -190,7 +196,7 @@ pub struct Rule {
 }
 
 /// What becomes of a request in the end.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// It goes to a backend.
     Forward(Forward),
@@ -203,7 +209,7 @@ pub enum Action {
 }
 
 /// Where to, and how.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// Drawn by weight; none at all, or only zero weights, is answered with 500 (Gateway API) by the waypoint.
     pub backends: Vec<WeightedBackend>,
@@ -218,7 +224,7 @@ pub struct Forward {
 }
 
 /// A backend and its share.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WeightedBackend {
     /// The backend.
     pub backend: Backend,
@@ -247,7 +253,7 @@ pub enum Backend {
 }
 
 /// A copy of some requests.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mirror {
     /// Where to.
     pub backend: ClusterKey,
@@ -260,7 +266,7 @@ pub struct Mirror {
 pub struct Share(u32);
 
 /// When a request is tried again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Retries {
     /// Tries after the first one.
     pub attempts: u32,
@@ -308,7 +314,7 @@ pub struct RetryOn {
 }
 
 /// What goes wrong on purpose.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Fault {
     /// Requests that wait.
     pub delay: Option<(Share, Duration)>,
@@ -317,7 +323,7 @@ pub struct Fault {
 }
 
 /// The error of an abort.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Abort {
     /// An HTTP status.
     Http(StatusCode),
@@ -326,11 +332,11 @@ pub enum Abort {
 }
 
 /// Changes of headers; most rules have none, and then this takes the room of a pointer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HeaderOperations(Option<Box<HeaderChanges>>);
 
 /// Changes of headers. In this order: remove, set, add.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HeaderChanges {
     /// Taken away.
     pub remove: Vec<HeaderName>,
@@ -341,7 +347,7 @@ pub struct HeaderChanges {
 }
 
 /// Changes of path and authority.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rewrite {
     /// The new path.
     pub path: Option<PathRewrite>,
@@ -350,7 +356,7 @@ pub struct Rewrite {
 }
 
 /// A new path. The query stays.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PathRewrite {
     /// This.
     Full(Arc<str>),
@@ -372,7 +378,7 @@ pub struct Substitution {
 }
 
 /// Where a client is told to go.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Redirect {
     /// The status: 301, 302, 303, 307 or 308.
     pub status: StatusCode,
@@ -401,7 +407,7 @@ pub enum RedirectPort {
 }
 
 /// An answer of the waypoint's own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DirectResponse {
     /// The status.
     pub status: StatusCode,
@@ -410,7 +416,7 @@ pub struct DirectResponse {
 }
 
 /// Which origins' scripts may read answers.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Cors {
     /// Origins that may.
     pub origins: Vec<TextMatch>,
@@ -426,6 +432,31 @@ pub struct Cors {
     pub credentials: bool,
     /// Preflights of other origins are forwarded; otherwise they are answered without allowing anything.
     pub forward_unmatched: bool,
+}
+
+impl Rule {
+    /// A rule that says this.
+    pub fn new(origin: Origin, treatment: Treatment) -> Self {
+        Self {
+            origin,
+            treatment: treatment.into(),
+        }
+    }
+}
+
+impl Deref for Rule {
+    type Target = Treatment;
+
+    fn deref(&self) -> &Treatment {
+        &self.treatment
+    }
+}
+
+impl DerefMut for Rule {
+    /// What others say stays as it is.
+    fn deref_mut(&mut self) -> &mut Treatment {
+        Arc::make_mut(&mut self.treatment)
+    }
 }
 
 impl Share {
@@ -570,5 +601,14 @@ impl Substitution {
 impl PartialEq for Substitution {
     fn eq(&self, other: &Self) -> bool {
         self.regex.as_str() == other.regex.as_str() && self.replacement == other.replacement
+    }
+}
+
+impl Eq for Substitution {}
+
+impl Hash for Substitution {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.regex.as_str().hash(state);
+        self.replacement.hash(state);
     }
 }

@@ -4,17 +4,20 @@
 //! conditions hold decides. Candidates come from a map of exact paths, from the prefixes of the path, and from the few
 //! entries that neither finds; each is a list in the order of ranks, left at the first rank that cannot win any more.
 
+pub(crate) mod kept;
 pub(crate) mod order;
 mod prefixes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use self::kept::Kept;
+use self::order::Entry;
 use self::prefixes::Prefixes;
-use crate::matching::{ends_segment, is_path_alone, rest_holds};
+use crate::matching::{ends_segment, rest_holds};
 use crate::request::Request;
 use crate::rewrite::Taken;
-use crate::route::{Match, PathMatch, RouteRule, Rule};
+use crate::route::{PathMatch, RouteRule, Rule};
 
 /// The routes of a service's port, for one kind of clients.
 #[derive(Debug, Default)]
@@ -23,26 +26,6 @@ pub struct Table {
     exact: HashMap<Arc<str>, Ranks>,
     prefixes: Prefixes,
     others: Box<[u32]>,
-}
-
-/// A match of a rule.
-#[derive(Debug)]
-struct Entry {
-    rule: Arc<Rule>,
-    /// What is left to check when the path is found; none for most.
-    rest: Option<Box<Match>>,
-    path: Check,
-}
-
-/// What is left to check of the path.
-#[derive(Debug)]
-enum Check {
-    /// It is found by its path: nothing.
-    Found { taken: usize },
-    /// It is found by a prefix, and has to end a segment there.
-    Segments { prefix: Arc<str> },
-    /// Everything.
-    Whole(PathMatch),
 }
 
 /// Ranks in rising order. Nearly always there is one.
@@ -56,7 +39,7 @@ enum Ranks {
 #[derive(Clone, Copy, Debug)]
 pub struct Hit<'t> {
     /// The rule.
-    pub rule: &'t Arc<Rule>,
+    pub rule: &'t Rule,
     /// How much of the path its match has taken.
     pub taken: Taken,
 }
@@ -64,38 +47,28 @@ pub struct Hit<'t> {
 impl Table {
     /// Compiles rules; their order does not matter.
     pub fn compile<'r>(rules: impl IntoIterator<Item = &'r RouteRule>) -> Self {
+        let kept = |rule: &RouteRule| Arc::new(Kept::new(rule.clone()));
+        let rules: Vec<Arc<Kept>> = rules.into_iter().map(kept).collect();
+        Self::of(&rules)
+    }
+
+    /// The same, of what is kept of them.
+    pub(crate) fn of<'r>(rules: impl IntoIterator<Item = &'r Arc<Kept>>) -> Self {
         let mut exact: HashMap<Arc<str>, Vec<u32>> = HashMap::new();
         let mut prefixes: Vec<(Arc<str>, u32)> = Vec::new();
         let mut others = Vec::new();
-        let mut entries = Vec::new();
-        for (rank, (m, rule)) in (0_u32..).zip(order::sorted(rules)) {
-            let path = match &m.path {
-                PathMatch::Exact(path) => {
+        let entries = order::sorted(rules);
+        for (rank, entry) in (0_u32..).zip(&entries) {
+            match entry.condition().map(|condition| condition.path()) {
+                Some(PathMatch::Exact(path)) => {
                     exact.entry(Arc::clone(path)).or_default().push(rank);
-                    Check::Found { taken: path.len() }
                 }
-                PathMatch::Prefix(prefix) => {
+                Some(PathMatch::Prefix(prefix)) => prefixes.push((Arc::clone(prefix), rank)),
+                Some(PathMatch::Segments(prefix)) if !prefix.is_empty() => {
                     prefixes.push((Arc::clone(prefix), rank));
-                    Check::Found {
-                        taken: prefix.len(),
-                    }
                 }
-                PathMatch::Segments(prefix) if !prefix.is_empty() => {
-                    prefixes.push((Arc::clone(prefix), rank));
-                    Check::Segments {
-                        prefix: Arc::clone(prefix),
-                    }
-                }
-                other => {
-                    others.push(rank);
-                    Check::Whole(other.clone())
-                }
-            };
-            entries.push(Entry {
-                rule: Arc::clone(rule),
-                rest: (!is_path_alone(&m)).then(|| Box::new(m)),
-                path,
-            });
+                _ => others.push(rank),
+            }
         }
         Self {
             entries: entries.into(),
@@ -126,8 +99,8 @@ impl Table {
         self.try_ranks(&self.others, request, &mut best);
         let entry = self.entries.get(best as usize)?;
         Some(Hit {
-            rule: &entry.rule,
-            taken: entry.path.taken(path),
+            rule: &entry.rule().rule,
+            taken: entry.condition()?.path().taken(path),
         })
     }
 
@@ -144,29 +117,17 @@ impl Table {
 
 impl Entry {
     fn holds(&self, request: &Request<'_>) -> bool {
-        let path = request.path.normal();
-        let path_holds = match &self.path {
-            Check::Found { .. } => true,
-            Check::Segments { prefix } => ends_segment(path, prefix),
-            Check::Whole(m) => m.holds(path),
+        let Some(condition) = self.condition() else {
+            return false;
         };
-        path_holds && self.rest.as_ref().is_none_or(|m| rest_holds(m, request))
-    }
-}
-
-impl Check {
-    fn taken(&self, path: &str) -> Taken {
-        match self {
-            Self::Found { taken } => Taken {
-                length: *taken,
-                by_segments: false,
-            },
-            Self::Segments { prefix } => Taken {
-                length: prefix.len(),
-                by_segments: true,
-            },
-            Self::Whole(m) => m.taken(path),
-        }
+        let path = request.path.normal();
+        let path_holds = match condition.path() {
+            // It was found by its path.
+            PathMatch::Exact(_) | PathMatch::Prefix(_) => true,
+            PathMatch::Segments(prefix) if !prefix.is_empty() => ends_segment(path, prefix),
+            other => other.holds(path),
+        };
+        path_holds && condition.whole().is_none_or(|m| rest_holds(m, request))
     }
 }
 

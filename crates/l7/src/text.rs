@@ -1,11 +1,12 @@
 //! Conditions on text.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use thiserror::Error;
 
 /// A condition on text.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TextMatch {
     /// It is this.
     Exact(Arc<str>),
@@ -93,6 +94,14 @@ impl Regex {
 impl PartialEq for Regex {
     fn eq(&self, other: &Self) -> bool {
         self.0.pattern == other.0.pattern
+    }
+}
+
+impl Eq for Regex {}
+
+impl Hash for Regex {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.pattern.hash(state);
     }
 }
 

@@ -68,8 +68,8 @@ impl Config {
 /// A resource as it came: not decoded.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RawResource {
-    /// Its name within its type.
-    pub name: String,
+    /// Its name within its type; who keeps it does not have to copy it.
+    pub name: Arc<str>,
     /// Its version, opaque.
     pub version: String,
     /// The encoded message.
@@ -212,7 +212,7 @@ impl Client {
         let raw = resources
             .iter()
             .map(|(name, stored)| RawResource {
-                name: name.clone(),
+                name: name.as_str().into(),
                 version: stored.version.clone().unwrap_or_default(),
                 bytes: stored.bytes.clone(),
             })
@@ -224,7 +224,7 @@ impl Client {
                 reason = rejection.reason,
                 "a resource from disk is not used"
             );
-            resources.remove(&rejection.name);
+            resources.remove(&*rejection.name);
         }
         let count = self.shared.held().restore(type_url, resources);
         tracing::info!(
@@ -278,11 +278,9 @@ impl Client {
     }
 
     async fn write(&self) {
-        if self.config.snapshot.is_none() {
-            self.shared.held().forget_contents();
-            return;
+        if self.config.snapshot.is_some() {
+            self.flusher().flush().await;
         }
-        self.flusher().flush().await;
     }
 }
 

@@ -6,7 +6,7 @@ use l7::backend::{Endpoint, EndpointPort, Locality};
 use l7::config::{Resource, Store};
 use l7::listener::{HostPattern, Listener};
 use l7::route::HeaderOperations;
-use l7::route::{Forward, HeaderMatch, Precedence, Rule, WeightedBackend};
+use l7::route::{Forward, HeaderMatch, Precedence, Rule, Treatment, WeightedBackend};
 use l7::text::Regex;
 use l7::{Origin, Service};
 use model::ServiceKey;
@@ -56,15 +56,17 @@ fn rule(index: u32, matches: Vec<Match>, action: Action) -> Resource {
         }],
         precedence: Precedence::Listed("shop/cart".into()),
         matches,
-        rule: Arc::new(Rule {
+        rule: Arc::new(Rule::new(
             origin,
-            action,
-            timeout: None,
-            fault: None,
-            cors: None,
-            request_headers: HeaderOperations::NONE,
-            response_headers: HeaderOperations::NONE,
-        }),
+            Treatment {
+                action,
+                timeout: None,
+                fault: None,
+                cors: None,
+                request_headers: HeaderOperations::NONE,
+                response_headers: HeaderOperations::NONE,
+            },
+        )),
     };
     Resource::Route(format!("cart/{index}").into(), rule)
 }

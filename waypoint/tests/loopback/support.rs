@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use l7::backend::{BackendRule, EndpointPort, Subset, TrafficPolicy};
 use l7::route::{
-    Action, Attachment, Backend, Forward, Match, Precedence, RouteRule, WeightedBackend,
+    Action, Attachment, Backend, Forward, Match, Precedence, RouteRule, Treatment, WeightedBackend,
 };
 use l7::{ClusterKey, Endpoint, Kind, Origin, Resource, Rule, Service, Store};
 use model::ServiceKey;
@@ -60,6 +60,20 @@ impl Server {
         F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
     {
+        let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+        builder.http2().enable_connect_protocol();
+        Self::start_as(builder, answer).await
+    }
+
+    /// The same, which speaks as this says.
+    pub(crate) async fn start_as<F, R>(
+        builder: hyper_util::server::conn::auto::Builder<TokioExecutor>,
+        answer: F,
+    ) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let this = Self {
             address: listener.local_addr().unwrap(),
@@ -71,15 +85,13 @@ impl Server {
             while let Ok((stream, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::SeqCst);
                 let (requests, answer) = (Arc::clone(&requests), answer.clone());
+                let builder = builder.clone();
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         requests.fetch_add(1, Ordering::SeqCst);
                         let answered = answer(request);
                         async move { Ok::<_, Infallible>(answered.await) }
                     });
-                    let mut builder =
-                        hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    builder.http2().enable_connect_protocol();
                     let io = TokioIo::new(stream);
                     drop(builder.serve_connection_with_upgrades(io, service).await);
                 });
@@ -298,21 +310,23 @@ pub(crate) fn endpoint(name: &str, version: &str, address: SocketAddr, ports: &[
 
 /// A rule for the service, which sends to it.
 pub(crate) fn rule(index: u32, matches: Vec<Match>, change: impl FnOnce(&mut Rule)) -> RouteRule {
-    let mut rule = Rule {
-        origin: Origin {
+    let mut rule = Rule::new(
+        Origin {
             kind: Kind::VirtualService,
             namespace: "shop".into(),
             name: "cart".into(),
             rule: index,
             rule_name: None,
         },
-        action: Action::Forward(to(&[(None, 1)])),
-        timeout: None,
-        fault: None,
-        cors: None,
-        request_headers: l7::route::HeaderOperations::default(),
-        response_headers: l7::route::HeaderOperations::default(),
-    };
+        Treatment {
+            action: Action::Forward(to(&[(None, 1)])),
+            timeout: None,
+            fault: None,
+            cors: None,
+            request_headers: l7::route::HeaderOperations::default(),
+            response_headers: l7::route::HeaderOperations::default(),
+        },
+    );
     change(&mut rule);
     RouteRule {
         attachments: vec![Attachment {

@@ -10,7 +10,7 @@ use k8s_api::gateway_route::{BackendRef, HttpRule, ParentRef};
 use k8s_api::{ConnectionRoute, GrpcRoute, HttpRoute, ObjectMeta};
 use l7::route::{
     Action, Backend, ConnectionMatch, Forward, HeaderOperations, Match, Retries, RetryOn,
-    WeightedBackend,
+    Treatment, WeightedBackend,
 };
 use l7::{ClusterKey, HostPattern, Kind, Origin, Rule};
 use manifest::NamespacedName;
@@ -305,15 +305,17 @@ fn rule(
             mirrors: filters.mirrors,
         }),
     };
-    Rule {
+    Rule::new(
         origin,
-        action,
-        timeout: request_timeout,
-        fault: None,
-        cors: filters.cors.map(Box::new),
-        request_headers: filters.request_headers,
-        response_headers: filters.response_headers,
-    }
+        Treatment {
+            action,
+            timeout: request_timeout,
+            fault: None,
+            cors: filters.cors.map(Box::new),
+            request_headers: filters.request_headers,
+            response_headers: filters.response_headers,
+        },
+    )
 }
 
 fn retries(field: &str, written: &HttpRule, attempt_ends: bool, notes: &mut Notes) -> Retries {

@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use model::{Interner, ServiceKey};
 
+use super::shared::Shared;
 use super::{Config, Policies, PortRoutes, Routes, Rules, Served};
 use crate::backend::{BackendRule, Cluster, ClusterKey, Endpoint, Member};
 use crate::connections::Connections;
 use crate::listener::Listener;
 use crate::policy::{Policy, Scope};
-use crate::route::RouteRule;
+use crate::route::{Attachment, RouteRule, Treatment};
 use crate::service::Service;
 use crate::table::Table;
+use crate::table::kept::Kept;
 
 /// One resource. Its name is what it is replaced and removed by.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +58,7 @@ pub struct Store {
     services: BTreeMap<ServiceKey, Service>,
     endpoints: HashMap<Arc<str>, Arc<Endpoint>>,
     backends: HashMap<ServiceKey, BackendRule>,
-    routes: HashMap<Arc<str>, Arc<RouteRule>>,
+    routes: HashMap<Arc<str>, Arc<Kept>>,
     policies: BTreeMap<Arc<str>, Arc<Policy>>,
     endpoints_of: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
     routes_of: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
@@ -66,6 +68,8 @@ pub struct Store {
     listeners_changed: bool,
     last: Arc<Config>,
     interner: Interner,
+    attachments: Shared<[Attachment]>,
+    treatments: Shared<Treatment>,
 }
 
 impl Store {
@@ -121,8 +125,8 @@ impl Store {
     }
 
     /// All rules, in no order.
-    pub fn rules(&self) -> impl Iterator<Item = &RouteRule> {
-        self.routes.values().map(|rule| &**rule)
+    pub fn rules(&self) -> impl Iterator<Item = RouteRule> {
+        self.routes.values().map(|rule| rule.delivered())
     }
 
     /// What is known now.
@@ -181,7 +185,7 @@ impl Store {
 
     fn set_route(&mut self, name: &Arc<str>, rule: Option<RouteRule>) {
         if let Some(old) = self.routes.remove(name) {
-            for attachment in &old.attachments {
+            for attachment in old.attachments.iter() {
                 if let Some(of) = self.routes_of.get_mut(&attachment.service) {
                     of.remove(name);
                 }
@@ -190,7 +194,10 @@ impl Store {
         }
         if let Some(mut rule) = rule {
             rule.share_strings(&mut self.interner);
-            for attachment in &rule.attachments {
+            let mut rule = Kept::new(rule);
+            rule.attachments = self.attachments.share(rule.attachments);
+            rule.rule.treatment = self.treatments.share(rule.rule.treatment);
+            for attachment in rule.attachments.iter() {
                 self.routes_of
                     .entry(attachment.service.clone())
                     .or_default()
@@ -211,13 +218,11 @@ impl Store {
 
     fn routes(&self, key: &ServiceKey) -> Routes {
         let names = self.routes_of.get(key).into_iter().flatten();
-        let rules: Vec<&RouteRule> = names
-            .filter_map(|name| self.routes.get(name).map(|rule| &**rule))
-            .collect();
+        let rules: Vec<&Arc<Kept>> = names.filter_map(|name| self.routes.get(name)).collect();
         let attachments = || {
             rules
                 .iter()
-                .flat_map(|rule| &rule.attachments)
+                .flat_map(|rule| rule.attachments.iter())
                 .filter(|attachment| attachment.service == *key)
         };
         let ports: BTreeSet<u16> = attachments().filter_map(|a| a.port).collect();
@@ -226,18 +231,18 @@ impl Store {
             .collect();
         // Rules for this port and these clients, each once however often it is attached.
         let compiled = |port: Option<u16>, client: Option<&Arc<str>>| {
-            let here = |rule: &&RouteRule| {
+            let here = |rule: &&Arc<Kept>| {
                 rule.attachments.iter().any(|a| {
                     a.service == *key
                         && (a.port.is_none() || a.port == port)
                         && a.client_namespace.as_ref() == client
                 })
             };
-            let here: Vec<&RouteRule> = rules.iter().copied().filter(here).collect();
+            let here: Vec<&Arc<Kept>> = rules.iter().copied().filter(here).collect();
             let (connections, requests): (Vec<_>, Vec<_>) =
                 here.into_iter().partition(|rule| rule.is_for_connections());
             Rules {
-                requests: Table::compile(requests),
+                requests: Table::of(requests),
                 connections: Connections::compile(connections),
             }
         };

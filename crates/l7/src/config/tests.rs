@@ -7,7 +7,7 @@ use crate::origin::{Kind, Origin};
 use crate::path::Path;
 use crate::policy::{self, Scope};
 use crate::request::Client;
-use crate::route::{Attachment, HeaderOperations, Precedence, RouteRule};
+use crate::route::{Attachment, HeaderOperations, Precedence, RouteRule, Treatment};
 
 fn key() -> ServiceKey {
     ServiceKey::new("shop", "cart.shop.svc.cluster.local")
@@ -48,21 +48,23 @@ fn endpoint(name: &str, last: u8, version: &str) -> Endpoint {
 }
 
 fn route(name: &str, client: Option<&str>) -> (Arc<str>, RouteRule) {
-    let rule = Rule {
-        origin: Origin {
+    let rule = Rule::new(
+        Origin {
             kind: Kind::HttpRoute,
             namespace: "shop".into(),
             name: name.into(),
             rule: 0,
             rule_name: None,
         },
-        action: crate::Action::Fail("never carried out".into()),
-        timeout: None,
-        fault: None,
-        cors: None,
-        request_headers: HeaderOperations::default(),
-        response_headers: HeaderOperations::default(),
-    };
+        Treatment {
+            action: crate::Action::Fail("never carried out".into()),
+            timeout: None,
+            fault: None,
+            cors: None,
+            request_headers: HeaderOperations::default(),
+            response_headers: HeaderOperations::default(),
+        },
+    );
     let route = RouteRule {
         attachments: vec![Attachment {
             service: key(),

@@ -9,7 +9,9 @@ use super::*;
 use crate::origin::{Kind, Origin};
 use crate::path::Path;
 use crate::request::{Client, Destination};
-use crate::route::{Action, HeaderMatch, HeaderOperations, Precedence, QueryMatch, RouteRule};
+use crate::route::{
+    Action, HeaderMatch, HeaderOperations, Match, Precedence, QueryMatch, RouteRule, Treatment,
+};
 use crate::text::{Regex, TextMatch};
 
 fn rule(precedence: Precedence, index: u32, matches: Vec<Match>) -> RouteRule {
@@ -20,21 +22,23 @@ fn rule(precedence: Precedence, index: u32, matches: Vec<Match>) -> RouteRule {
         attachments: Vec::new(),
         precedence,
         matches,
-        rule: Arc::new(Rule {
-            origin: Origin {
+        rule: Arc::new(Rule::new(
+            Origin {
                 kind: Kind::HttpRoute,
                 namespace: "shop".into(),
                 name,
                 rule: index,
                 rule_name: None,
             },
-            action: Action::Fail("never carried out".into()),
-            timeout: None,
-            fault: None,
-            cors: None,
-            request_headers: HeaderOperations::default(),
-            response_headers: HeaderOperations::default(),
-        }),
+            Treatment {
+                action: Action::Fail("never carried out".into()),
+                timeout: None,
+                fault: None,
+                cors: None,
+                request_headers: HeaderOperations::default(),
+                response_headers: HeaderOperations::default(),
+            },
+        )),
     }
 }
 

@@ -32,10 +32,12 @@ struct Entry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Not written yet.
-    Memory(Bytes),
+    /// It is empty, or nobody will ask for it.
+    Nothing,
+    /// Not written yet. In a box, for nearly all are written.
+    Memory(Box<Bytes>),
     /// In the snapshot.
-    File { offset: u64, length: usize },
+    File { offset: u64, length: u32 },
 }
 
 /// Everything as it was when a write began.
@@ -49,19 +51,22 @@ impl Kept {
     pub(super) fn restore(&mut self, type_url: &str, resources: BTreeMap<String, Stored>) -> usize {
         let kept = self.types.entry(type_url.to_owned()).or_default();
         for (name, stored) in resources {
-            let content = Content::Memory(stored.bytes);
+            let content = Content::of(stored.bytes);
             let version = stored.version.map(Arc::from);
             kept.insert(name.into(), Entry { version, content });
         }
         kept.len()
     }
 
-    pub(super) fn set(&mut self, type_url: &str, name: &str, version: &str, bytes: Bytes) {
+    pub(super) fn set(&mut self, type_url: &str, name: Arc<str>, version: &str, bytes: Bytes) {
         let entry = Entry {
             version: Some(version.into()),
-            content: Content::Memory(bytes),
+            content: Content::of(bytes),
         };
-        self.of(type_url).insert(name.into(), entry);
+        let of = self.of(type_url);
+        // A map keeps the name that it has, and others have this one.
+        of.remove(&name);
+        of.insert(name, entry);
     }
 
     pub(super) fn remove(&mut self, type_url: &str, name: &str) {
@@ -111,18 +116,20 @@ impl Kept {
         self.file = Some(Arc::new(file));
     }
 
-    /// Without a snapshot nobody will ask for contents.
-    pub(super) fn forget_contents(&mut self) {
-        for entry in self.types.values_mut().flat_map(BTreeMap::values_mut) {
-            entry.content = Content::Memory(Bytes::new());
-        }
-    }
-
     fn of(&mut self, type_url: &str) -> &mut BTreeMap<Arc<str>, Entry> {
         if !self.types.contains_key(type_url) {
             self.types.insert(type_url.to_owned(), BTreeMap::new());
         }
         self.types.entry(type_url.to_owned()).or_default()
+    }
+}
+
+impl Content {
+    fn of(bytes: Bytes) -> Self {
+        match bytes.is_empty() {
+            true => Self::Nothing,
+            false => Self::Memory(bytes.into()),
+        }
     }
 }
 
@@ -148,7 +155,8 @@ impl Copy {
                 let bytes = self.read(&entry.content);
                 let bytes = bytes.map_err(at("read the snapshot before"))?;
                 let offset = out.resource(name, entry.version.as_deref(), &bytes);
-                let length = bytes.len();
+                // The snapshot has it in as many bits.
+                let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 places.push(Content::File { offset, length });
             }
         }
@@ -159,9 +167,10 @@ impl Copy {
 
     fn read(&self, content: &Content) -> std::io::Result<Bytes> {
         match (content, &self.file) {
-            (Content::Memory(bytes), _) => Ok(bytes.clone()),
+            (Content::Nothing, _) => Ok(Bytes::new()),
+            (Content::Memory(bytes), _) => Ok(Bytes::clone(bytes)),
             (Content::File { offset, length }, Some(file)) => {
-                let mut bytes = vec![0; *length];
+                let mut bytes = vec![0; usize::try_from(*length).unwrap_or(usize::MAX)];
                 file.read_exact_at(&mut bytes, *offset)?;
                 Ok(bytes.into())
             }
@@ -184,8 +193,8 @@ mod tests {
             let (file, places) = copy.write(&path, "n").unwrap();
             kept.written(&copy, file, &places);
         };
-        kept.set("t", "a", "1", Bytes::from_static(b"one"));
-        kept.set("t", "b", "1", Bytes::from_static(b"two"));
+        kept.set("t", "a".into(), "1", Bytes::from_static(b"one"));
+        kept.set("t", "b".into(), "1", Bytes::from_static(b"two"));
         write(&mut kept);
         let in_memory = |kept: &Kept| {
             let entries = kept.types.values().flat_map(BTreeMap::values);
@@ -198,7 +207,7 @@ mod tests {
         // A change while a write is under way is not taken for written.
         let copy = kept.copy();
         let (file, places) = copy.write(&path, "n").unwrap();
-        kept.set("t", "b", "2", Bytes::from_static(b"three"));
+        kept.set("t", "b".into(), "2", Bytes::from_static(b"three"));
         kept.written(&copy, file, &places);
         assert_eq!(in_memory(&kept), 1);
 

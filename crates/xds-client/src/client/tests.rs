@@ -39,7 +39,7 @@ impl Handler for Log {
             .into_iter()
             .filter(|one| one.bytes.starts_with(b"bad"))
             .map(|one| Rejection {
-                name: one.name,
+                name: one.name.to_string(),
                 reason: "bad content".to_owned(),
             })
             .collect()

@@ -9,7 +9,7 @@ use k8s_api::virtual_service::{
 use l7::route::{
     Abort, Action, Backend, Cors, DirectResponse, Fault, Forward, HeaderChanges, HeaderOperations,
     Mirror, PathRewrite, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Share, Substitution,
-    WeightedBackend,
+    Treatment, WeightedBackend,
 };
 use l7::text::TextMatch;
 use l7::{ClusterKey, Origin, Rule};
@@ -58,15 +58,17 @@ pub(super) fn rule(
     if let Some(first) = first.nth(errors) {
         action = Action::Fail(format!("{}: {}", first.field, first.message).into());
     }
-    Rule {
+    Rule::new(
         origin,
-        action,
-        timeout: timeout.filter(|timeout| !timeout.is_zero()),
-        fault: fault.map(Box::new),
-        cors: cors.map(Box::new),
-        request_headers,
-        response_headers,
-    }
+        Treatment {
+            action,
+            timeout: timeout.filter(|timeout| !timeout.is_zero()),
+            fault: fault.map(Box::new),
+            cors: cors.map(Box::new),
+            request_headers,
+            response_headers,
+        },
+    )
 }
 
 fn action(field: &str, http: &HttpRoute, names: Names<'_>, notes: &mut Notes) -> Action {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use k8s_api::virtual_service::{HttpDestination, RouteDestination, VirtualServiceSpec};
 use l7::route::{
-    Action, ConnectionMatch, Forward, HeaderOperations, Match, Retries, Rewrite, Rule,
+    Action, ConnectionMatch, Forward, HeaderOperations, Match, Retries, Rewrite, Rule, Treatment,
 };
 use l7::{HostPattern, Kind, Origin};
 use manifest::NamespacedName;
@@ -144,27 +144,29 @@ fn parts(
             headers: None,
         })
         .collect();
-    let rule = Rule {
-        origin: Origin {
+    let rule = Rule::new(
+        Origin {
             kind: Kind::VirtualService,
             namespace: Arc::clone(&key.namespace),
             name: Arc::clone(&key.name),
             rule: index,
             rule_name: Some(section.into()),
         },
-        action: Action::Forward(Forward {
-            backends: action::backends(&field, &route, names, notes),
-            rewrite: Rewrite::default(),
-            retries: Retries::standard().into(),
-            attempt_timeout: None,
-            mirrors: Vec::new(),
-        }),
-        timeout: None,
-        fault: None,
-        cors: None,
-        request_headers: HeaderOperations::default(),
-        response_headers: HeaderOperations::default(),
-    };
+        Treatment {
+            action: Action::Forward(Forward {
+                backends: action::backends(&field, &route, names, notes),
+                rewrite: Rewrite::default(),
+                retries: Retries::standard().into(),
+                attempt_timeout: None,
+                mirrors: Vec::new(),
+            }),
+            timeout: None,
+            fault: None,
+            cors: None,
+            request_headers: HeaderOperations::default(),
+            response_headers: HeaderOperations::default(),
+        },
+    );
     Parts {
         matches,
         rule: Arc::new(rule),

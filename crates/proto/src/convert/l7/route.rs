@@ -7,7 +7,7 @@ use l7::route::{
     Abort, Action, Attachment, Backend, ConnectionMatch, Cors, DirectResponse, Fault, Forward,
     HeaderChanges, HeaderMatch, HeaderOperations, Match, Mirror, PathMatch, PathRewrite,
     Precedence, QueryMatch, Redirect, RedirectPort, Retries, RetryOn, Rewrite, RouteRule, Rule,
-    Share, Substitution, WeightedBackend,
+    Share, Substitution, Treatment, WeightedBackend,
 };
 use l7::text::Regex;
 use l7::{ClusterKey, HostPattern};
@@ -35,15 +35,17 @@ pub(super) fn rule(from: pb::Route) -> Result<RouteRule, ConvertError> {
         }),
         Pb::Fail(reason) => Action::Fail(reason.into()),
     };
-    let rule = Rule {
-        origin: origin(from.origin)?,
-        action,
-        timeout: duration(from.timeout_us),
-        fault: from.fault.map(fault).transpose()?.map(Box::new),
-        cors: from.cors.map(cors).transpose()?.map(Box::new),
-        request_headers: operations("request_headers", from.request_headers)?,
-        response_headers: operations("response_headers", from.response_headers)?,
-    };
+    let rule = Rule::new(
+        origin(from.origin)?,
+        Treatment {
+            action,
+            timeout: duration(from.timeout_us),
+            fault: from.fault.map(fault).transpose()?.map(Box::new),
+            cors: from.cors.map(cors).transpose()?.map(Box::new),
+            request_headers: operations("request_headers", from.request_headers)?,
+            response_headers: operations("response_headers", from.response_headers)?,
+        },
+    );
     let rank: Arc<str> = from.rank.into();
     Ok(RouteRule {
         attachments: each_message("attachments", from.attachments, attachment)?,

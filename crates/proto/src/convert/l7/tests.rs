@@ -10,7 +10,7 @@ use l7::route::{
     Abort, Action, Attachment, Backend, Cors, DirectResponse, Fault, Forward, HeaderChanges,
     HeaderMatch, HeaderOperations, Match, Mirror, PathMatch, PathRewrite, Precedence, QueryMatch,
     Redirect, RedirectPort, Retries, RetryOn, Rewrite, RouteRule, Rule, Share, Substitution,
-    WeightedBackend,
+    Treatment, WeightedBackend,
 };
 use l7::{ClusterKey, Endpoint, Policy};
 use model::policy::Match as ConnectionMatch;
@@ -114,26 +114,28 @@ fn rule(action: Action, path: PathMatch) -> RouteRule {
         }],
         precedence: Precedence::Specific("shop/cart".into()),
         matches: vec![m, Match::default()],
-        rule: Arc::new(Rule {
-            origin: origin(),
-            action,
-            timeout: Some(Duration::from_millis(1500)),
-            fault: Some(Box::new(Fault {
-                delay: Some((Share::ALL, Duration::from_secs(5))),
-                abort: Some((Share::millionths(7), Abort::Grpc(14))),
-            })),
-            cors: Some(Box::new(Cors {
-                origins: texts(),
-                methods: vec!["GET".into()],
-                headers: vec!["*".into()],
-                expose: vec!["x".into()],
-                max_age: Some(Duration::ZERO),
-                credentials: true,
-                forward_unmatched: true,
-            })),
-            request_headers: operations(),
-            response_headers: operations(),
-        }),
+        rule: Arc::new(Rule::new(
+            origin(),
+            Treatment {
+                action,
+                timeout: Some(Duration::from_millis(1500)),
+                fault: Some(Box::new(Fault {
+                    delay: Some((Share::ALL, Duration::from_secs(5))),
+                    abort: Some((Share::millionths(7), Abort::Grpc(14))),
+                })),
+                cors: Some(Box::new(Cors {
+                    origins: texts(),
+                    methods: vec!["GET".into()],
+                    headers: vec!["*".into()],
+                    expose: vec!["x".into()],
+                    max_age: Some(Duration::ZERO),
+                    credentials: true,
+                    forward_unmatched: true,
+                })),
+                request_headers: operations(),
+                response_headers: operations(),
+            },
+        )),
     }
 }
 

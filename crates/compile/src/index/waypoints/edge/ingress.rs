@@ -11,7 +11,7 @@ use http::StatusCode;
 use l7::listener::{Listener, Reads};
 use l7::route::{
     Action, Attachment, Backend, Forward, HeaderOperations, Precedence, Retries, RouteRule,
-    WeightedBackend,
+    Treatment, WeightedBackend,
 };
 use l7::{ClusterKey, HostPattern, Rule};
 use manifest::{Kind, NamespacedName, ObjectKey, Origin, Severity};
@@ -358,23 +358,25 @@ fn forward(path: &Path, backend: Result<ClusterKey, String>) -> Rule {
             reason: reason.into(),
         },
     };
-    Rule {
-        origin: path.origin.clone(),
-        action: Action::Forward(Forward {
-            backends: vec![WeightedBackend {
-                backend,
-                weight: 1,
-                request_headers: HeaderOperations::NONE,
-                response_headers: HeaderOperations::NONE,
-                authority: None,
-            }],
-            retries: Retries::standard().into(),
-            ..Forward::default()
-        }),
-        timeout: None,
-        fault: None,
-        cors: None,
-        request_headers: HeaderOperations::NONE,
-        response_headers: HeaderOperations::NONE,
-    }
+    Rule::new(
+        path.origin.clone(),
+        Treatment {
+            action: Action::Forward(Forward {
+                backends: vec![WeightedBackend {
+                    backend,
+                    weight: 1,
+                    request_headers: HeaderOperations::NONE,
+                    response_headers: HeaderOperations::NONE,
+                    authority: None,
+                }],
+                retries: Retries::standard().into(),
+                ..Forward::default()
+            }),
+            timeout: None,
+            fault: None,
+            cors: None,
+            request_headers: HeaderOperations::NONE,
+            response_headers: HeaderOperations::NONE,
+        },
+    )
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use l7::route::{Action, Backend, HeaderOperations, Precedence, Redirect, RouteRule};
+use l7::route::{Action, Backend, HeaderOperations, Precedence, Redirect, RouteRule, Treatment};
 use l7::{ClusterKey, Origin, Rule};
 use manifest::{Kind, NamespacedName};
 
@@ -127,19 +127,21 @@ impl Index {
 }
 
 fn to_https(origin: Origin) -> Rule {
-    Rule {
+    Rule::new(
         origin,
-        action: Action::Redirect(Redirect {
-            status: StatusCode::MOVED_PERMANENTLY,
-            scheme: Some("https".into()),
-            host: None,
-            port: l7::route::RedirectPort::Unsaid,
-            path: None,
-        }),
-        timeout: None,
-        fault: None,
-        cors: None,
-        request_headers: HeaderOperations::default(),
-        response_headers: HeaderOperations::default(),
-    }
+        Treatment {
+            action: Action::Redirect(Redirect {
+                status: StatusCode::MOVED_PERMANENTLY,
+                scheme: Some("https".into()),
+                host: None,
+                port: l7::route::RedirectPort::Unsaid,
+                path: None,
+            }),
+            timeout: None,
+            fault: None,
+            cors: None,
+            request_headers: HeaderOperations::default(),
+            response_headers: HeaderOperations::default(),
+        },
+    )
 }
