@@ -252,8 +252,12 @@ async fn attempt(
     let body = source.map_or(Outgoing::Nothing, |source| {
         Outgoing::Client(source.attempt())
     });
-    let request =
+    let mut request =
         message::request(exchange, plan, &target, count, body).map_err(Failure::Message)?;
+    // No WebSocket is asked for with a body.
+    if target.http2 && source.is_none() && websocket::is_asked(exchange.head) {
+        websocket::as_connect(&mut request);
+    }
     let (pool, patience) = (
         &exchange.worker.pool,
         exchange.worker.shared.limits.stream_idle,
@@ -324,13 +328,21 @@ impl Answering<'_, '_> {
             _active: active,
             _request: Some(self.held),
         };
-        if websocket::was_connect(self.exchange.head) && response.status().is_success() {
-            if response.version() != http::Version::HTTP_2 {
-                let text = "the endpoint does not switch to WebSocket";
-                return Reply::broken(text).answer(record);
+        let head = self.exchange.head;
+        let is_http2 = response.version() == http::Version::HTTP_2;
+        let is_open = response.status().is_success();
+        if websocket::was_connect(head) {
+            if is_http2 && is_open {
+                // The same of HTTP/2.
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            } else if !is_http2 && (is_open || response.status().is_informational()) {
+                if let Err(wrong) = websocket::check(&head.headers, &response) {
+                    let text = format!("the endpoint's answer opens no WebSocket: {wrong}");
+                    return Reply::endpoint_protocol(text).answer(record);
+                }
             }
-            // The same of HTTP/2.
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        } else if is_http2 && is_open && self.source.is_none() && websocket::is_asked(head) {
+            websocket::switched(&mut response, &head.headers);
         }
         if upgrade.is_none() && response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Reply::broken("the endpoint switches protocols, which nobody asked for")

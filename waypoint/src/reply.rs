@@ -94,6 +94,12 @@ impl Reply {
         )
     }
 
+    pub(crate) fn endpoint_protocol(text: impl Into<String>) -> Self {
+        let body = "upstream connect error or disconnect/reset before headers. reset reason: protocol error";
+        let (status, flag) = (StatusCode::BAD_GATEWAY, Flag::EndpointProtocol);
+        Self::new(status, body, flag, "endpoint_protocol", text)
+    }
+
     pub(crate) fn timeout(text: impl Into<String>) -> Self {
         let (status, body) = (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout");
         Self {

@@ -29,7 +29,10 @@ pub(super) fn outcome(sent: &Result<Answered, Failure>) -> Option<Outcome> {
         Err(Failure::Send(SendError::Connect { .. } | SendError::ConnectTimeout { .. })) => {
             Some(Outcome::Unreachable)
         }
-        Err(Failure::Send(SendError::Overflow) | Failure::Message(_)) => None,
+        Err(
+            Failure::Send(SendError::Overflow | SendError::NoWebSocket { .. })
+            | Failure::Message(_),
+        ) => None,
         Err(_) => Some(Outcome::Failed),
     }
 }

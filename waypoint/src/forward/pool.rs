@@ -113,6 +113,9 @@ pub(crate) enum SendError {
     /// The cluster has all the connections and waiting requests that it may have.
     #[error("the limit of connections or of waiting requests is reached")]
     Overflow,
+    /// The endpoint of HTTP/2 does not take a CONNECT for a WebSocket (RFC 8441, 3).
+    #[error("{address} takes no WebSocket over HTTP/2")]
+    NoWebSocket { address: SocketAddr },
     /// The endpoint did not begin to process the request: it can be sent again, whatever it is.
     #[error("{address} did not take the request")]
     NotProcessed {

@@ -96,7 +96,7 @@ fn is_named(retries: &Retries, sent: &Result<Answered, Failure>) -> bool {
                 on.refused_stream || on.reset_before_request || on.reset || any_error
             }
             SendError::Broken { .. } => on.reset || any_error,
-            SendError::Overflow => false,
+            SendError::Overflow | SendError::NoWebSocket { .. } => false,
         },
         Err(Failure::AttemptTimeout(_)) => on.attempt_timeout || any_error,
         Err(Failure::Message(_)) => false,
@@ -143,6 +143,7 @@ impl Failure {
         let mut reply = match &self {
             Self::Send(error) => match error {
                 SendError::Overflow => Reply::overflow(text),
+                SendError::NoWebSocket { .. } => Reply::endpoint_protocol(text),
                 SendError::Connect { .. }
                 | SendError::ConnectTimeout { .. }
                 | SendError::Handshake { .. } => Reply::unreachable(text),

@@ -13,6 +13,8 @@ pub(crate) enum Flag {
     ConnectFailure,
     /// A connection to an endpoint broke before its answer.
     ConnectionTermination,
+    /// What an endpoint answered is no answer to what it was asked.
+    EndpointProtocol,
     /// A limit is reached.
     Overflow,
     /// The time for the request is over.
@@ -40,6 +42,7 @@ impl Flag {
             Self::NoHealthy => "UH",
             Self::ConnectFailure => "UF",
             Self::ConnectionTermination => "UC",
+            Self::EndpointProtocol => "UPE",
             Self::Overflow => "UO",
             Self::Timeout => "UT",
             Self::StreamIdle => "SI",

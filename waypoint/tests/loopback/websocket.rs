@@ -3,20 +3,30 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use l7::policy::{Action, Match, PathMatch};
 use l7::route;
 use l7::text::TextMatch;
 use model::service::AppProtocol;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::policy::policy;
 use crate::support::{Body, Client, Mesh, Server, nothing, text, to};
 
-/// Says how it was asked for a WebSocket, and then sends back what comes.
+/// What belongs to a key (RFC 6455, 4.2.2).
+fn accept(key: &str) -> String {
+    let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    BASE64_STANDARD.encode(hash)
+}
+
+/// Says how it was asked for a WebSocket, and then sends back what comes. At some paths its handshake is wrong.
 async fn echo() -> Server {
     Server::start(|mut request: Request<Incoming>| async move {
         let header = |name: &str| {
@@ -39,6 +49,7 @@ async fn echo() -> Server {
             Method::CONNECT => StatusCode::OK,
             _ => StatusCode::SWITCHING_PROTOCOLS,
         };
+        let (path, key) = (request.uri().path().to_owned(), header("sec-websocket-key"));
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let mut io = TokioIo::new(upgrade.await.unwrap());
@@ -48,16 +59,27 @@ async fn echo() -> Server {
         });
         let mut response = Response::builder().status(status);
         if status == StatusCode::SWITCHING_PROTOCOLS {
+            let key = match &*path {
+                "/other-key" => "dGhlIHNhbXBsZSBub25jZQ==",
+                _ => &key,
+            };
             for (name, value) in [
                 ("connection", "upgrade"),
                 ("upgrade", "websocket"),
-                ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+                ("sec-websocket-accept", &*accept(key)),
             ] {
                 response = response.header(name, value);
             }
         }
+        if path == "/extended" {
+            response = response.header("sec-websocket-extensions", "permessage-deflate");
+        }
+        let chosen = match &*path {
+            "/other-protocol" => "talk",
+            _ => "chat",
+        };
         response
-            .header("sec-websocket-protocol", "chat")
+            .header("sec-websocket-protocol", chosen)
             .body(nothing())
             .unwrap()
     })
@@ -78,6 +100,7 @@ fn open(path: &str, protocol: &'static str) -> Request<Body> {
         .method(Method::CONNECT)
         .uri(format!("http://cart{path}"))
         .header("sec-websocket-version", "13")
+        .header("sec-websocket-protocol", "chat, more")
         .extension(Protocol::from_static(protocol))
         .body(nothing())
         .unwrap()
@@ -193,11 +216,91 @@ async fn what_does_not_switch_protocols_is_no_success() {
         });
     });
     mesh.route(1, vec![], |_| ());
-    assert_eq!(ask(&mesh, 80, open("/ws", "websocket")).await.status(), 503);
+    assert_eq!(ask(&mesh, 80, open("/ws", "websocket")).await.status(), 502);
     let answer = ask(&mesh, 80, open("/fixed", "websocket")).await;
     assert_eq!(answer.status(), 502);
     let before = server.count();
     let answer = ask(&mesh, 80, open("/ws", "connect-udp")).await;
     assert_eq!(answer.status(), 400);
     assert_eq!(server.count(), before, "it reached the server");
+}
+
+/// Nobody else would see it: the client has sent no key.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_another_handshake_opens_no_websocket() {
+    let mesh = mesh().await;
+    for path in ["/other-key", "/extended", "/other-protocol"] {
+        let answer = ask(&mesh, 80, open(path, "websocket")).await;
+        assert_eq!(answer.status(), 502, "{path}");
+    }
+    let page = mesh.page();
+    assert!(page.contains(r#"response_flags="UPE""#), "{page}");
+    let answer = ask(&mesh, 80, open("/ws", "websocket")).await;
+    assert_eq!(answer.status(), 200);
+}
+
+/// What a client of HTTP/1.1 asks for, and what it is told before the first byte of the WebSocket.
+async fn handshake(stream: &mut TcpStream, path: &str) -> String {
+    let asked = format!(
+        "GET {path} HTTP/1.1\r\nhost: cart\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(asked.as_bytes()).await.unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        head.push_str(&line(stream).await);
+    }
+    head
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_of_http1_is_carried_to_a_port_of_http2() {
+    let mut mesh = mesh().await;
+    for _ in 0..2 {
+        let mut stream = mesh.dial_to(81).await;
+        let head = handshake(&mut stream, "/ws").await.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 101 "), "{head}");
+        for one in [
+            "connection: upgrade\r\n",
+            "upgrade: websocket\r\n",
+            "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n",
+            "sec-websocket-protocol: chat\r\n",
+        ] {
+            assert!(head.contains(one), "{one} {head}");
+        }
+        let said = line(&mut stream).await;
+        assert_eq!(said, "CONNECT /ws websocket key 0 version 13\n");
+        stream.write_all(b"hello\n").await.unwrap();
+        assert_eq!(line(&mut stream).await, "hello\n");
+    }
+    let mut stream = mesh.dial_to(81).await;
+    handshake(&mut stream, "/ws").await;
+    line(&mut stream).await;
+    let denied = Match {
+        methods: vec![TextMatch::Exact("GET".into())],
+        ..Match::default()
+    };
+    mesh.apply(policy("no-sockets", Action::Deny, denied));
+    let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_u8()).await;
+    assert!(ended.expect("it goes on").is_err());
+}
+
+/// RFC 8441, 3: who has not been told that it may names no protocol.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_of_http2_that_takes_no_websocket_gets_none() {
+    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let server = Server::start_as(builder, |_| async { Response::new(text("a page")) }).await;
+    let mut mesh = Mesh::new();
+    mesh.port(81, AppProtocol::Http2);
+    mesh.endpoint_ports("a", server.address, &[81]);
+    for _ in 0..2 {
+        let answer = ask(&mesh, 81, open("/ws", "websocket")).await;
+        assert_eq!(answer.status(), 502);
+        let head = handshake(&mut mesh.dial_to(81).await, "/ws").await;
+        assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
+        let mut client = Client::http2(mesh.dial_to(81).await).await;
+        let page = Request::get("http://cart/").body(nothing()).unwrap();
+        assert_eq!(client.send(page).await.unwrap().status, 200);
+    }
+    assert_eq!(server.count(), 2, "a CONNECT has reached it");
 }

@@ -43,11 +43,12 @@ pub(super) async fn http1(
 /// An HTTP/2 connection, which knows how many streams the endpoint lets it have.
 type Http2 = http2::Connection<TokioIo<Upstream>, Outgoing, LocalExecutor>;
 
-/// How many streams the endpoint lets a connection have now: asked of the connection, which hears of it while nobody
-/// polls what this module holds of it.
+/// What the endpoint allows on a connection now: asked of the connection, which hears of it while nobody polls what this
+/// module holds of it.
 pub(super) struct Allowed(Rc<RefCell<Option<Pin<Box<Http2>>>>>);
 
 impl Allowed {
+    /// How many streams it may have.
     pub(super) fn streams(&self) -> usize {
         // Nobody asks while the connection is polled.
         let Ok(connection) = self.0.try_borrow() else {
@@ -56,6 +57,26 @@ impl Allowed {
         // One that has ended says nothing of what the endpoint allows others; its senders know that they are closed.
         let open = connection.as_ref();
         open.map_or(usize::MAX, |open| open.current_max_send_streams())
+    }
+
+    /// Whether it takes a CONNECT that names a protocol. Until the endpoint has said anything, `has_spoken`, that is waited
+    /// for.
+    pub(super) async fn named_protocols(&self, has_spoken: bool) -> bool {
+        let asked = async {
+            loop {
+                let taken = match self.0.borrow().as_ref() {
+                    Some(open) => open.is_extended_connect_protocol_enabled(),
+                    None => return false,
+                };
+                if taken || has_spoken {
+                    return taken;
+                }
+                // hyper reads it elsewhere and tells nobody.
+                tokio::time::sleep(SETTINGS_EVERY).await;
+            }
+        };
+        let taken = tokio::time::timeout(SETTINGS_WITHIN, asked).await;
+        taken.unwrap_or(false)
     }
 }
 
@@ -148,4 +169,7 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 const SEND_BUFFER: usize = 256 << 10;
 /// A dead endpoint is found after both.
 const PING_EVERY: Duration = Duration::from_secs(10);
+/// An endpoint's first frame says what it takes (RFC 9113, 3.4).
+const SETTINGS_WITHIN: Duration = Duration::from_secs(1);
+const SETTINGS_EVERY: Duration = Duration::from_millis(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
+use hyper::ext::Protocol;
 use tokio::sync::watch;
 
 use super::connect::{self, Allowed};
@@ -16,7 +17,6 @@ use super::{Outgoing, Place, SendError, Target, is_over};
 #[derive(Debug)]
 pub(super) struct Shared {
     sender: SendRequest<Outgoing>,
-    allowed: Allowed,
     use_of: Rc<Use>,
     served: u32,
     most: u32,
@@ -28,8 +28,9 @@ pub(super) struct Shared {
 }
 
 /// What requests do with a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Use {
+    allowed: Allowed,
     streams: Cell<u32>,
     /// An answer has come, and with it what the endpoint allows.
     is_answered: Cell<bool>,
@@ -40,7 +41,7 @@ impl Shared {
     /// have heard of it yet.
     fn has_room(&self, known: usize) -> bool {
         let streams = usize::try_from(self.use_of.streams.get()).unwrap_or(usize::MAX);
-        let allowed = self.allowed.streams();
+        let allowed = self.use_of.allowed.streams();
         let allowed = if self.use_of.is_answered.get() {
             allowed
         } else {
@@ -89,6 +90,13 @@ pub(super) async fn send(
     let address = target.address;
     loop {
         let (mut sender, lease, reused) = obtain(place, target).await?;
+        if request.extensions().get::<Protocol>().is_some() {
+            let use_of = &lease.0;
+            let has_spoken = use_of.is_answered.get();
+            if !use_of.allowed.named_protocols(has_spoken).await {
+                return Err(SendError::NoWebSocket { address });
+            }
+        }
         match sender.try_send_request(request).await {
             Ok(response) => {
                 lease.0.is_answered.set(true);
@@ -155,7 +163,7 @@ fn with_room(place: &Place) -> Option<(SendRequest<Outgoing>, Lease, bool)> {
     let mut shared = place.shared.borrow_mut();
     shared.retain(|one| !one.sender.is_closed() || one.use_of.streams.get() > 0);
     let told = shared.iter().filter(|one| one.use_of.is_answered.get());
-    let known = told.map(|one| one.allowed.streams()).min();
+    let known = told.map(|one| one.use_of.allowed.streams()).min();
     let known = known.unwrap_or(usize::MAX);
     let one = shared.iter_mut().find(|one| one.has_room(known))?;
     one.served += 1;
@@ -178,11 +186,14 @@ async fn open(
     // Also when the one who opens goes away.
     let _end = End { place, done };
     let (sender, allowed) = connect::http2(target, held).await?;
-    let use_of = Rc::<Use>::default();
+    let use_of = Rc::new(Use {
+        allowed,
+        streams: Cell::default(),
+        is_answered: Cell::default(),
+    });
     let lease = Lease::new(&use_of);
     place.shared.borrow_mut().push(Shared {
         sender: sender.clone(),
-        allowed,
         use_of,
         served: 1,
         most: target.limits.requests_per_connection,
