@@ -13,4 +13,5 @@ mod rolling;
 mod routes;
 mod rules;
 mod shown;
+mod spread;
 mod table;
