@@ -335,11 +335,12 @@ impl Answering<'_, '_> {
             if is_http2 && is_open {
                 // The same of HTTP/2.
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            } else if !is_http2 && (is_open || response.status().is_informational()) {
-                if let Err(wrong) = websocket::check(&head.headers, &response) {
-                    let text = format!("the endpoint's answer opens no WebSocket: {wrong}");
-                    return Reply::endpoint_protocol(text).answer(record);
-                }
+            } else if !is_http2
+                && (is_open || response.status().is_informational())
+                && let Err(wrong) = websocket::check(&head.headers, &response)
+            {
+                let text = format!("the endpoint's answer opens no WebSocket: {wrong}");
+                return Reply::endpoint_protocol(text).answer(record);
             }
         } else if is_http2 && is_open && self.source.is_none() && websocket::is_asked(head) {
             websocket::switched(&mut response, &head.headers);

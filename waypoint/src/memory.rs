@@ -24,12 +24,16 @@ impl Changes {
         runtime::memory::give_back();
         runtime::memory::forget_start();
         let mut most = 0;
+        let mut quiet = Quiet::default();
         loop {
             tokio::select! {
                 // What comes right behind is seen to together.
                 () = self.0.notified() => tokio::time::sleep(LOOK_EVERY).await,
                 () = tokio::time::sleep(LOOK_EVERY) => {
                     let now = connections();
+                    if quiet.has_come(now) {
+                        runtime::memory::forget_start();
+                    }
                     most = most.max(now);
                     if now > most / 2 || most < FEW {
                         continue;
@@ -42,10 +46,48 @@ impl Changes {
     }
 }
 
+/// For how many looks there has been no connection.
+#[derive(Debug, Default)]
+struct Quiet(u32);
+
+impl Quiet {
+    /// Whether there has been none for long enough, and it was not said before: of the program's own pages only those
+    /// that connections need are in memory then, and nobody needs them.
+    fn has_come(&mut self, connections: i64) -> bool {
+        self.0 = match connections {
+            0 => self.0.saturating_add(1),
+            _ => 0,
+        };
+        self.0 == QUIET_LOOKS
+    }
+}
+
 /// Bytes of a change that are worth it: to give memory back takes a lock that whoever allocates waits for.
 const LARGE: usize = 256 << 10;
 /// After this time the program is as it will stay.
 const STARTED: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Half a minute.
+const QUIET_LOOKS: u32 = 15;
 /// So many connections leave nothing that is worth it.
 const FEW: i64 = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_quiet_once_for_each_time_without_connections() {
+        let mut quiet = Quiet::default();
+        let mut looks = |count: usize, connections: i64| {
+            let all = (0..count).filter(|_| quiet.has_come(connections));
+            all.count()
+        };
+        assert_eq!(looks(14, 0), 0);
+        assert_eq!(looks(1, 1), 0, "somebody came just then");
+        assert_eq!(looks(14, 0), 0);
+        assert_eq!(looks(100, 0), 1);
+        assert_eq!(looks(100, 2), 0);
+        assert_eq!(looks(100, 0), 1);
+    }
+}
