@@ -280,6 +280,13 @@ impl<'k> Work<'k> {
                 }
             }
         }
+        if let Some(left) = live.as_ref().and_then(|live| left_to_others(live, wanted)) {
+            // Not by force: who has said meanwhile how many there are is not contradicted.
+            let params = PatchParams::apply(LEAVER);
+            if let Err(error) = api.patch(name, &params, &Patch::Apply(&left)).await {
+                debug!(%error, namespace, name, "the number of replicas is another's");
+            }
+        }
         let params = PatchParams::apply(MANAGER).force();
         let answer = api.patch(name, &params, &Patch::Apply(wanted)).await;
         let answer = answer.map_err(|error| failure(&error))?;
@@ -444,6 +451,30 @@ impl<'k> Work<'k> {
         }
     }
 }
+
+/// The number of replicas, where we have said it and do not any more, because an autoscaler is to: said once more by
+/// another name, which keeps it until the autoscaler says another. What nobody says any more goes back to one replica.
+fn left_to_others(live: &Value, wanted: &Value) -> Option<Value> {
+    let replicas = live["spec"]["replicas"].as_u64()?;
+    if !wanted["spec"]["replicas"].is_null() {
+        return None;
+    }
+    let managers = live["metadata"]["managedFields"].as_array();
+    let own = managers.into_iter().flatten().any(|one| {
+        one["manager"] == MANAGER && one["fieldsV1"]["f:spec"]["f:replicas"].is_object()
+    });
+    own.then(|| {
+        serde_json::json!({
+            "apiVersion": wanted["apiVersion"],
+            "kind": wanted["kind"],
+            "metadata": {"name": wanted["metadata"]["name"], "namespace": wanted["metadata"]["namespace"]},
+            "spec": {"replicas": replicas},
+        })
+    })
+}
+
+/// Who says how many replicas there are after us, and before an autoscaler does.
+const LEAVER: &str = "keelson-replicas";
 
 fn clash(key: &Key) -> Failure {
     let (made, namespace, name) = key;

@@ -180,6 +180,29 @@ fn what_is_asked_for_is_made() {
     assert!(budget.get("maxUnavailable").is_none());
 }
 
+/// What the API server would do with the number otherwise: nobody says it any more, so it is one.
+#[test]
+fn replicas_stay_as_they_are_when_an_autoscaler_takes_over() {
+    let autoscaler = ("horizontalPodAutoscaler", "spec: {maxReplicas: 9}");
+    let one = view("keelson", json!({}));
+    let by = |manager: &str| {
+        let mut live = made(&one, &[])["Deployment gw-keelson"].clone();
+        live["metadata"]["managedFields"] =
+            json!([{"manager": manager, "fieldsV1": {"f:spec": {"f:replicas": {}}}}]);
+        live
+    };
+    let wanted = &made(&one, &[autoscaler])["Deployment gw-keelson"];
+    let left = left_to_others(&by(objects::MANAGER), wanted).unwrap();
+    assert_eq!(left["spec"], json!({"replicas": 3}));
+    assert_eq!(left["metadata"]["name"], "gw-keelson");
+    assert_eq!(left["kind"], "Deployment");
+    // It says so itself by now.
+    assert_eq!(left_to_others(&by("kube-controller-manager"), wanted), None);
+    // As long as we say it, nothing is left.
+    let still = &made(&one, &[])["Deployment gw-keelson"];
+    assert_eq!(left_to_others(&by(objects::MANAGER), still), None);
+}
+
 #[test]
 fn a_service_of_a_type_that_leads_elsewhere_and_a_name_that_is_too_long_are_refused() {
     let mut one = view("keelson", json!({}));
