@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[arg(long)]
     release: bool,
     /// Of the programs as `cargo xtask build` has built them, with the libraries that they load: quick, for a cluster of this
-    /// machine.
+    /// machine. With the application of tests.
     #[arg(long, conflicts_with = "release")]
     as_built: bool,
 }
@@ -50,7 +50,8 @@ pub(crate) enum Made {
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.as_built {
         let programs = build::programs(false)?;
-        return write(args, &programs, Made::AsBuilt).map(drop);
+        write(args, &programs, Made::AsBuilt)?;
+        return application_in(&folder(args)?).map(drop);
     }
     let programs = build(args.release)?;
     write(args, &programs, Made::Static).map(drop)
@@ -95,12 +96,8 @@ pub(crate) fn make_of(programs: &Path, tag: &str, out: &Path) -> Result<Vec<Path
 }
 
 fn write(args: &Args, programs: &Path, made: Made) -> Result<Vec<PathBuf>> {
-    let out = match &args.out {
-        Some(out) => out.clone(),
-        None => shell::root()?.join("target/images"),
-    };
+    let out = folder(args)?;
     let mut archives = Vec::new();
-    fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
     for (name, mut image) in [
         ("node-agent", node_agent(programs)),
         ("controller", controller(programs)),
@@ -117,6 +114,16 @@ fn write(args: &Args, programs: &Path, made: Made) -> Result<Vec<PathBuf>> {
         archives.push(archive);
     }
     Ok(archives)
+}
+
+/// Where the archives go.
+fn folder(args: &Args) -> Result<PathBuf> {
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => shell::root()?.join(IMAGES),
+    };
+    fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+    Ok(out)
 }
 
 /// Builds the programs, and says where they lie.
@@ -148,6 +155,10 @@ fn build(release: bool) -> Result<PathBuf> {
 /// # Errors
 /// As [`make`].
 pub(crate) fn application() -> Result<PathBuf> {
+    application_in(&shell::root()?.join(IMAGES))
+}
+
+fn application_in(out: &Path) -> Result<PathBuf> {
     let programs = build::programs(false)?;
     let mut image = Image {
         name: "keelson.io/test/application:test".to_owned(),
@@ -159,8 +170,7 @@ pub(crate) fn application() -> Result<PathBuf> {
         ..Image::default()
     };
     add_libraries(&mut image)?;
-    let out = shell::root()?.join("target/images");
-    fs::create_dir_all(&out)?;
+    fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     let archive = out.join("application.tar");
     image.write(&archive)?;
     Ok(archive)
@@ -245,6 +255,9 @@ fn directory(path: &str, mode: u32) -> Entry {
         mode,
     }
 }
+
+/// Where archives go if nothing is said.
+const IMAGES: &str = "target/images";
 
 /// Nobody has to be asked for images that are on the node already.
 const REGISTRY: &str = "keelson.io";
