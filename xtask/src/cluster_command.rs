@@ -167,6 +167,14 @@ pub(crate) fn build_for_tests(nightly: bool) -> Result<()> {
     crds::fetch()
 }
 
+/// Fetches the definitions of kinds that tests apply.
+///
+/// # Errors
+/// There is no Go here, or a module cannot be fetched.
+pub(crate) fn fetch_kinds() -> Result<()> {
+    crds::fetch()
+}
+
 /// Builds the Gateway API's own tests, and makes the images that these name.
 ///
 /// # Errors

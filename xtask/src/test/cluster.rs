@@ -1,16 +1,18 @@
 //! The suite of a real cluster: of one that is put up for it, or of the one that `KUBECONFIG` names.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use cluster::{Options, Place, Proxy};
 
 use super::earlier::{self, Earlier};
-use super::{Args, MOST_UNSTEADY, Totals, follow, timed, watch};
+use super::{Args, MOST_UNSTEADY, Totals, follow, timed};
 use crate::cluster_command::{self as command, Id};
 use crate::images::{self, Made};
 use crate::shell::{self, is_root};
@@ -229,22 +231,76 @@ fn once(
     Ok(success)
 }
 
-/// What runs anywhere, on the cluster of KUBECONFIG.
+/// What runs anywhere, on the cluster of KUBECONFIG. Whatever is not there before is not there afterwards.
 fn suite(args: &Args) -> Result<()> {
-    let mut command = shell::cargo(&["test", "--no-fail-fast", "--package", "tests-cluster"])?;
-    command
-        .args(["--test", "suite"])
-        .env("PATH", path()?)
-        // What a command on the cluster said is in the message; where the test stood is not.
-        .env("RUST_BACKTRACE", "0")
-        .arg("--")
-        .args(&args.filters)
-        .args(&args.rest);
-    if args.nightly {
-        command.arg("--include-ignored");
+    let before = objects()?;
+    let mut totals = Totals::default();
+    let mut success = true;
+    command::fetch_kinds()?;
+    build::for_tests()?;
+    for (program, filters) in [("suite", &[][..]), ("mesh", &ANYWHERE)] {
+        let tests = build::test_programs(&["tests-cluster"], &[program])?;
+        for test in &tests {
+            let mut command = timed::command(test)?;
+            command
+                .current_dir(shell::root()?.join("tests/cluster"))
+                .env("PATH", path()?)
+                .env("KEELSON_CRDS", command::base()?.join("crds"))
+                // What a command on the cluster said is in the message; where the test stood is not.
+                .env("RUST_BACKTRACE", "0")
+                .args(match args.filters.is_empty() {
+                    true => filters.iter().map(|name| (*name).to_owned()).collect(),
+                    false => args.filters.clone(),
+                })
+                .args(&args.rest);
+            if args.nightly {
+                command.arg("--include-ignored");
+            }
+            if args.conformance || args.static_images {
+                bail!("KUBECONFIG names a cluster, of which this is not asked");
+            }
+            success &= follow(command, &mut totals)?;
+        }
     }
-    let (totals, success) = watch(command)?;
-    judge(&totals, success)
+    let after = objects()?;
+    let left: Vec<&String> = after.difference(&before).collect();
+    println!(
+        "{} objects before, {} afterwards",
+        before.len(),
+        after.len()
+    );
+    judge(&totals, success)?;
+    if !left.is_empty() {
+        bail!("of the tests is left: {left:?}");
+    }
+    Ok(())
+}
+
+/// Tests of an installation that ask nothing of a cluster but its API server and two nodes.
+const ANYWHERE: [&str; 4] = ["anywhere::", "waypoint::", "traffic::", "fixtures::"];
+
+/// All objects of the cluster, but for what Kubernetes itself makes and forgets, and for pods, whose names come from what has them.
+fn objects() -> Result<BTreeSet<String>> {
+    let mut kinds = Command::new("kubectl");
+    kinds.args(["api-resources", "--verbs=list,delete", "-o", "name"]);
+    let kinds = shell::read(kinds.env("PATH", path()?))?;
+    let passing = [
+        "events",
+        "pods",
+        "leases",
+        "endpoints",
+        "endpointslices",
+        "controllerrevisions",
+    ];
+    let kinds: Vec<&str> = kinds
+        .lines()
+        .filter(|kind| !passing.contains(&kind.split('.').next().unwrap_or_default()))
+        .collect();
+    let mut list = Command::new("kubectl");
+    list.args(["get", &kinds.join(","), "-A", "--ignore-not-found", "-o"])
+        .arg(r#"jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{"\n"}{end}"#);
+    let all = shell::read(list.env("PATH", path()?))?;
+    Ok(all.lines().map(str::to_owned).collect())
 }
 
 /// kubectl as it was built, before the machine's own.

@@ -78,7 +78,7 @@ fn run(mesh: &Installed) -> Result<Value> {
     }
     let log = out.join("log");
     let output = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
-    mesh.standing
+    mesh.standing()?
         .command(NODE, &words)?
         .stdout(output.try_clone()?)
         .stderr(output)

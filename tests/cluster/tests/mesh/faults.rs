@@ -15,7 +15,7 @@ use crate::pair::{Kept, Pair};
 
 /// A proxy where pods reach it, that shows the API server's own certificate.
 fn proxy(mesh: &Installed) -> Result<Proxy> {
-    let control = Netns::of_process(mesh.standing.pid("control")?)?;
+    let control = Netns::of_process(mesh.standing()?.pid("control")?)?;
     let listener = control.run(|| TcpListener::bind((CONTROL, 0)))??;
     let file = |name: &str| mesh.on("control", &format!("cat /keelson/config/{name}"));
     let identity = Identity {

@@ -83,7 +83,7 @@ impl Crowd {
             let on = format!("while true; do {ask}; sleep 0.1; done > /dev/null 2>&1 & true");
             namespace.exec(client, &on)?;
         }
-        let netns = Netns::of_process(mesh.standing.pid(there)?)?;
+        let netns = Netns::of_process(mesh.standing()?.pid(there)?)?;
         let link = Capture::start_with(&netns, "eth0", CaptureOptions::default())?;
         Ok(Self {
             namespace,

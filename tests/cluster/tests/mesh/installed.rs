@@ -1,5 +1,6 @@
 //! An installation that goes with its test.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,13 +18,39 @@ pub(crate) const RELEASE: &str = "keelson";
 
 /// The mesh, installed. Dropping it uninstalls it.
 pub(crate) struct Installed {
-    pub(crate) standing: Standing,
-    id: String,
+    place: Where,
     here: bool,
     by_helm: bool,
     /// Values of this installation beside those that every cluster of ours needs, by section.
     more: Value,
     _alone: MutexGuard<'static, ()>,
+}
+
+/// Which cluster it is.
+enum Where {
+    /// One of this machine, whose nodes and network can be looked at.
+    Here { standing: Standing, id: String },
+    /// Another, of which nothing is known but its API server. What its nodes need is in a file of values, if they need anything.
+    Elsewhere {
+        values: Option<PathBuf>,
+        /// The kinds that there were before.
+        kinds: BTreeSet<String>,
+    },
+}
+
+impl Where {
+    fn find() -> Result<Self> {
+        let base = env::var_os("KEELSON_CLUSTER_BASE");
+        let id = env::var("KEELSON_CLUSTER");
+        if let Some((base, id)) = base.zip(id.ok()) {
+            let standing = Standing::open(&Place::new(&PathBuf::from(base), &id)?)?;
+            return Ok(Self::Here { standing, id });
+        }
+        Ok(Self::Elsewhere {
+            values: env::var_os("KEELSON_VALUES").map(PathBuf::from),
+            kinds: kinds()?,
+        })
+    }
 }
 
 impl Installed {
@@ -60,15 +87,8 @@ impl Installed {
     pub(crate) fn nothing() -> Result<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let base = env::var_os("KEELSON_CLUSTER_BASE");
-        let id = env::var("KEELSON_CLUSTER");
-        let (base, id) = base.zip(id.ok()).context(
-            "no cluster of this machine is named: `cargo xtask test --cluster` puts one up for these tests",
-        )?;
-        let standing = Standing::open(&Place::new(&PathBuf::from(base), &id)?)?;
         Ok(Self {
-            standing,
-            id,
+            place: Where::find()?,
             here: false,
             by_helm: false,
             more: json!({}),
@@ -76,9 +96,31 @@ impl Installed {
         })
     }
 
+    /// The cluster's machines.
+    pub(crate) fn standing(&self) -> Result<&Standing> {
+        match &self.place {
+            Where::Here { standing, .. } => Ok(standing),
+            Where::Elsewhere { .. } => {
+                bail!(
+                    "this test looks at a cluster's machines: `cargo xtask test --cluster` puts one up without KUBECONFIG"
+                )
+            }
+        }
+    }
+
     /// What the nodes of such a cluster need, and this installation's own.
     pub(crate) fn values(&self) -> Result<Value> {
-        let mut all = values(&self.id)?;
+        let mut all = match &self.place {
+            Where::Here { id, .. } => values(id)?,
+            Where::Elsewhere { values: None, .. } => json!({}),
+            Where::Elsewhere {
+                values: Some(file), ..
+            } => {
+                let text = std::fs::read_to_string(file);
+                let text = text.with_context(|| format!("KEELSON_VALUES: {}", file.display()))?;
+                serde_saphyr::from_str(&text)?
+            }
+        };
         for (section, values) in self.more.as_object().into_iter().flatten() {
             for (name, value) in values.as_object().into_iter().flatten() {
                 all[section][name] = value.clone();
@@ -173,7 +215,7 @@ impl Installed {
     /// Runs a shell command on a node and returns what it prints.
     pub(crate) fn on(&self, node: &str, command: &str) -> Result<String> {
         let words = ["sh", "-c", command].map(str::to_owned);
-        let output = self.standing.command(node, &words)?.output()?;
+        let output = self.standing()?.command(node, &words)?.output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
             bail!("{command} on {node}: {said}");
@@ -197,7 +239,19 @@ impl Drop for Installed {
             NAMESPACE,
             "--timeout=60s",
         ]));
+        if let Where::Elsewhere { kinds: before, .. } = &self.place {
+            let now = kinds().unwrap_or_default();
+            for kind in now.difference(before) {
+                drop(kubectl(&["delete", "--timeout=60s", kind]));
+            }
+        }
     }
+}
+
+/// The kinds that somebody has defined.
+fn kinds() -> Result<BTreeSet<String>> {
+    let names = kubectl(&["get", "crd", "-o", "name"])?;
+    Ok(names.lines().map(str::to_owned).collect())
 }
 
 /// A node of such a cluster is a part of this machine: of its cgroups, and with its rights.

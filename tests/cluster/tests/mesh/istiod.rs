@@ -228,7 +228,7 @@ impl Istiod {
             "{} is missing: cargo xtask cluster build",
             image.display()
         );
-        mesh.standing.load(&image)?;
+        mesh.standing()?.load(&image)?;
         let istiod = Self {
             charts: directory.join("charts").canonicalize()?,
         };

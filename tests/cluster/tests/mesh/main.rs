@@ -6,6 +6,7 @@
 //!
 //! One installation at a time: these tests wait for each other.
 
+mod anywhere;
 mod application;
 mod audit;
 mod away;

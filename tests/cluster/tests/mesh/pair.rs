@@ -43,7 +43,7 @@ impl Pair {
         ])?;
         namespace.wait_ready("client")?;
         namespace.wait_ready("server")?;
-        let netns = Netns::of_process(mesh.standing.pid(there)?)?;
+        let netns = Netns::of_process(mesh.standing()?.pid(there)?)?;
         let options = CaptureOptions {
             needles: vec![REQUEST.to_vec()],
             ..CaptureOptions::default()

@@ -149,7 +149,7 @@ fn restart(network: &Netns, before: &Controller) -> Result<(Controller, Duration
 #[ignore = "figures: only by cargo xtask bench cluster"]
 fn ten_thousand_pods_of_a_real_api_server() -> Result<()> {
     let mesh = Installed::install_with(json!({"controller": {"replicas": 1}}))?;
-    let network = Netns::of_process(mesh.standing.pid("node1")?)?;
+    let network = Netns::of_process(mesh.standing()?.pid("node1")?)?;
     let crowd = Crowd(Objects::connect()?);
     let Crowd(objects) = &crowd;
     objects.make_nodes()?;

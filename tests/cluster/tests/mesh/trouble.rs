@@ -171,7 +171,7 @@ fn pods_of_a_node_that_is_rebooted_never_speak_in_the_clear() -> Result<()> {
     pair.namespace.apply(&[pod("eager", Some(&here), &ask)])?;
     pair.namespace.wait_ready("eager")?;
     pair.watch_from_now();
-    mesh.standing.reboot(&here)?;
+    mesh.standing()?.reboot(&here)?;
     let began = Instant::now();
     eventually("its pods run again", || {
         pair.namespace.wait_ready("eager")?;

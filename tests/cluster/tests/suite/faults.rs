@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tests_cluster::{Namespace, SERVER, eventually, kubectl, pod, upstream};
 
 use crate::controller::Controller;
-use crate::replicas::define_policies;
+use crate::replicas::PolicyKinds;
 
 /// A proxy before the API server of KUBECONFIG, and a kubeconfig that leads to it. An account that may do everything is used:
 /// the administrator's certificate is no credential that a proxy could hand on.
@@ -107,7 +107,7 @@ fn served(controller: &Controller) -> Result<Value> {
 fn after_faults_of_every_kind_the_index_is_the_one_that_is_built_from_scratch() -> Result<()> {
     let namespace = Namespace::create("faults")?;
     let name = namespace.name();
-    define_policies()?;
+    let _kinds = PolicyKinds::define()?;
     namespace.apply(&[pod("stays", None, SERVER), pod("goes", None, SERVER)])?;
     namespace.wait_ready("stays")?;
     namespace.wait_ready("goes")?;

@@ -1,6 +1,7 @@
 //! Two controllers of one installation.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use proto::agent::{CapturedPod, NodeReport};
@@ -9,18 +10,41 @@ use tests_cluster::{Namespace, SERVER, eventually, get, kubectl, nodes, pod};
 
 use crate::controller::Controller;
 
-/// Istio's kinds, where the cluster has none: others' are not written over.
-pub(crate) fn define_policies() -> Result<()> {
-    if kubectl(&["get", "crd", "peerauthentications.security.istio.io"]).is_ok() {
-        return Ok(());
+/// Istio's kinds of policies as long as a test needs them, where the cluster has none: others' are not written over.
+pub(crate) struct PolicyKinds;
+
+/// How many tests need them, and whether they were made for that.
+static NEEDED: Mutex<(usize, bool)> = Mutex::new((0, false));
+
+impl PolicyKinds {
+    pub(crate) fn define() -> Result<Self> {
+        let mut needed = NEEDED.lock().unwrap_or_else(PoisonError::into_inner);
+        if needed.0 == 0 {
+            needed.1 = kubectl(&["get", "crd", "peerauthentications.security.istio.io"]).is_err();
+            if needed.1 {
+                kubectl(&["apply", "-f", POLICY_KINDS])?;
+            }
+        }
+        needed.0 += 1;
+        Ok(Self)
     }
-    let crds = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../deploy/crds/istio-security.yaml"
-    );
-    // Another test may be first.
-    kubectl(&["apply", "-f", crds]).map(drop)
 }
+
+impl Drop for PolicyKinds {
+    fn drop(&mut self) {
+        let mut needed = NEEDED.lock().unwrap_or_else(PoisonError::into_inner);
+        needed.0 -= 1;
+        if *needed == (0, true) {
+            // A test that fails has its own message.
+            drop(kubectl(&["delete", "--timeout=60s", "-f", POLICY_KINDS]));
+        }
+    }
+}
+
+const POLICY_KINDS: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../deploy/crds/istio-security.yaml"
+);
 
 /// An agent's account, its pod and its token, and a pod of the mesh on its node.
 struct Node {
@@ -160,7 +184,7 @@ fn a_pod_that_is_reported_to_one_replica_is_announced_by_the_other_also_when_the
 #[ignore = "nightly"]
 fn policies_say_in_their_status_whether_they_are_accepted_and_who_is_broken_says_why() -> Result<()>
 {
-    define_policies()?;
+    let _kinds = PolicyKinds::define()?;
     let namespace = Namespace::create("status")?;
     let name = namespace.name();
     let start = |replica: &str| {
