@@ -18,21 +18,33 @@ struct Away<'m>(&'m Installed);
 impl<'m> Away<'m> {
     fn new(mesh: &'m Installed) -> Result<Self> {
         let away = Self(mesh);
-        away.signal("STOP")?;
+        // Whoever kills this test leaves a cluster that comes back by itself.
+        let last = AWAY.as_secs() + 60;
+        let later = format!("setsid sh -c 'sleep {last}; {GO_ON}' < /dev/null > /dev/null 2>&1 &");
+        mesh.on("control", &later)?;
+        mesh.on(
+            "control",
+            "kill -STOP $(pgrep -x kube-apiserver) $(pgrep -x etcd)",
+        )?;
         Ok(away)
-    }
-
-    fn signal(&self, signal: &str) -> Result<()> {
-        let command = format!("kill -{signal} $(pgrep -x kube-apiserver) $(pgrep -x etcd)");
-        self.0.on("control", &command).map(drop)
     }
 }
 
 impl Drop for Away<'_> {
+    #[expect(
+        clippy::print_stderr,
+        reason = "every test after this one would fail for it"
+    )]
     fn drop(&mut self) {
-        drop(self.signal("CONT"));
+        let go_on = eventually("the API server goes on", || self.0.on("control", GO_ON));
+        if let Err(error) = go_on {
+            eprintln!("{error:#}");
+        }
     }
 }
+
+/// Has each go on that is there, and fails while one stands still.
+const GO_ON: &str = "for name in kube-apiserver etcd; do pkill -CONT -x $name; done; ! ps -eo stat=,comm= | grep -E '^T.* (kube-apiserver|etcd)$'";
 
 /// Runs a shell command in a container by the runtime, where there is no API server to ask.
 fn on_node(mesh: &Installed, node: &str, pod: &str, command: &str) -> Result<String> {
