@@ -23,7 +23,8 @@ pub struct Controller {
     pub cluster_id: String,
     /// A controller that does not accept TCP and TLS within this time counts as unreachable.
     pub connect_timeout: Duration,
-    /// A PING is sent this often, also on an idle connection.
+    /// A PING is sent this often, also on an idle connection. Istio's control plane ends a connection on which three come within
+    /// less than 15 s of the one before.
     pub keepalive_interval: Duration,
     /// A controller that does not answer a PING within this time counts as gone.
     pub keepalive_timeout: Duration,
@@ -97,7 +98,7 @@ impl Controller {
             server_name: None,
             cluster_id: "Kubernetes".to_owned(),
             connect_timeout: Duration::from_secs(5),
-            keepalive_interval: Duration::from_secs(10),
+            keepalive_interval: KEEPALIVE_INTERVAL,
             keepalive_timeout: Duration::from_secs(10),
         }
     }
@@ -193,3 +194,21 @@ impl Controller {
 
 /// HTTP/2 windows: a first push of many megabytes is not paced by round trips.
 const WINDOW: u32 = 4 << 20;
+
+/// Not less than what Istio's control plane allows, half of its own 30 s: it takes the third PING that comes sooner for an attack, and
+/// ends the connection (ENHANCE_YOUR_CALM). `pilot/pkg/grpc/grpc.go`, `ServerOptions`; gRPC's `http2_server.go`, `handlePing`.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_controller_is_asked_no_more_often_whether_it_lives_than_istios_lets_its_clients() {
+        let controller = Controller::new("https://istiod:15012", "root", "token");
+        assert!(controller.keepalive_interval > Duration::from_secs(15));
+        // And a controller that has gone without a word is noticed within half a minute.
+        let noticed = controller.keepalive_interval + controller.keepalive_timeout;
+        assert!(noticed <= Duration::from_secs(30), "{noticed:?}");
+    }
+}

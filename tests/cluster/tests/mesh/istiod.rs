@@ -158,7 +158,7 @@ fn signed_by_istiod(mesh: &Installed, istiod: &Istiod, namespace: &str) -> Resul
     Ok(())
 }
 
-/// Certificates are renewed by istiod while requests go on, each before its end.
+/// Certificates are renewed by istiod while requests go on, each before its end, and it has no reason to end an agent's stream.
 fn rotated(mesh: &Installed, pair: &Pair) -> Result<()> {
     let node = &nodes()?[0];
     let serials = || -> Result<Vec<String>> {
@@ -170,6 +170,13 @@ fn rotated(mesh: &Installed, pair: &Pair) -> Result<()> {
     };
     let before = serials()?;
     ensure!(!before.is_empty(), "there is a certificate");
+    let of_istiod = || kubectl(&["-n", ISTIO, "logs", "--tail=-1", "-l", "app=istiod"]);
+    let ended = || -> Result<usize> {
+        let log = of_istiod()?;
+        let of_agents = |line: &&str| line.contains("node-agent") && line.ends_with("terminated");
+        Ok(log.lines().filter(of_agents).count())
+    };
+    let ended_before = ended()?;
     pair.keep_asking()?;
     eventually("every certificate is another", || {
         let now = serials()?;
@@ -181,13 +188,14 @@ fn rotated(mesh: &Installed, pair: &Pair) -> Result<()> {
     })?;
     // Beyond the life of those that there were.
     std::thread::sleep(std::time::Duration::from_secs(90));
+    let ended = ended()?.saturating_sub(ended_before);
+    ensure!(ended == 0, "{ended} streams of agents ended");
     pair.stop_asking("certificates were renewed", Kept::GoesOn)?;
     pair.until_readable(false)
 }
 
 /// A control plane that goes and comes back drops nothing.
 fn restarted(pair: &Pair) -> Result<()> {
-    pair.namespace.exec("client", "rm -f /tmp/stop")?;
     pair.keep_asking()?;
     let of_istiod = ["-n", ISTIO, "scale", "deployment/istiod"];
     kubectl(&[&of_istiod[..], &["--replicas=0"]].concat())?;
