@@ -118,6 +118,11 @@ impl Pair {
     /// Has the client ask all the time, one request after the other, and talk by a connection that is kept, which is opened again
     /// when it ends, until [`Pair::stop_asking`].
     pub(crate) fn keep_asking(&self) -> Result<()> {
+        // What was counted before is another's.
+        self.namespace.exec(
+            "client",
+            "rm -f /tmp/stop /tmp/asked /tmp/kept /tmp/sent /tmp/back",
+        )?;
         let ask = &self.ask;
         let ask_on = format!(
             "while [ ! -e /tmp/stop ]; do if {ask} > /dev/null; then echo good; else echo bad; fi; done > /tmp/asked 2>&1 & true"
@@ -181,10 +186,13 @@ impl Pair {
         );
         ensure!(
             good > 50 && bad == 0 && unopened == 0,
-            "{good} good, {bad} bad, {ended:?}"
+            "while {during}: {good} good, {bad} bad, {ended:?}"
         );
         match kept {
-            Kept::GoesOn => ensure!(broken == 0, "the kept connection ended: {ended:?}"),
+            Kept::GoesOn => ensure!(
+                broken == 0,
+                "while {during} the kept connection ended: {ended:?}"
+            ),
             Kept::EndsWithItsAgent => {}
         }
         Ok(())
