@@ -1,5 +1,6 @@
 //! Everything that can be judged without running the programs.
 
+mod arm64;
 mod dependencies;
 pub(crate) mod metadata;
 mod rooms;
@@ -10,7 +11,7 @@ use anyhow::{Result, bail};
 
 use crate::shell;
 
-/// Which checks to run; all of them if none is named.
+/// Which checks to run; all but arm64 if none is named.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Only these, in this order.
@@ -30,6 +31,8 @@ enum Check {
     Clippy,
     /// `cargo doc`, warnings denied.
     Docs,
+    /// `cargo check` of the programs for arm64. Only if named: it installs a cross compiler.
+    Arm64,
 }
 
 /// Runs every check, also after one has failed, and fails at the end if one did.
@@ -79,5 +82,6 @@ fn run_one(check: Check) -> Result<()> {
             doc.args(["--lib", "--bins", "--examples"]);
             shell::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
         }
+        Check::Arm64 => arm64::check(),
     }
 }
