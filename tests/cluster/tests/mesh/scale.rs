@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tests_cluster::{get, kubectl};
 
 use self::agents::Agents;
-use self::objects::{ACCOUNTS, NODES, OWN, Objects, PODS, SERVICES};
+use self::objects::{ACCOUNTS, NODE, NODES, OWN, Objects, PODS, SERVICES};
 use crate::figures::print;
 use crate::installed::{AGENT, CONTROLLER, Installed, NAMESPACE};
 
@@ -184,6 +184,15 @@ fn ten_thousand_pods_of_a_real_api_server() -> Result<()> {
 
     let address = controller.ip.to_string();
     let (agents, report) = Agents::start(&network, &address, &tokens, &captured)?;
+    // What agents hold is told to all others, and written down, one node after the other: that is no rest.
+    soon("what every node holds is written down", || {
+        sleep(Duration::from_secs(1));
+        let maps = ["get", "configmap", "-l", "keelson.io/kept=captured-pods"];
+        let maps = kubectl(&[&["-n", NAMESPACE][..], &maps, &["-o", "name"]].concat())?;
+        let ours = maps.lines().filter(|map| map.contains(NODE)).count();
+        ensure!(ours == NODES, "{ours} of {NODES}");
+        Ok(())
+    })?;
     sleep(SETTLE);
     let idle = usage::processes(&[pid]);
     sleep(SETTLE);

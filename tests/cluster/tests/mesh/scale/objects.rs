@@ -388,7 +388,7 @@ pub(super) const ACCOUNTS: usize = 200;
 pub(super) const NODES: usize = 98;
 /// Divides the numbers of services and of accounts.
 const NAMESPACES: usize = 20;
-const NODE: &str = "object-";
+pub(super) const NODE: &str = "object-";
 const LEASES: &str = "kube-node-lease";
 const KIND: &str = "tests.keelson.io/kind";
 /// What a workload is served with.
