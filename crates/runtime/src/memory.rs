@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "the allocator's own interface has no safe form")]
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Buffers from this size on, in bytes, are mapped and unmapped one by one.
 const MAPPED: libc::c_int = 1 << 20;
@@ -79,10 +79,13 @@ pub async fn keep_small() {
     tokio::time::sleep(STARTED).await;
     give_back();
     forget_start();
+    let mut forgotten = tokio::time::Instant::now();
     let mut left = idle();
+    let mut wait = LOOK_EVERY;
     let mut is_quiet = true;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(wait).await;
+        let began = Instant::now();
         let idle = idle();
         // Pages that hold something beside what is free cannot be given back, nor what is no heap's: not again.
         if idle > left.saturating_add(worth(in_use())) {
@@ -92,17 +95,23 @@ pub async fn keep_small() {
         } else {
             left = left.min(idle);
             // What did that work is not needed any more either.
-            if !is_quiet {
+            if !is_quiet && forgotten.elapsed() >= FORGET_EVERY {
                 forget_start();
+                forgotten = tokio::time::Instant::now();
                 is_quiet = true;
             }
         }
+        // The allocator looks at every piece that is free, and whoever allocates waits for it.
+        wait = LOOK_EVERY.max(began.elapsed() * SHARE);
     }
 }
 
 /// After this time a program is as it will stay.
 const STARTED: Duration = Duration::from_secs(3);
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A part of the time of this size goes into looking, at most.
+const SHARE: u32 = 500;
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// Less is not worth the locks that whoever allocates waits for.
 const LEAST: usize = 512 << 10;
 
