@@ -192,7 +192,7 @@ fn replicas_stay_as_they_are_when_an_autoscaler_takes_over() {
         live
     };
     let wanted = &made(&one, &[autoscaler])["Deployment gw-keelson"];
-    let left = left_to_others(&by(objects::MANAGER), wanted).unwrap();
+    let left = left_to_others(&by(MANAGER), wanted).unwrap();
     assert_eq!(left["spec"], json!({"replicas": 3}));
     assert_eq!(left["metadata"]["name"], "gw-keelson");
     assert_eq!(left["kind"], "Deployment");
@@ -200,7 +200,7 @@ fn replicas_stay_as_they_are_when_an_autoscaler_takes_over() {
     assert_eq!(left_to_others(&by("kube-controller-manager"), wanted), None);
     // As long as we say it, nothing is left.
     let still = &made(&one, &[])["Deployment gw-keelson"];
-    assert_eq!(left_to_others(&by(objects::MANAGER), still), None);
+    assert_eq!(left_to_others(&by(MANAGER), still), None);
 }
 
 #[test]
