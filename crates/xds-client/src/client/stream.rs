@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use proto::envoy::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use proto::google::rpc;
@@ -142,8 +142,8 @@ fn take(
     );
     rejected.extend(handler.apply_part(&type_url, updated.clone(), removed.clone(), more));
     if config.snapshot.is_none() {
-        // Nobody will ask for it.
-        updated.iter_mut().for_each(|one| one.bytes.clear());
+        // Nobody will ask for it, and an empty part of the allocation would keep the whole.
+        updated.iter_mut().for_each(|one| one.bytes = Bytes::new());
     }
     let count = remember(shared, &type_url, updated, &removed, &rejected);
     if !more {
